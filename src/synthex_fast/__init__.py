@@ -1,0 +1,31 @@
+"""Pools, slabs and caches that keep a Python service from paying for garbage.
+
+The core (pool, records, buffer, dict) loads at once; everything else loads when its name is first used (PEP 562).
+"""
+
+from synthex_fast._records import PooledExpertQuery, PooledExpertResponse
+
+__version__ = "0.1.0"
+
+_LATER: dict[str, str] = {}
+
+__all__ = [
+    "PooledExpertQuery",
+    "PooledExpertResponse",
+    *_LATER,
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

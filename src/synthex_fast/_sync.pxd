@@ -1,0 +1,59 @@
+"""Locks that vanish on the standard build, inline, and the two questions that biased reference counts answer.
+
+On the standard build the interpreter's own lock already makes each C call atomic between the points where Python code
+may run, so ``Lock`` is empty and ``lock``/``unlock`` compile to nothing. On the free-threaded build it is a
+``PyMutex``: nothing that can run Python code, and nothing that can block on another thread, may be called under it.
+"""
+
+from cpython.object cimport PyObject
+
+
+cdef extern from *:
+    """
+    #ifndef SYNTHEX_SYNC
+    #define SYNTHEX_SYNC
+    #ifdef Py_GIL_DISABLED
+      typedef struct { PyMutex mutex; } synthex_lock;
+      #define synthex_lock_acquire(l) PyMutex_Lock(&(l)->mutex)
+      #define synthex_lock_release(l) PyMutex_Unlock(&(l)->mutex)
+      #define SYNTHEX_FREE_THREADED 1
+      static inline int synthex_unique(PyObject *o) {
+      #if PY_VERSION_HEX >= 0x030E0000
+          return PyUnstable_Object_IsUniquelyReferenced(o);
+      #else
+          return _Py_IsOwnedByCurrentThread(o)
+              && _Py_atomic_load_uint32_relaxed(&o->ob_ref_local) == 1
+              && _Py_atomic_load_ssize_relaxed(&o->ob_ref_shared) == 0;
+      #endif
+      }
+      #define synthex_owned(o) _Py_IsOwnedByCurrentThread(o)
+    #else
+      typedef struct { char unused; } synthex_lock;
+      #define synthex_lock_acquire(l) ((void)(l))
+      #define synthex_lock_release(l) ((void)(l))
+      #define SYNTHEX_FREE_THREADED 0
+      #define synthex_unique(o) (Py_REFCNT(o) == 1)
+      #define synthex_owned(o) 1
+    #endif
+    #if defined(_MSC_VER)
+      #define SYNTHEX_THREAD_LOCAL __declspec(thread)
+      #define synthex_likely(x) (x)
+      #define synthex_unlikely(x) (x)
+    #else
+      #define SYNTHEX_THREAD_LOCAL _Thread_local
+      #define synthex_likely(x) __builtin_expect(!!(x), 1)
+      #define synthex_unlikely(x) __builtin_expect(!!(x), 0)
+    #endif
+    #endif
+    """
+    ctypedef struct Lock "synthex_lock":
+        pass
+    void lock "synthex_lock_acquire"(Lock*) noexcept nogil
+    void unlock "synthex_lock_release"(Lock*) noexcept nogil
+    const bint FREE_THREADED "SYNTHEX_FREE_THREADED"
+    # True when the caller's reference is the only one. Free-threaded: only the thread that made the object can tell.
+    bint uniquely_referenced "synthex_unique"(PyObject*) noexcept nogil
+    # True when the calling thread made the object (always, on the standard build).
+    bint owned_by_this_thread "synthex_owned"(PyObject*) noexcept nogil
+    bint likely "synthex_likely"(bint) noexcept nogil
+    bint unlikely "synthex_unlikely"(bint) noexcept nogil
