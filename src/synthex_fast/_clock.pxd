@@ -16,6 +16,12 @@ cdef extern from *:
       static inline double synthex_monotonic(void) {
           return (double)GetTickCount64() * 1e-3;
       }
+      static inline double synthex_precise(void) {
+          LARGE_INTEGER ticks, frequency;
+          QueryPerformanceCounter(&ticks);
+          QueryPerformanceFrequency(&frequency);
+          return (double)ticks.QuadPart / (double)frequency.QuadPart;
+      }
       static inline double synthex_wall(void) {
           FILETIME t;
           ULARGE_INTEGER u;
@@ -40,6 +46,11 @@ cdef extern from *:
           clock_gettime(SYNTHEX_COARSE, &t);
           return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
       }
+      static inline double synthex_precise(void) {
+          struct timespec t;
+          clock_gettime(CLOCK_MONOTONIC, &t);
+          return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+      }
       static inline double synthex_wall(void) {
           struct timespec t;
           clock_gettime(CLOCK_REALTIME, &t);
@@ -49,4 +60,6 @@ cdef extern from *:
     #endif
     """
     double monotonic_coarse "synthex_monotonic"() noexcept nogil
+    # For durations only: on Windows its zero is not that of the coarse clock.
+    double monotonic_precise "synthex_precise"() noexcept nogil
     double wall_clock "synthex_wall"() noexcept nogil

@@ -1,0 +1,1490 @@
+"""TTLDict: a mapping whose entries expire, with a limit in entries and in bytes.
+
+The table itself (hash index, expiry heap, eviction order, byte account) is in ``_table.pxd``; here are the references,
+the locks of the free-threaded build and everything that may run Python code. The rule throughout: ask for all that may
+run Python code or fail first (hash, size, time, memory), then change the table in one go, then, unlocked, let go of
+what came out of it.
+"""
+
+cimport cython
+from libc.math cimport INFINITY, isnan
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport Py_EQ, PyObject, visitproc
+
+from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
+from synthex_fast._sizeof cimport pair_sizeof
+from synthex_fast._sync cimport FREE_THREADED, Lock, forks_seen, likely, lock, this_thread_number, unlikely, unlock, watch_forks
+from synthex_fast._table cimport (
+    DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Slot, Table, ghost_remember,
+    heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
+    reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_bury, slot_due, slot_exhume, slot_free,
+    slot_schedule, slot_set_size, slot_size, table_free, table_init, table_insert, table_probe, table_remove,
+    table_victim, tick_at_or_after, tick_at_or_before,
+)
+
+import math
+import os
+from _collections_abc import ItemsView, KeysView, MutableMapping, ValuesView
+from types import GenericAlias
+
+from synthex_fast.errors import ArgumentValueError, ValueTooLargeError, type_error, value_error
+
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+      #define SYNTHEX_STRIPES 8
+      #define synthex_cached_hash(o) _Py_atomic_load_ssize_relaxed(&((PyASCIIObject *)(o))->hash)
+    #else
+      #define SYNTHEX_STRIPES 1
+      #define synthex_cached_hash(o) (((PyASCIIObject *)(o))->hash)
+    #endif
+    static inline Py_hash_t synthex_hash(PyObject *key) {
+        if (PyUnicode_CheckExact(key)) {
+            Py_hash_t hash = synthex_cached_hash(key);
+            if (hash != -1)
+                return hash;
+        }
+        return PyObject_Hash(key);
+    }
+    static inline int synthex_same_text(PyObject *a, PyObject *b) {
+        Py_ssize_t length = PyUnicode_GET_LENGTH(a);
+        return length == PyUnicode_GET_LENGTH(b) && PyUnicode_KIND(a) == PyUnicode_KIND(b)
+            && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)length * PyUnicode_KIND(a)) == 0;
+    }
+    """
+    const unsigned int STRIPES "SYNTHEX_STRIPES"
+    Py_hash_t hash_of "synthex_hash"(PyObject*) except -1
+    bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
+
+cdef extern from "Python.h":
+    bint is_text "PyUnicode_CheckExact"(PyObject*) noexcept
+    int PyObject_RichCompareBool(PyObject*, PyObject*, int) except -1
+    void incref "Py_INCREF"(PyObject*) noexcept
+    void decref "Py_DECREF"(PyObject*) noexcept
+    void xdecref "Py_XDECREF"(PyObject*) noexcept
+    void PyErr_WriteUnraisable(PyObject*) noexcept
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef struct FullType "PyTypeObject":
+        traverseproc tp_traverse
+        inquiry tp_clear
+    int Py_ReprEnter(object) except -1
+    void Py_ReprLeave(object)
+
+
+cdef enum:
+    VICTIMS = 8
+    # Due entries that one lookup, insertion or deletion looks at: more than one can add, so that a backlog shrinks.
+    STEPS = 4
+    # Due entries that `len` and its like take off the heap one by one before they pass over the whole heap instead.
+    SETTLE_STEPS = 64
+    # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 5.3 of index, spare room.
+    ENTRY_COST = 64
+
+cdef uint32_t MISSING = 0xFFFFFFFF
+cdef uint32_t FAILED = 0xFFFFFFFE
+cdef uint64_t NO_LIMIT = <uint64_t>0xFFFFFFFFFFFFFFFF
+cdef uint64_t SEED = int.from_bytes(os.urandom(8), "little")
+cdef double TICK = 1.0 / TICKS_PER_SECOND
+cdef tuple REASONS = ("expired", "idle", "full", "memory")
+cdef dict POLICIES = {"fifo": FIFO, "lru": LRU, "sieve": SIEVE, "s3fifo": S3FIFO}
+cdef object UNCHANGED = object()
+cdef object schedule = None
+# Keeps a thread that waits for this lock out of `repair_after_fork` until the other has repaired.
+cdef Lock repair
+
+
+cdef struct Victims:
+    # Entries taken out of the table, to be let go once it is consistent and unlocked.
+    int count
+    int64_t buried            # more of them, in the table's queue of dead slots
+    PyObject* keys[VICTIMS]
+    PyObject* values[VICTIMS]
+    int reasons[VICTIMS]
+
+
+# ---- locks of the free-threaded build (nothing at all on the standard one) --------------------------------------------
+
+cdef void repair_after_fork(TTLDict self) noexcept:
+    # A thread that only exists in the parent may have held stripes while it waited for others; it had changed nothing.
+    cdef unsigned int i
+    lock(&repair)
+    if self.generation != forks_seen:
+        for i in range(STRIPES):
+            memset(&self.stripes[i].lock, 0, sizeof(Lock))
+        self.generation = forks_seen
+    unlock(&repair)
+
+
+cdef inline Stripe* enter_shared(TTLDict self) noexcept:
+    """Lock for reading. Nobody changes the table meanwhile."""
+    cdef Stripe* stripe = self.stripes
+    if FREE_THREADED:
+        if self.generation != forks_seen:
+            repair_after_fork(self)
+        stripe += this_thread_number() % STRIPES
+        lock(&stripe.lock)
+    return stripe
+
+
+cdef inline void leave_shared(Stripe* stripe) noexcept:
+    if FREE_THREADED:
+        unlock(&stripe.lock)
+
+
+cdef inline void enter(TTLDict self) noexcept:
+    """Lock for writing."""
+    cdef unsigned int i
+    if FREE_THREADED:
+        if self.generation != forks_seen:
+            repair_after_fork(self)
+        for i in range(STRIPES):
+            lock(&self.stripes[i].lock)
+
+
+cdef inline void leave(TTLDict self) noexcept:
+    cdef unsigned int i
+    if FREE_THREADED:
+        for i in range(STRIPES):
+            unlock(&self.stripes[i].lock)
+
+
+# ---- lookup -----------------------------------------------------------------------------------------------------------
+
+cdef int compare(TTLDict self, uint32_t slot, PyObject* key, Stripe* shared) except -1:
+    """Ask Python whether the slot's key equals `key`: 1, 0, or 2 when the table changed meanwhile.
+
+    Called locked (`shared`: the stripe held for reading, NULL: held for writing), unlocks meanwhile, returns locked.
+    """
+    cdef PyObject* candidate = self.table.slots[slot].key
+    cdef uint32_t layout = self.table.layout
+    cdef int verdict = -1
+    incref(candidate)
+    if shared == NULL:
+        leave(self)
+    else:
+        leave_shared(shared)
+    try:
+        verdict = PyObject_RichCompareBool(candidate, key, Py_EQ)
+    finally:
+        decref(candidate)
+        if shared == NULL:
+            enter(self)
+        elif FREE_THREADED:
+            lock(&shared.lock)
+    return verdict if self.table.layout == layout else 2
+
+
+cdef inline uint32_t find(TTLDict self, PyObject* key, uint32_t hash, Stripe* shared) except? 0xFFFFFFFE:
+    """The slot that holds the key, due or not, or MISSING. Locked before and after, FAILED included."""
+    cdef Table* t = &self.table
+    cdef uint32_t at, slot
+    cdef PyObject* candidate
+    cdef int verdict
+    while t.live:
+        at = index_home(t, hash)
+        while True:
+            slot = table_probe(t, hash, &at)
+            if slot == MISSING:
+                return MISSING
+            candidate = t.slots[slot].key
+            if candidate == key:
+                return slot
+            if is_text(candidate) and is_text(key):
+                if same_text(candidate, key):
+                    return slot
+                continue
+            verdict = compare(self, slot, key, shared)
+            if verdict == 1:
+                return slot
+            if verdict == 2:
+                break
+    return MISSING
+
+
+cdef inline double now_of(TTLDict self) except? -1.0:
+    return monotonic_coarse() if self.clock is None else read_timer(self.clock)
+
+
+# ---- letting entries go -----------------------------------------------------------------------------------------------
+
+cdef inline void kill(TTLDict self, uint32_t slot, int reason, Victims* victims) noexcept:
+    """Take an entry out of the table; its references move to `victims` (locked for writing)."""
+    cdef Table* t = &self.table
+    table_remove(t, slot)
+    self.gone[reason] += 1
+    if victims.count < VICTIMS:
+        victims.keys[victims.count] = t.slots[slot].key
+        victims.values[victims.count] = t.slots[slot].value
+        victims.reasons[victims.count] = reason
+        victims.count += 1
+        slot_free(t, slot)
+    else:
+        slot_bury(t, slot, reason)
+        victims.buried += 1
+
+
+cdef inline int due_reason(TTLDict self, uint32_t slot, double now) noexcept:
+    return EXPIRED if self.table.slots[slot].deadline <= now else IDLE
+
+
+cdef inline void step(TTLDict self, double now, int steps, Victims* victims) noexcept:
+    """Take out due entries, looking at no more than `steps` (locked for writing)."""
+    cdef uint32_t slot
+    while steps > 0:
+        slot = heap_next_due(&self.table, now, &steps)
+        if slot == NONE:
+            break
+        kill(self, slot, due_reason(self, slot, now), victims)
+
+
+cdef void tell(TTLDict self, PyObject* key, PyObject* value, int reason) noexcept:
+    """Call the eviction callback and drop both references."""
+    if self.on_gone is not None:
+        try:
+            self.on_gone(<object>key, <object>value, REASONS[reason])
+        except BaseException:
+            PyErr_WriteUnraisable(<PyObject*>self.on_gone)
+    decref(key)
+    decref(value)
+
+
+cdef inline void let_go(TTLDict self, Victims* victims) noexcept:
+    """Let go of what was taken out. Any Python code may run in here; nothing is locked."""
+    cdef int i
+    cdef uint32_t slot
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef int reason
+    for i in range(victims.count):
+        tell(self, victims.keys[i], victims.values[i], victims.reasons[i])
+    while victims.buried > 0:
+        victims.buried -= 1
+        enter(self)
+        slot = slot_exhume(&self.table)
+        if slot == NONE:
+            leave(self)
+            break
+        key = self.table.slots[slot].key
+        value = self.table.slots[slot].value
+        reason = self.table.links[slot].prev
+        slot_free(&self.table, slot)
+        leave(self)
+        tell(self, key, value, reason)
+
+
+cdef void reap(TTLDict self, double now) noexcept:
+    """What a lookup does for expiry: a few steps, and no more."""
+    cdef Victims victims
+    victims.count = 0
+    victims.buried = 0
+    enter(self)
+    step(self, now, STEPS, &victims)
+    leave(self)
+    let_go(self, &victims)
+
+
+cdef void shed_arrays(TTLDict self) noexcept:
+    """A large table that has become empty gives its memory back (locked for writing)."""
+    cdef Table* t = &self.table
+    if t.live == 0 and t.dead_first == NONE and t.room > 64:
+        table_free(t)
+
+
+cdef int64_t settle(TTLDict self, double now) noexcept:
+    """Let go of every entry that is due. Returns how many were."""
+    cdef Table* t = &self.table
+    cdef Victims victims
+    cdef int steps = SETTLE_STEPS
+    cdef uint32_t slot, at, kept, tick, over
+    cdef int64_t count
+    victims.count = 0
+    victims.buried = 0
+    enter(self)
+    step(self, now, steps, &victims)
+    if t.scheduled and now + TICK >= t.next_due:
+        # What remains is a long backlog, or entries whose tick is not quite over.
+        over = tick_at_or_before(t, now)
+        tick = tick_at_or_after(t, now)
+        steps = SETTLE_STEPS if t.heap[0].tick > over else 0
+        while steps:
+            steps -= 1
+            slot = heap_find_due(t, now, tick, 0)
+            if slot == NONE:
+                break
+            kill(self, slot, due_reason(self, slot, now), &victims)
+        else:
+            kept = 0
+            for at in range(t.scheduled):
+                slot = t.heap[at].slot
+                if t.heap[at].tick <= tick:
+                    if slot_due(t, slot) <= now or slot_due(t, slot) == INFINITY:
+                        t.links[slot].node = NONE
+                        if slot_due(t, slot) <= now:
+                            kill(self, slot, due_reason(self, slot, now), &victims)
+                        continue
+                    t.heap[at].tick = max(tick_at_or_after(t, slot_due(t, slot)), over + 1)
+                t.heap[kept] = t.heap[at]
+                kept += 1
+            t.scheduled = kept
+            heap_rebuild(t)
+    leave(self)
+    count = victims.count + victims.buried
+    let_go(self, &victims)
+    if count and t.live == 0:
+        enter(self)
+        shed_arrays(self)
+        leave(self)
+    return count
+
+
+cdef inline int settle_now(TTLDict self) except -1:
+    cdef double now
+    if self.table.scheduled:
+        now = now_of(self)
+        if now + TICK >= self.table.next_due:
+            settle(self, now)
+    return 0
+
+
+cdef inline uint32_t due_first(TTLDict self, double now, bint* look) noexcept:
+    """A due entry to be evicted before any other, or NONE; `look` says whether the unfinished tick is worth a look."""
+    cdef Table* t = &self.table
+    cdef int steps = SETTLE_STEPS
+    cdef uint32_t slot = NONE
+    if now + TICK >= t.next_due:
+        slot = heap_next_due(t, now, &steps)
+        if slot == NONE and look[0]:
+            slot = heap_find_due(t, now, tick_at_or_after(t, now), 0)
+            look[0] = slot != NONE
+    return slot
+
+
+cdef void make_room(TTLDict self, uint64_t bytes_left, uint32_t entries_left, double now, Victims* victims) noexcept:
+    """Evict until no more than so many bytes and entries are left, due entries first (locked for writing)."""
+    cdef Table* t = &self.table
+    cdef bint look = True
+    cdef uint32_t slot
+    cdef int reason
+    while t.live and (t.live > entries_left or t.nbytes > bytes_left):
+        slot = due_first(self, now, &look)
+        if slot != NONE:
+            reason = due_reason(self, slot, now)
+        else:
+            reason = FULL if t.live > entries_left else MEMORY
+            slot = table_victim(t)
+            if slot == NONE:
+                break
+            if t.policy == S3FIFO and t.count[0] and t.tail[0] == slot:
+                ghost_remember(t, t.slots[slot].hash)
+        kill(self, slot, reason, victims)
+
+
+# ---- the sweeper ------------------------------------------------------------------------------------------------------
+
+cdef void wake_sweeper(TTLDict self) noexcept:
+    """Have the package's sweeper come when the first entry is due. What fails here is tried again by the next store."""
+    global schedule
+    cdef double due = self.table.next_due
+    self.sweep_at = due
+    try:
+        if schedule is None:
+            from synthex_fast._sweeper import schedule as found
+            schedule = found
+        schedule(self, due)
+    except BaseException:
+        self.sweep_at = INFINITY
+
+
+cdef inline bint sweeper_late(TTLDict self) noexcept:
+    # Half a second of slack: the sweeper frees within one second of falling due, and waits a quarter to gather.
+    return self.sweepable and self.table.next_due + 0.5 < self.sweep_at
+
+
+# ---- arguments --------------------------------------------------------------------------------------------------------
+
+cdef object whole_number(str name, object value, str unit):
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise type_error(name, value, f"a positive integer ({unit}) or None")
+    number = value.__index__()
+    if number < 1:
+        raise value_error(name, value, f"a positive integer ({unit}) or None")
+    return number
+
+
+cdef double seconds_from(str name, object value) except? -1.0:
+    cdef double seconds
+    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+        raise type_error(name, value, "a positive number of seconds or None")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = INFINITY if value > 0 else -INFINITY
+    if isnan(seconds) or seconds <= 0:
+        raise value_error(name, value, "a positive number of seconds or None")
+    return seconds
+
+
+@cython.trashcan(True)
+cdef class TTLDict:
+    """A mapping whose entries expire, and which can't outgrow its limits.
+
+    ``max_size`` limits the entries, ``memory_limit`` the bytes that keys, values and the dict's own cost per entry
+    take together (``nbytes``); ``ttl`` is how long an entry lives and ``idle`` how long without being read or
+    replaced, in seconds. ``None`` means no limit. An expired value is never returned, counted or shown; it is freed
+    by the operations that follow, a few entries each, and within a second or so by the package's sweeper if nobody
+    touches the dict (``sweep=False`` does without).
+
+    ``policy`` says which entry makes room in a full dict: ``"s3fifo"`` (Yang et al., SOSP 2023; the default, best on
+    the traces in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Entries that are due
+    go first. Over ``memory_limit`` it evicts down to 80 % of it.
+
+    ``sizeof(key, value)`` replaces the built-in account of a pair and returns bytes. ``timer()`` returns seconds as a
+    float and replaces the coarse monotonic clock; such a dict isn't swept. ``on_evict(key, value, reason)`` is told of
+    entries that the dict lets go (reason: ``"expired"``, ``"idle"``, ``"full"`` or ``"memory"``), not of deletions
+    and replacements; what it raises goes to ``sys.unraisablehook``.
+
+    Lookup, insertion and deletion take O(1) time on average (O(log n) where an entry's deadline comes nearer), and
+    look at no more than a fixed number of due entries. ``len``, iteration and ``expire`` free all that are due. The
+    order of iteration is unspecified.
+
+    >>> from synthex_fast import TTLDict
+    >>> answers = TTLDict(max_size=500, ttl=14_400.0, memory_limit=6_000_000)
+    >>> answers["q1"] = ["yes", "no"]
+    >>> answers.get("q1"), answers.get("q2")
+    (['yes', 'no'], None)
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.stripes_block = PyMem_RawCalloc(STRIPES + 1, sizeof(Stripe))
+        if self.stripes_block == NULL:
+            raise MemoryError()
+        # Stripes start on a cache line of their own.
+        self.stripes = <Stripe*>((<size_t>self.stripes_block + 127) & ~<size_t>127)
+        self.generation = forks_seen
+        self.most_bytes = NO_LIMIT
+        self.ttl_seconds = INFINITY
+        self.sweep_at = INFINITY
+        self.policy_name = "s3fifo"
+        self.sweepable = True
+        table_init(&self.table, S3FIFO, NONE, INFINITY, monotonic_coarse())
+
+    def __init__(
+        self, max_size=None, ttl=None, *, memory_limit=None, sizeof=None, policy="s3fifo", idle=None, timer=None,
+        on_evict=None, sweep=True,
+    ):
+        # To Cython `sizeof` is an operator, so the argument can't be named.
+        configure(
+            self, max_size, ttl, memory_limit, locals()["sizeof"], policy, idle, timer, on_evict, bool(sweep)
+        )
+
+    def __dealloc__(self):
+        # tp_clear has let the entries go, or will never be called for want of any: then there is nothing to let go.
+        if self.stripes_block != NULL:
+            clear_entries(self)
+            PyMem_RawFree(self.stripes_block)
+
+    # ---- the C face ----
+
+    cdef PyObject* lookup(self, PyObject* key) except? NULL:
+        cdef Table* t = &self.table
+        cdef uint32_t hash = mix_hash(hash_of(key), SEED), slot
+        cdef double now = now_of(self) if t.scheduled else 0.0
+        cdef Stripe* stripe
+        cdef PyObject* value = NULL
+        cdef bint alone = FREE_THREADED and t.policy == LRU
+        if alone:
+            # LRU relinks on a hit, so there is no reading beside other readers.
+            enter(self)
+            stripe = self.stripes
+        else:
+            stripe = enter_shared(self)
+        try:
+            slot = find(self, key, hash, NULL if alone else stripe)
+            if slot != MISSING and slot_due(t, slot) > now:
+                value = t.slots[slot].value
+                incref(value)
+                if t.touched != NULL:
+                    t.touched[slot] = now
+                slot_accessed(t, slot)
+                stripe.hits += 1
+            else:
+                stripe.misses += 1
+        finally:
+            if alone:
+                leave(self)
+            else:
+                leave_shared(stripe)
+        if unlikely(now >= t.next_due):
+            reap(self, now)
+        return value
+
+    cdef int store(self, PyObject* key, PyObject* value, double seconds, Presence mode, PyObject** present) except -1:
+        cdef Table* t = &self.table
+        cdef uint32_t hash = mix_hash(hash_of(key), SEED), slot
+        cdef uint64_t size = <uint64_t>weigh(self, key, value), low
+        cdef double now = 0.0, deadline = INFINITY, before
+        cdef PyObject* replaced = NULL
+        cdef Victims victims
+        cdef bint timed, failed = False, late
+        cdef int fresh = 0
+        victims.count = 0
+        victims.buried = 0
+        if size > self.most_bytes:
+            raise ValueTooLargeError(
+                f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}"
+            )
+        timed = seconds != INFINITY or t.idle != INFINITY
+        if timed or t.scheduled:
+            now = now_of(self)
+        deadline = now + seconds
+        enter(self)
+        try:
+            slot = find(self, key, hash, NULL)
+            if slot != MISSING and slot_due(t, slot) <= now:
+                kill(self, slot, due_reason(self, slot, now), &victims)
+                slot = MISSING
+            if slot != MISSING and mode == KEEP:
+                slot_accessed(t, slot)
+                if t.touched != NULL:
+                    t.touched[slot] = now
+            elif (
+                (size > INLINE_SIZE_MAX and not reserve_wide(t))
+                or (timed and not reserve_node(t))
+                or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
+            ):
+                failed = True
+            elif slot != MISSING:
+                before = slot_due(t, slot)
+                replaced = t.slots[slot].value
+                incref(value)
+                t.slots[slot].value = value
+                t.slots[slot].deadline = deadline
+                t.nbytes = t.nbytes - slot_size(t, slot) + size
+                slot_set_size(t, slot, size)
+                if t.touched != NULL:
+                    t.touched[slot] = now
+                if timed or t.links[slot].node != NONE:
+                    slot_schedule(t, slot, before)
+                slot_accessed(t, slot)
+                self.sets += 1
+                if unlikely(t.nbytes > self.most_bytes):
+                    make_room_beside(self, slot, now, &victims)
+            else:
+                if t.live >= t.limit:
+                    make_room(self, NO_LIMIT, t.limit - 1, now, &victims)
+                if unlikely(t.nbytes + size > self.most_bytes):
+                    low = self.most_bytes - self.most_bytes // 5
+                    make_room(self, low - size if low > size else 0, NONE, now, &victims)
+                incref(key)
+                incref(value)
+                slot = table_insert(t, key, value, hash, size, deadline, now)
+                self.sets += 1
+                self.changes += 1
+                fresh = 1
+            if present != NULL and not failed:
+                present[0] = t.slots[slot].value
+                incref(present[0])
+            if now >= t.next_due:
+                step(self, now, STEPS, &victims)
+            late = sweeper_late(self)
+        finally:
+            leave(self)
+        if late:
+            wake_sweeper(self)
+        let_go(self, &victims)
+        xdecref(replaced)
+        if failed:
+            raise MemoryError()
+        return fresh
+
+    cdef PyObject* take(self, PyObject* key) except? NULL:
+        cdef Table* t = &self.table
+        cdef uint32_t hash = mix_hash(hash_of(key), SEED), slot
+        cdef double now = now_of(self) if t.scheduled else 0.0
+        cdef PyObject* value = NULL
+        cdef PyObject* old_key = NULL
+        cdef Victims victims
+        victims.count = 0
+        victims.buried = 0
+        enter(self)
+        try:
+            slot = find(self, key, hash, NULL)
+            if slot != MISSING:
+                if slot_due(t, slot) <= now:
+                    kill(self, slot, due_reason(self, slot, now), &victims)
+                else:
+                    table_remove(t, slot)
+                    old_key = t.slots[slot].key
+                    value = t.slots[slot].value
+                    slot_free(t, slot)
+                    self.changes += 1
+            if now >= t.next_due:
+                step(self, now, STEPS, &victims)
+        finally:
+            leave(self)
+        let_go(self, &victims)
+        xdecref(old_key)
+        return value
+
+    # ---- mapping ----
+
+    def __getitem__(self, key):
+        """The value stored under the key; KeyError where there is none or it has expired."""
+        cdef PyObject* value = self.lookup(<PyObject*>key)
+        if value == NULL:
+            raise KeyError(key)
+        return owned(value)
+
+    def get(self, key, default=None, /):
+        """The value stored under the key, or `default`. O(1).
+
+        >>> TTLDict().get("nobody", 0)
+        0
+        """
+        cdef PyObject* value = self.lookup(<PyObject*>key)
+        if value == NULL:
+            return default
+        return owned(value)
+
+    def __contains__(self, key):
+        """Whether the key has a value that has not expired. It counts neither as a use nor as a hit or miss."""
+        cdef Table* t = &self.table
+        cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
+        cdef double now = now_of(self) if t.scheduled else 0.0
+        cdef bint found = False
+        cdef Stripe* stripe = enter_shared(self)
+        try:
+            slot = find(self, <PyObject*>key, hash, stripe)
+            found = slot != MISSING and slot_due(t, slot) > now
+        finally:
+            leave_shared(stripe)
+        if now >= t.next_due:
+            reap(self, now)
+        return found
+
+    def __setitem__(self, key, value):
+        self.store(<PyObject*>key, <PyObject*>value, self.ttl_seconds, REPLACE, NULL)
+
+    def set(self, key, value, ttl=None):
+        """Store the value for `ttl` seconds: None is the dict's own ttl, ``math.inf`` never expires. O(1).
+
+        Raises ValueTooLargeError, and changes nothing, where key and value exceed the memory limit.
+
+        >>> d = TTLDict(ttl=60)
+        >>> d.set("short", 1, ttl=0.5)
+        >>> d.expires_at("short") < d.expires_at("short") + 60
+        True
+        """
+        self.store(
+            <PyObject*>key, <PyObject*>value, self.ttl_seconds if ttl is None else seconds_from("ttl", ttl), REPLACE,
+            NULL,
+        )
+
+    def __delitem__(self, key):
+        cdef PyObject* value = self.take(<PyObject*>key)
+        if value == NULL:
+            raise KeyError(key)
+        decref(value)
+
+    def pop(self, key, default=UNCHANGED, /):
+        """Remove the key and return its value, or `default`; KeyError where neither is there. O(1).
+
+        >>> TTLDict().pop("nobody", None)
+        """
+        cdef PyObject* value = self.take(<PyObject*>key)
+        if value != NULL:
+            return owned(value)
+        if default is UNCHANGED:
+            raise KeyError(key)
+        return default
+
+    def popitem(self):
+        """Remove and return a (key, value) pair, the oldest of its queue; KeyError where the dict is empty. O(1).
+
+        >>> d = TTLDict()
+        >>> d["a"] = 1
+        >>> d.popitem()
+        ('a', 1)
+        """
+        cdef Table* t = &self.table
+        cdef uint32_t slot
+        cdef PyObject* key
+        cdef PyObject* value
+        while True:
+            settle_now(self)
+            enter(self)
+            slot = t.tail[0] if t.tail[0] != NONE else t.tail[1]
+            if slot == NONE:
+                leave(self)
+                raise KeyError("popitem(): the TTLDict is empty")
+            table_remove(t, slot)
+            key = t.slots[slot].key
+            value = t.slots[slot].value
+            slot_free(t, slot)
+            self.changes += 1
+            leave(self)
+            return owned(key), owned(value)
+
+    def setdefault(self, key, default=None, /):
+        """The key's value, after storing `default` where there was none. O(1).
+
+        >>> TTLDict().setdefault("a", 1)
+        1
+        """
+        cdef PyObject* present = NULL
+        self.store(<PyObject*>key, <PyObject*>default, self.ttl_seconds, KEEP, &present)
+        return owned(present)
+
+    def get_or_set(self, key, factory, ttl=None):
+        """The key's value; where there is none, ``factory()`` is called and its result stored for `ttl` seconds.
+
+        The factory runs unlocked: two threads may both run it, and both return the value that was stored first. What
+        it raises passes to the caller, and nothing is stored.
+
+        >>> TTLDict().get_or_set("a", lambda: 2)
+        2
+        """
+        cdef double seconds = self.ttl_seconds if ttl is None else seconds_from("ttl", ttl)
+        cdef PyObject* present = self.lookup(<PyObject*>key)
+        if present == NULL:
+            if not callable(factory):
+                raise type_error("factory", factory, "callable")
+            made = factory()
+            self.store(<PyObject*>key, <PyObject*>made, seconds, KEEP, &present)
+        return owned(present)
+
+    update = MutableMapping.update
+
+    def clear(self):
+        """Remove every entry, without telling `on_evict`. O(n)."""
+        self.changes += 1
+        clear_entries(self)
+
+    def __len__(self):
+        settle_now(self)
+        return self.table.live
+
+    def __bool__(self):
+        settle_now(self)
+        return self.table.live != 0
+
+    def __iter__(self):
+        return entries_of(self, KEYS)
+
+    def keys(self):
+        """A view of the keys."""
+        return KeysView(self)
+
+    def values(self):
+        """A view of the values."""
+        return Values(self)
+
+    def items(self):
+        """A view of the (key, value) pairs."""
+        return Items(self)
+
+    def __eq__(self, other):
+        if not isinstance(other, (dict, MutableMapping)):
+            return NotImplemented
+        return dict(self.items()) == dict(other.items())
+
+    __hash__ = None
+
+    def __repr__(self):
+        if Py_ReprEnter(self):
+            return f"{type(self).__name__}({{...}})"
+        try:
+            limits = [f"{name}={value!r}" for name, value in settings(self).items()]
+            return f"{type(self).__name__}({', '.join([repr(dict(self.items())), *limits])})"
+        finally:
+            Py_ReprLeave(self)
+
+    # ---- time ----
+
+    def expires_at(self, key):
+        """When the entry expires, on the timer's scale (``time.monotonic()``); ``math.inf`` for never. O(1).
+
+        With an idle limit this is the earlier of the two times. KeyError where the key is not there.
+
+        >>> TTLDict().expires_at("nobody")
+        Traceback (most recent call last):
+        KeyError: 'nobody'
+        """
+        cdef Table* t = &self.table
+        cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
+        cdef double now = now_of(self) if t.scheduled else 0.0
+        cdef double due = -INFINITY
+        cdef Stripe* stripe = enter_shared(self)
+        try:
+            slot = find(self, <PyObject*>key, hash, stripe)
+            if slot != MISSING and slot_due(t, slot) > now:
+                due = slot_due(t, slot)
+        finally:
+            leave_shared(stripe)
+        if due == -INFINITY:
+            raise KeyError(key)
+        return due
+
+    def touch(self, key, ttl=None):
+        """Have the entry live `ttl` seconds from now (None: the dict's own ttl); whether the key was there. O(log n).
+
+        >>> TTLDict().touch("nobody")
+        False
+        """
+        cdef Table* t = &self.table
+        cdef double seconds = self.ttl_seconds if ttl is None else seconds_from("ttl", ttl)
+        cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
+        cdef double now = 0.0, before
+        cdef bint timed = seconds != INFINITY or t.idle != INFINITY, found = False, failed = False, late
+        if timed or t.scheduled:
+            now = now_of(self)
+        enter(self)
+        try:
+            slot = find(self, <PyObject*>key, hash, NULL)
+            if slot != MISSING and slot_due(t, slot) > now:
+                if timed and not reserve_node(t):
+                    failed = True
+                else:
+                    found = True
+                    before = slot_due(t, slot)
+                    t.slots[slot].deadline = now + seconds
+                    if t.touched != NULL:
+                        t.touched[slot] = now
+                    slot_schedule(t, slot, before)
+                    slot_accessed(t, slot)
+            late = sweeper_late(self)
+        finally:
+            leave(self)
+        if failed:
+            raise MemoryError()
+        if late:
+            wake_sweeper(self)
+        if now >= t.next_due:
+            reap(self, now)
+        return found
+
+    def expire(self, limit=None):
+        """Free the entries that are due, at most `limit` of them; returns how many. O(due), at most O(n).
+
+        >>> TTLDict(ttl=60).expire()
+        0
+        """
+        cdef int64_t most = -1, count = 0
+        cdef double now
+        cdef bint look = True
+        cdef uint32_t slot
+        cdef Victims victims
+        if limit is not None:
+            most = <int64_t>min(whole_number("limit", limit, "entries"), 0x7FFFFFFFFFFFFFFF)
+        if self.table.scheduled == 0:
+            return 0
+        now = now_of(self)
+        if most < 0:
+            return settle(self, now) if now + TICK >= self.table.next_due else 0
+        victims.count = 0
+        victims.buried = 0
+        enter(self)
+        while count < most:
+            slot = due_first(self, now, &look)
+            if slot == NONE:
+                if now >= self.table.next_due:
+                    # Only entries that were refreshed since: they have been put right.
+                    continue
+                break
+            kill(self, slot, due_reason(self, slot, now), &victims)
+            count += 1
+        leave(self)
+        let_go(self, &victims)
+        return count
+
+    def _sweep(self, double budget):
+        """What the package's sweeper calls: free due entries for `budget` seconds; when to come again."""
+        cdef Table* t = &self.table
+        cdef double now = now_of(self), start = monotonic_precise(), next_due
+        cdef int64_t operations = self.sets
+        cdef Victims victims
+        cdef unsigned int i
+        for i in range(STRIPES):
+            operations += self.stripes[i].hits + self.stripes[i].misses
+        if now >= t.next_due and self.swept > 0:
+            # In a dict in use the operations free what is due, at this rate within half a second: keep out of the way.
+            if (operations - self.operations_then) * STEPS * 0.5 > t.scheduled * (start - self.swept):
+                self.swept = start
+                self.operations_then = operations
+                self.sweep_at = now + 0.05
+                return now + 0.05
+        self.operations_then = operations
+        self.swept = start
+        while now >= t.next_due:
+            victims.count = 0
+            victims.buried = 0
+            enter(self)
+            step(self, now, VICTIMS, &victims)
+            leave(self)
+            let_go(self, &victims)
+            if monotonic_precise() - start >= budget:
+                break
+        enter(self)
+        shed_arrays(self)
+        next_due = t.next_due
+        self.sweep_at = next_due
+        leave(self)
+        return next_due
+
+    # ---- bytes ----
+
+    @property
+    def nbytes(self):
+        """Bytes that keys, values and the table's cost per entry take; 0 for an empty dict. O(1), O(due) if any are."""
+        settle_now(self)
+        return self.table.nbytes
+
+    @property
+    def max_size(self):
+        """Most entries that the dict holds, or None."""
+        return self.most_entries or None
+
+    @property
+    def memory_limit(self):
+        """Most bytes that the dict holds, or None."""
+        return None if self.most_bytes == NO_LIMIT else self.most_bytes
+
+    @property
+    def ttl(self):
+        """Seconds that an entry lives unless told otherwise, or None."""
+        return None if self.ttl_seconds == INFINITY else self.ttl_seconds
+
+    @property
+    def idle(self):
+        """Seconds that an entry lives without being used, or None."""
+        return None if self.table.idle == INFINITY else self.table.idle
+
+    @property
+    def policy(self):
+        """The eviction policy's name."""
+        return self.policy_name
+
+    def recount(self, key):
+        """Account anew for an entry whose value has changed in place; returns its bytes. KeyError if not there.
+
+        Over the memory limit it evicts others; ValueTooLargeError, and the account as it was, where this entry alone
+        exceeds it.
+
+        >>> d = TTLDict()
+        >>> d["a"] = []
+        >>> before = d.nbytes
+        >>> d["a"].extend(range(1000))
+        >>> d.recount("a") > before
+        True
+        """
+        cdef Table* t = &self.table
+        cdef PyObject* value = self.lookup(<PyObject*>key)
+        cdef uint32_t hash, slot
+        cdef uint64_t size
+        cdef double now
+        cdef Victims victims
+        cdef bint failed = False, found = False
+        if value == NULL:
+            raise KeyError(key)
+        held = owned(value)
+        size = <uint64_t>weigh(self, <PyObject*>key, <PyObject*>held)
+        if size > self.most_bytes:
+            raise ValueTooLargeError(
+                f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}"
+            )
+        hash = mix_hash(hash_of(<PyObject*>key), SEED)
+        now = now_of(self) if t.scheduled else 0.0
+        victims.count = 0
+        victims.buried = 0
+        enter(self)
+        try:
+            slot = find(self, <PyObject*>key, hash, NULL)
+            # Replaced while it was weighed: then the account of the new value stands.
+            found = slot != MISSING and t.slots[slot].value == <PyObject*>held and slot_due(t, slot) > now
+            if found:
+                if size > INLINE_SIZE_MAX and not reserve_wide(t):
+                    failed = True
+                else:
+                    t.nbytes = t.nbytes - slot_size(t, slot) + size
+                    slot_set_size(t, slot, size)
+                    if t.nbytes > self.most_bytes:
+                        make_room_beside(self, slot, now, &victims)
+        finally:
+            leave(self)
+        let_go(self, &victims)
+        if failed:
+            raise MemoryError()
+        return size
+
+    def trim(self, nbytes):
+        """Evict until about `nbytes` bytes are free (due entries first); returns the bytes freed. O(entries freed).
+
+        >>> d = TTLDict()
+        >>> d["a"] = "x" * 1000
+        >>> d.trim(1) >= 1000
+        True
+        """
+        cdef uint64_t before, after, wanted
+        cdef double now
+        cdef Victims victims
+        if isinstance(nbytes, bool) or not hasattr(type(nbytes), "__index__"):
+            raise type_error("nbytes", nbytes, "a non-negative integer")
+        number = nbytes.__index__()
+        if number < 0:
+            raise value_error("nbytes", nbytes, "a non-negative integer")
+        now = now_of(self) if self.table.scheduled else 0.0
+        victims.count = 0
+        victims.buried = 0
+        enter(self)
+        before = self.table.nbytes
+        wanted = before if number >= before else <uint64_t>number
+        make_room(self, before - wanted, NONE, now, &victims)
+        after = self.table.nbytes
+        if after != before:
+            self.changes += 1
+        leave(self)
+        let_go(self, &victims)
+        if self.table.live == 0:
+            enter(self)
+            shed_arrays(self)
+            leave(self)
+        return before - after
+
+    def resize(self, max_size=UNCHANGED, memory_limit=UNCHANGED):
+        """Change one limit or both (None: no limit) and evict what is over at once. O(entries evicted).
+
+        >>> d = TTLDict(max_size=10)
+        >>> d.resize(max_size=None, memory_limit=1_000_000)
+        >>> d.max_size, d.memory_limit
+        (None, 1000000)
+        """
+        cdef double now = now_of(self) if self.table.scheduled else 0.0
+        cdef Victims victims
+        cdef uint32_t before
+        entries = self.max_size if max_size is UNCHANGED else max_size
+        most = self.memory_limit if memory_limit is UNCHANGED else memory_limit
+        if entries is not None:
+            entries = whole_number("max_size", entries, "entries")
+        if most is not None:
+            most = whole_number("memory_limit", most, "bytes")
+        victims.count = 0
+        victims.buried = 0
+        enter(self)
+        set_limits(self, entries, most)
+        before = self.table.live
+        make_room(self, NO_LIMIT, self.table.limit, now, &victims)
+        if self.table.nbytes > self.most_bytes:
+            make_room(self, self.most_bytes - self.most_bytes // 5, NONE, now, &victims)
+        if self.table.live != before:
+            self.changes += 1
+        leave(self)
+        let_go(self, &victims)
+
+    @property
+    def stats(self):
+        """Counts since construction, as a dict: hits, misses, sets, entries let go by reason, and sizes cut short.
+
+        ``sizeof_exhausted`` counts values so large that the account's budget ran out and the rest was estimated.
+
+        >>> TTLDict().stats["hits"]
+        0
+        """
+        cdef int64_t hits = 0, misses = 0
+        cdef unsigned int i
+        settle_now(self)
+        for i in range(STRIPES):
+            hits += self.stripes[i].hits
+            misses += self.stripes[i].misses
+        return {
+            "hits": hits,
+            "misses": misses,
+            "hit_rate": <double>hits / (hits + misses) if hits + misses else 0.0,
+            "sets": self.sets,
+            "expired": self.gone[<int>EXPIRED],
+            "idle": self.gone[<int>IDLE],
+            "full": self.gone[<int>FULL],
+            "memory": self.gone[<int>MEMORY],
+            "entries": self.table.live,
+            "nbytes": self.table.nbytes,
+            "sizeof_exhausted": self.exhausted,
+        }
+
+    # ---- copies ----
+
+    def copy(self):
+        """A shallow copy with the same limits, deadlines and account. O(n)."""
+        cdef TTLDict other = type(self).__new__(type(self))
+        TTLDict.__init__(other, **settings(self))
+        for key, value, due in snapshot(self):
+            restore(other, key, value, due)
+        return other
+
+    __copy__ = copy
+
+    def __reduce_ex__(self, protocol):
+        """Pickled with the seconds that each entry has left: clocks of two processes don't compare."""
+        cdef double now = now_of(self)
+        entries = [(key, value, due - now) for key, value, due in snapshot(self)]
+        return _blank, (type(self),), (settings(self), entries, getattr(self, "__dict__", None))
+
+    def __setstate__(self, state):
+        cdef double now
+        limits, entries, attributes = state
+        TTLDict.__init__(self, **limits)
+        if attributes:
+            self.__dict__.update(attributes)
+        now = now_of(self)
+        for key, value, left in entries:
+            restore(self, key, value, now + <double>left)
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        return GenericAlias(cls, item)
+
+
+MutableMapping.register(TTLDict)
+
+
+def create_memory_aware_ttl_dict(max_size, ttl, memory_limit_mb):
+    """The report's spelling of a TTLDict with a limit in mebibytes.
+
+    >>> create_memory_aware_ttl_dict(500, 14_400.0, 5.5).memory_limit
+    5767168
+    """
+    if isinstance(memory_limit_mb, bool) or not isinstance(memory_limit_mb, (int, float)):
+        raise type_error("memory_limit_mb", memory_limit_mb, "a positive number of mebibytes")
+    if not 0 < memory_limit_mb < math.inf:
+        raise value_error("memory_limit_mb", memory_limit_mb, "a positive number of mebibytes")
+    return TTLDict(max_size, ttl, memory_limit=max(1, int(memory_limit_mb * 1024 * 1024)))
+
+
+def _blank(cls):
+    return cls.__new__(cls)
+
+
+cdef int configure(
+    TTLDict self, object max_size, object ttl, object memory_limit, object account, object policy, object idle,
+    object timer, object on_evict, bint sweep,
+) except -1:
+    cdef double ttl_seconds = INFINITY, idle_seconds = INFINITY, start
+    if self.ready:
+        raise ArgumentValueError("a TTLDict is initialised once; use resize() to change its limits")
+    entries = None if max_size is None else whole_number("max_size", max_size, "entries")
+    most = None if memory_limit is None else whole_number("memory_limit", memory_limit, "bytes")
+    if ttl is not None:
+        ttl_seconds = seconds_from("ttl", ttl)
+    if idle is not None:
+        idle_seconds = seconds_from("idle", idle)
+    if not isinstance(policy, str):
+        raise type_error("policy", policy, f"one of {', '.join(map(repr, POLICIES))}")
+    if policy not in POLICIES:
+        raise value_error("policy", policy, f"one of {', '.join(map(repr, POLICIES))}")
+    for name, call in (("sizeof", account), ("timer", timer), ("on_evict", on_evict)):
+        if call is not None and not callable(call):
+            raise type_error(name, call, "callable or None")
+    start = monotonic_coarse() if timer is None else read_timer(timer)
+    self.ttl_seconds = ttl_seconds
+    self.policy_name = str(policy)
+    self.size_of = account
+    self.clock = timer
+    self.on_gone = on_evict
+    self.sweepable = timer is None and sweep
+    table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
+    set_limits(self, entries, most)
+    self.ready = True
+    return 0
+
+
+cdef double read_timer(object timer) except? -1.0:
+    cdef double now
+    value = timer()
+    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+        raise type_error("timer()", value, "a number of seconds")
+    now = float(value)
+    if isnan(now) or now == INFINITY or now == -INFINITY:
+        raise value_error("timer()", value, "a finite number of seconds")
+    return now
+
+
+cdef inline object owned(PyObject* reference):
+    """Turn a reference that we own into an object; Cython takes one of its own, so ours is dropped."""
+    cdef object value = <object>reference
+    decref(reference)
+    return value
+
+
+cdef void set_limits(TTLDict self, object entries, object most) noexcept:
+    self.most_entries = 0 if entries is None else <Py_ssize_t>min(entries, <Py_ssize_t>0x7FFFFFFFFFFFFFFF)
+    # A limit that no table can reach is none, and costs nothing.
+    self.table.limit = NONE if entries is None or entries >= NONE else <uint32_t>entries
+    self.most_bytes = NO_LIMIT if most is None or most >= NO_LIMIT else <uint64_t>most
+
+
+cdef inline int64_t weigh(TTLDict self, PyObject* key, PyObject* value) except -1:
+    cdef bint exhausted = False
+    cdef int64_t size
+    if self.size_of is not None:
+        return weigh_by_caller(self, key, value)
+    size = pair_sizeof(<object>key, <object>value, &exhausted)
+    if exhausted:
+        self.exhausted += 1
+    return size + ENTRY_COST
+
+
+cdef int64_t weigh_by_caller(TTLDict self, PyObject* key, PyObject* value) except -1:
+    size = self.size_of(<object>key, <object>value)
+    if isinstance(size, bool) or not hasattr(type(size), "__index__"):
+        raise type_error("sizeof(key, value)", size, "a non-negative integer (bytes)")
+    number = size.__index__()
+    if not 0 <= number < 0x3FFFFFFFFFFFFFFF:
+        raise value_error("sizeof(key, value)", size, "a non-negative integer (bytes) below 2**62")
+    return <int64_t>number + ENTRY_COST
+
+
+cdef void make_room_beside(TTLDict self, uint32_t slot, double now, Victims* victims) noexcept:
+    """Evict down to 80 % of the memory limit, but not this entry (locked for writing)."""
+    cdef Table* t = &self.table
+    cdef int queue = 1 if t.slots[slot].meta & IN_MAIN else 0
+    cdef uint64_t low = self.most_bytes - self.most_bytes // 5
+    if slot_due(t, slot) <= now:
+        make_room(self, low, NONE, now, victims)
+        return
+    # Out of its queue it can't be chosen.
+    queue_unlink(t, slot)
+    make_room(self, low, NONE, now, victims)
+    queue_push(t, queue, slot)
+
+
+cdef void clear_entries(TTLDict self) noexcept:
+    cdef Table* t = &self.table
+    cdef Table old
+    cdef uint32_t slot
+    enter(self)
+    old = t[0]
+    # The arrays change hands, so that what the references run finds an empty, working dict.
+    t.slots = NULL
+    t.links = NULL
+    t.index = NULL
+    t.heap = NULL
+    t.touched = NULL
+    t.wide = NULL
+    t.ghosts = NULL
+    t.live = t.scheduled = t.count[0] = t.count[1] = 0
+    t.head[0] = t.head[1] = t.tail[0] = t.tail[1] = t.hand = t.dead_first = t.dead_last = NONE
+    t.nbytes = 0
+    t.next_due = INFINITY
+    table_free(t)
+    leave(self)
+    for slot in range(old.used):
+        if old.slots[slot].key != NULL:
+            decref(old.slots[slot].key)
+            decref(old.slots[slot].value)
+    table_free(&old)
+
+
+cdef dict settings(TTLDict self):
+    """The arguments that make another dict like this one."""
+    given = {
+        "max_size": self.max_size,
+        "ttl": self.ttl,
+        "memory_limit": self.memory_limit,
+        "sizeof": self.size_of,
+        "idle": self.idle,
+        "timer": self.clock,
+        "on_evict": self.on_gone,
+    }
+    found = {name: value for name, value in given.items() if value is not None}
+    if self.policy_name != "s3fifo":
+        found["policy"] = self.policy_name
+    if not self.sweepable and self.clock is None:
+        found["sweep"] = False
+    return found
+
+
+cdef list snapshot(TTLDict self):
+    """(key, value, deadline without the idle limit) of all entries, oldest first, those in the main queue before."""
+    cdef Table* t = &self.table
+    cdef Slot* copies = NULL
+    cdef uint32_t slot, room, count = 0, at
+    cdef int queue
+    cdef list found = []
+    settle_now(self)
+    try:
+        while True:
+            room = t.live
+            PyMem_RawFree(copies)
+            copies = <Slot*>PyMem_RawMalloc((<size_t>room + 1) * sizeof(Slot))
+            if copies == NULL:
+                raise MemoryError()
+            enter(self)
+            if t.live <= room:
+                break
+            leave(self)
+        for queue in (1, 0):
+            slot = t.tail[queue]
+            while slot != NONE:
+                copies[count] = t.slots[slot]
+                incref(copies[count].key)
+                incref(copies[count].value)
+                count += 1
+                slot = t.links[slot].prev
+        leave(self)
+        for at in range(count):
+            found.append((<object>copies[at].key, <object>copies[at].value, copies[at].deadline))
+    finally:
+        for at in range(count):
+            decref(copies[at].key)
+            decref(copies[at].value)
+        PyMem_RawFree(copies)
+    return found
+
+
+cdef int restore(TTLDict self, object key, object value, double deadline) except -1:
+    """Store an entry that falls due at `deadline`, if that is still to come."""
+    cdef Table* t = &self.table
+    cdef double now = now_of(self), before
+    cdef uint32_t hash, slot
+    if deadline <= now:
+        return 0
+    self.store(<PyObject*>key, <PyObject*>value, deadline - now, REPLACE, NULL)
+    hash = mix_hash(hash_of(<PyObject*>key), SEED)
+    enter(self)
+    try:
+        slot = find(self, <PyObject*>key, hash, NULL)
+        if slot != MISSING:
+            before = slot_due(t, slot)
+            # By now only rounding stands between the two.
+            t.slots[slot].deadline = deadline
+            slot_schedule(t, slot, before)
+    finally:
+        leave(self)
+    return 0
+
+
+# ---- iteration --------------------------------------------------------------------------------------------------------
+
+cdef enum Kind:
+    KEYS = 0
+    VALUES = 1
+    ITEMS = 2
+
+
+cdef class _Iterator:
+    cdef TTLDict owner
+    cdef uint32_t position
+    cdef uint32_t changes
+    cdef Kind kind
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef TTLDict owner = self.owner
+        cdef Table* t
+        cdef PyObject* key = NULL
+        cdef PyObject* value = NULL
+        cdef double now
+        cdef uint32_t slot
+        cdef Stripe* stripe
+        if owner is None:
+            raise StopIteration
+        t = &owner.table
+        now = now_of(owner) if t.scheduled else 0.0
+        stripe = enter_shared(owner)
+        if self.changes != owner.changes:
+            leave_shared(stripe)
+            raise RuntimeError("dictionary changed size during iteration")
+        while self.position < t.used:
+            slot = self.position
+            self.position += 1
+            if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD and slot_due(t, slot) > now:
+                key = t.slots[slot].key
+                value = t.slots[slot].value
+                incref(key)
+                incref(value)
+                break
+        leave_shared(stripe)
+        if key == NULL:
+            self.owner = None
+            raise StopIteration
+        if self.kind == KEYS:
+            decref(value)
+            return owned(key)
+        if self.kind == VALUES:
+            decref(key)
+            return owned(value)
+        return owned(key), owned(value)
+
+
+cdef _Iterator entries_of(TTLDict self, Kind kind):
+    cdef _Iterator iterator = _Iterator.__new__(_Iterator)
+    settle_now(self)
+    iterator.owner = self
+    iterator.changes = self.changes
+    iterator.kind = kind
+    return iterator
+
+
+class Items(ItemsView):
+    """The (key, value) pairs of a TTLDict, expired ones left out."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        return entries_of(self._mapping, ITEMS)
+
+    def __contains__(self, item):
+        try:
+            key, value = item
+        except (TypeError, ValueError):
+            return False
+        found = self._mapping.get(key, UNCHANGED)
+        return found is value or found == value
+
+
+class Values(ValuesView):
+    """The values of a TTLDict, expired ones left out."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        return entries_of(self._mapping, VALUES)
+
+    def __contains__(self, value):
+        return any(found is value or found == value for found in self)
+
+
+# ---- garbage collection -----------------------------------------------------------------------------------------------
+
+# Cython sees the fields that are objects; the table's references it can't see.
+cdef traverseproc traverse_fields = (<FullType*>TTLDict).tp_traverse
+cdef inquiry clear_fields = (<FullType*>TTLDict).tp_clear
+
+
+cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
+    cdef Table* t = &(<TTLDict>self).table
+    cdef uint32_t slot
+    cdef int stop = traverse_fields(self, visit, arg)
+    for slot in range(t.used):
+        if stop:
+            return stop
+        if t.slots[slot].key != NULL:
+            stop = visit(t.slots[slot].key, arg)
+            if not stop:
+                stop = visit(t.slots[slot].value, arg)
+    return stop
+
+
+cdef int clear_references(PyObject* self) noexcept:
+    clear_entries(<TTLDict>self)
+    return clear_fields(self)
+
+
+(<FullType*>TTLDict).tp_traverse = traverse
+(<FullType*>TTLDict).tp_clear = clear_references
+watch_forks()

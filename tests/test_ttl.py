@@ -1,0 +1,1336 @@
+"""TTLDict against a plain model, and each of its promises."""
+
+import copy
+import gc
+import math
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, MutableMapping
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from synthex_fast import TTLDict, create_memory_aware_ttl_dict
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, ValueTooLargeError
+
+POLICIES = ["fifo", "lru", "sieve", "s3fifo"]
+# What the dict itself costs per entry; the one figure of the account that tests need to know.
+ENTRY = TTLDict(sizeof=lambda k, v: 0)
+ENTRY["a"] = 1
+ENTRY = ENTRY.nbytes
+
+
+class Clock:
+    def __init__(self, now=0.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+class Hostile:
+    """A key whose hash and comparisons can be made to do anything."""
+
+    def __init__(self, value, on_eq=None, on_hash=None):
+        self.value, self.on_eq, self.on_hash = value, on_eq, on_hash
+
+    def __hash__(self):
+        if self.on_hash:
+            self.on_hash()
+        return 42
+
+    def __eq__(self, other):
+        if self.on_eq:
+            self.on_eq()
+        return isinstance(other, Hostile) and self.value == other.value
+
+
+class OnDel:
+    def __init__(self, call):
+        self.call = call
+
+    def __del__(self):
+        self.call()
+
+
+def same_hash(a, b):
+    """Different keys that meet in the table, of a kind whose comparison runs Python code."""
+    return Hostile(a), Hostile(b)
+
+
+# ---- the model --------------------------------------------------------------------------------------------------------
+
+KEYS = st.integers(0, 12).map(lambda n: n if n % 3 else f"k{n}" if n % 2 else (n, "t"))
+TTLS = st.one_of(st.none(), st.sampled_from([0.001, 0.5, 1.0, 1.0, 2.5, 7, 1e9, math.inf]))
+STEPS = st.sampled_from([0.0, 0.0004, 0.001, 0.01, 0.49, 0.5, 1.0, 2.0, 3.0, 50.0, 1e9])
+SIZES = st.integers(0, 60)
+
+
+class Model(RuleBasedStateMachine):
+    """A dict of (value, deadline, last use, size), and what the policy lets go is learnt from `on_evict`."""
+
+    @initialize(
+        policy=st.sampled_from(POLICIES),
+        max_size=st.one_of(st.none(), st.integers(1, 8)),
+        ttl=st.sampled_from([None, 1.0, 3.0]),
+        idle=st.sampled_from([None, None, 0.75]),
+        limit=st.one_of(st.none(), st.integers(ENTRY + 40, 4 * ENTRY + 100)),
+        start=st.sampled_from([0.0, -5.0, 1.7e9]),
+    )
+    def begin(self, policy, max_size, ttl, idle, limit, start):
+        self.clock = Clock(start)
+        self.model = {}
+        self.evicted = []
+        self.max_size, self.ttl, self.idle, self.limit = max_size, ttl, idle, limit
+        self.d = TTLDict(
+            max_size,
+            ttl,
+            memory_limit=limit,
+            sizeof=lambda k, v: v[1],
+            policy=policy,
+            idle=idle,
+            timer=self.clock,
+            on_evict=lambda *entry: self.evicted.append(entry),
+        )
+        self.serial = 0
+
+    def due(self, key):
+        _, deadline, used = self.model[key]
+        return min(deadline, used + self.idle if self.idle else math.inf)
+
+    def settle(self):
+        """Take what the dict says it let go out of the model, checking that it had a reason to."""
+        for key, value, reason in self.evicted:
+            assert self.model[key][0] is value
+            if reason in ("expired", "idle"):
+                assert self.due(key) <= self.clock.now
+                assert (reason == "expired") == (self.model[key][1] <= self.clock.now)
+            else:
+                assert self.max_size or self.limit
+                assert self.due(key) > self.clock.now, "a due entry is let go as expired"
+                assert reason in ("full", "memory")
+            del self.model[key]
+        self.evicted.clear()
+
+    def live(self):
+        return {k: v[0] for k, v in self.model.items() if self.due(k) > self.clock.now}
+
+    def deadline(self, ttl):
+        seconds = self.ttl if ttl is None else ttl
+        return math.inf if seconds is None else self.clock.now + seconds
+
+    def stored(self, key, value, ttl):
+        """Bring the model up to date with a store that the dict has done."""
+        was_live = key in self.live()
+        newcomer = [e for e in self.evicted if e[0] == key and e[1] is value]
+        assert not newcomer, "an entry is not let go by its own insertion"
+        full = [e for e in self.evicted if e[2] == "full"]
+        memory = [e for e in self.evicted if e[2] == "memory"]
+        before = len(self.model) - sum(e[2] in ("expired", "idle") for e in self.evicted)
+        if full:
+            assert len(full) == 1
+            assert not was_live
+            assert before >= self.max_size
+        if memory:
+            assert self.limit is not None
+        self.settle()
+        self.model[key] = (value, self.deadline(ttl), self.clock.now)
+        if memory:
+            # Down to 80 %, unless the newcomer alone is above that.
+            size = self.weight()
+            assert size <= self.limit - self.limit // 5 or len(self.d) == 1
+
+    def weight(self):
+        return sum(ENTRY + v[1] for v in self.live().values())
+
+    @rule(key=KEYS, size=SIZES, ttl=TTLS, plain=st.booleans())
+    def store(self, key, size, ttl, plain):
+        self.serial += 1
+        value = (self.serial, size)
+        if self.limit is not None and ENTRY + size > self.limit:
+            before = self.live()
+            with pytest.raises(ValueTooLargeError, match="memory_limit"):
+                self.d[key] = value
+            assert dict(self.d.items()) == before
+            self.settle()
+            return
+        if plain:
+            ttl = None
+            self.d[key] = value
+        else:
+            self.d.set(key, value, ttl)
+        self.stored(key, value, ttl)
+
+    @rule(key=KEYS, way=st.sampled_from(["get", "item", "in", "setdefault", "get_or_set"]))
+    def look(self, key, way):
+        there = self.live().get(key)
+        self.serial += 1
+        value = (self.serial, 0)
+        if way == "get":
+            assert self.d.get(key) is there
+        elif way == "item":
+            if there is None:
+                with pytest.raises(KeyError):
+                    self.d[key]
+            else:
+                assert self.d[key] is there
+        elif way == "in":
+            assert (key in self.d) == (there is not None)
+        elif way == "setdefault":
+            assert self.d.setdefault(key, value) is (there or value)
+        else:
+            assert self.d.get_or_set(key, lambda: value, 2.5) is (there or value)
+        if there is None and way in ("setdefault", "get_or_set"):
+            self.stored(key, value, None if way == "setdefault" else 2.5)
+            return
+        if there is not None and way != "in":
+            self.model[key] = (*self.model[key][:2], self.clock.now)
+        self.settle()
+
+    @rule(key=KEYS, way=st.sampled_from(["del", "pop"]))
+    def delete(self, key, way):
+        there = self.live().get(key)
+        if way == "pop":
+            assert self.d.pop(key, None) is there
+        elif there is None:
+            with pytest.raises(KeyError):
+                del self.d[key]
+        else:
+            del self.d[key]
+        self.settle()
+        if there is not None:
+            del self.model[key]
+
+    @rule(key=KEYS, ttl=TTLS)
+    def touch(self, key, ttl):
+        there = key in self.live()
+        assert self.d.touch(key, ttl) == there
+        if there:
+            self.model[key] = (self.model[key][0], self.deadline(ttl), self.clock.now)
+        self.settle()
+
+    @rule(key=KEYS)
+    def expires_at(self, key):
+        if key in self.live():
+            assert self.d.expires_at(key) == self.due(key)
+        else:
+            with pytest.raises(KeyError):
+                self.d.expires_at(key)
+
+    @rule(seconds=STEPS)
+    def wait(self, seconds):
+        self.clock.now += seconds
+
+    @rule(limit=st.one_of(st.none(), st.integers(1, 3)))
+    def expire(self, limit):
+        waiting = len(self.model) - len(self.live())
+        assert self.d.expire(limit) == (waiting if limit is None else min(limit, waiting))
+        self.settle()
+
+    @rule()
+    def popitem(self):
+        live = self.live()
+        if live:
+            key, value = self.d.popitem()
+            self.settle()
+            assert self.model.pop(key)[0] is value is live[key]
+        else:
+            with pytest.raises(KeyError):
+                self.d.popitem()
+            self.settle()
+
+    @rule(wanted=st.integers(0, 400))
+    def trim(self, wanted):
+        before = self.weight()
+        freed = self.d.trim(wanted)
+        gone = [e for e in self.evicted if e[2] not in ("expired", "idle")]
+        expired = len(self.evicted) - len(gone)
+        self.settle()
+        assert freed >= min(wanted, before)
+        assert before - self.weight() == sum(ENTRY + e[1][1] for e in gone)
+        assert freed >= expired * ENTRY
+
+    @rule(max_size=st.one_of(st.none(), st.integers(1, 8)), limit=st.one_of(st.none(), st.integers(120, 500)))
+    def resize(self, max_size, limit):
+        self.d.resize(max_size=max_size, memory_limit=limit)
+        self.max_size, self.limit = max_size or 10**9, limit or 10**9
+        self.settle()
+        self.max_size, self.limit = max_size, limit
+
+    @rule()
+    def clear(self):
+        self.d.clear()
+        self.settle()
+        self.model.clear()
+
+    @rule()
+    def replace_by_copy(self):
+        twin = self.d.copy()
+        assert dict(twin.items()) == self.live()
+        for key in twin:
+            assert twin.expires_at(key) >= self.d.expires_at(key)
+        self.settle()
+
+    @precondition(lambda self: hasattr(self, "d"))
+    @invariant()
+    def agrees(self):
+        live = self.live()
+        if self.serial % 3 == 0:
+            # Not always: looking settles what is due, and the states in between want testing too.
+            assert len(self.d) == len(live)
+            assert dict(self.d.items()) == live
+            assert self.d.nbytes == sum(ENTRY + v[1] for v in live.values())
+            self.settle()
+            assert self.model.keys() == live.keys()
+        if self.max_size:
+            assert len(live) <= self.max_size
+        if self.limit:
+            assert self.weight() <= self.limit
+
+
+Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestModel = Model.TestCase
+
+
+# ---- promises, one by one -----------------------------------------------------------------------------------------------
+
+
+def test_is_a_mutable_mapping():
+    d = TTLDict[str, int](5)
+    assert isinstance(d, MutableMapping)
+    assert isinstance(d, Mapping)
+    d.update({"a": 1}, b=2)
+    assert d == {"a": 1, "b": 2}
+    assert {"a": 1, "b": 2} == d
+    assert d != {"a": 1}
+    assert d == d.copy()
+    assert sorted(d.keys()) == ["a", "b"]
+    assert sorted(d.values()) == [1, 2]
+    assert ("a", 1) in d.items()
+    assert ("a", 2) not in d.items()
+    assert 2 in d.values()
+    assert d.keys() & {"a", "z"} == {"a"}
+    assert "TTLDict({'a': 1, 'b': 2}, max_size=5)" in (repr(d), repr(TTLDict(d, 5)) if False else repr(d))
+    with pytest.raises(TypeError):
+        hash(d)
+
+
+def test_report_spelling():
+    d = create_memory_aware_ttl_dict(max_size=500, ttl=14_400.0, memory_limit_mb=0.5)
+    assert (d.max_size, d.ttl, d.memory_limit) == (500, 14_400.0, 524_288)
+    for bad in (0, -1, math.nan, math.inf):
+        with pytest.raises(ArgumentValueError, match="memory_limit_mb"):
+            create_memory_aware_ttl_dict(1, 1, bad)
+    with pytest.raises(ArgumentTypeError, match="memory_limit_mb"):
+        create_memory_aware_ttl_dict(1, 1, "5")
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "error"),
+    [
+        ("max_size", 0, ArgumentValueError),
+        ("max_size", -1, ArgumentValueError),
+        ("max_size", 1.5, ArgumentTypeError),
+        ("max_size", True, ArgumentTypeError),
+        ("max_size", "9", ArgumentTypeError),
+        ("memory_limit", 0, ArgumentValueError),
+        ("memory_limit", -(2**70), ArgumentValueError),
+        ("memory_limit", math.nan, ArgumentTypeError),
+        ("ttl", 0, ArgumentValueError),
+        ("ttl", -1.0, ArgumentValueError),
+        ("ttl", math.nan, ArgumentValueError),
+        ("ttl", "1", ArgumentTypeError),
+        ("ttl", True, ArgumentTypeError),
+        ("ttl", -(10**400), ArgumentValueError),
+        ("idle", 0, ArgumentValueError),
+        ("idle", math.nan, ArgumentValueError),
+        ("idle", [], ArgumentTypeError),
+        ("policy", "mru", ArgumentValueError),
+        ("policy", 3, ArgumentTypeError),
+        ("policy", None, ArgumentTypeError),
+        ("sizeof", 3, ArgumentTypeError),
+        ("timer", 3, ArgumentTypeError),
+        ("on_evict", 3, ArgumentTypeError),
+    ],
+)
+def test_bad_arguments_are_named(name, bad, error):
+    with pytest.raises(error, match=f"^{name} must be .* not {type(bad).__name__ and ''}"):
+        TTLDict(**{name: bad})
+
+
+def test_bad_arguments_change_nothing():
+    d = TTLDict(4, 60)
+    d["a"] = 1
+    before = d.expires_at("a")
+    for call in (
+        lambda: d.set("a", 2, ttl=0),
+        lambda: d.set("a", 2, ttl=math.nan),
+        lambda: d.set("a", 2, ttl="soon"),
+        lambda: d.touch("a", -1),
+        lambda: d.get_or_set("b", 3),
+        lambda: d.expire(0),
+        lambda: d.trim(-1),
+        lambda: d.trim(1.5),
+        lambda: d.resize(max_size=0),
+        lambda: d.resize(memory_limit=1.5),
+        lambda: d.resize(max_size=2, memory_limit=-1),
+        lambda: d.set([], 1),
+        lambda: d.__init__(5),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            call()
+    assert (dict(d.items()), d.expires_at("a"), d.max_size, d.memory_limit) == ({"a": 1}, before, 4, None)
+
+
+def test_limits_past_32_bits_work():
+    d = TTLDict(2**40, memory_limit=2**50, sizeof=lambda k, v: v)
+    assert (d.max_size, d.memory_limit) == (2**40, 2**50)
+    for n in range(5):
+        d[n] = 2**33 + n
+    assert d.nbytes == 5 * (2**33 + ENTRY) + 10
+    d[2] = 1
+    assert d.nbytes == 4 * (2**33 + ENTRY) + 8 + 1 + ENTRY
+    d["small"] = 3
+    del d[0]
+    assert d.nbytes == 3 * (2**33 + ENTRY) + 8 + 1 + 3 + 2 * ENTRY
+    with pytest.raises(ValueTooLargeError, match=f"{2**50} bytes"):
+        d["big"] = 2**50
+    assert TTLDict(2**70).max_size >= 2**62
+    with pytest.raises(ArgumentValueError, match="sizeof"):
+        d["x"] = 2**63
+
+
+def test_expiry_is_exact_and_shown_nowhere():
+    clock, gone = Clock(100.0), []
+    d = TTLDict(ttl=1.0, timer=clock, on_evict=lambda *entry: gone.append(entry))
+    d["a"] = 1
+    d.set("b", 2, ttl=math.inf)
+    assert d.expires_at("a") == 101.0
+    assert d.expires_at("b") == math.inf
+    clock.now = math.nextafter(101.0, 0)
+    assert d["a"] == 1
+    assert len(d) == 2
+    clock.now = 101.0
+    assert "a" not in d
+    assert d.get("a") is None
+    assert list(d) == ["b"]
+    assert list(d.values()) == [2]
+    assert list(d.items()) == [("b", 2)]
+    assert len(d) == 1
+    assert d == {"b": 2}
+    assert gone == [("a", 1, "expired")]
+    assert d.stats["expired"] == 1
+
+
+def test_storing_over_an_expired_entry_is_an_insertion():
+    clock, gone = Clock(), []
+    d = TTLDict(ttl=1.0, timer=clock, on_evict=lambda *entry: gone.append(entry))
+    d["a"] = 1
+    clock.now = 1.0
+    d["a"] = 2
+    assert gone == [("a", 1, "expired")]
+    assert d["a"] == 2
+
+
+def test_idle_entries_go_and_used_ones_stay():
+    clock, gone = Clock(), []
+    d = TTLDict(idle=1.0, ttl=10.0, timer=clock, on_evict=lambda *entry: gone.append(entry))
+    d["used"], d["left"] = 1, 2
+    for _ in range(20):
+        clock.now += 0.4
+        assert d["used"] == 1
+    assert gone == [("left", 2, "idle")]
+    clock.now = 9.9
+    clock.now = 10.0
+    assert "used" not in d
+    assert len(d) == 0
+    assert gone[1][0] == "used"
+
+
+def test_lookups_free_a_fixed_number_of_due_entries_each():
+    clock = Clock()
+    gone = []
+    d = TTLDict(ttl=1.0, timer=clock, on_evict=lambda *entry: gone.append(entry))
+    for n in range(1000):
+        d[n] = n
+    d.set("stays", 1, ttl=100)
+    clock.now = 2.0
+    for operate in (
+        lambda: d.get("stays"),
+        lambda: d.get("absent"),
+        lambda: "stays" in d,
+        lambda: d.__setitem__("new", 1),
+        lambda: d.pop("new"),
+        lambda: d.touch("stays", 100),
+    ):
+        before = len(gone)
+        operate()
+        assert 0 < len(gone) - before <= 8
+    assert d.expire(limit=10) == 10
+    assert len(d) == 1
+    assert len(gone) == 1000
+
+
+def test_a_backlog_shrinks_even_when_every_operation_inserts():
+    clock = Clock()
+    d = TTLDict(ttl=1.0, timer=clock)
+    for n in range(1000):
+        d[n] = n
+    clock.now = 2.0
+    for n in range(1000, 1600):
+        d[n] = n
+    assert d.stats["entries"] == 600
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 5000])
+@pytest.mark.parametrize("spread", [0.0, 0.0001, 1.0])
+def test_len_settles_all_that_is_due(count, spread):
+    clock = Clock(1.7e9)
+    d = TTLDict(timer=clock)
+    order = list(range(count))
+    random.Random(count).shuffle(order)
+    for n in order:
+        d.set(n, n, ttl=1.0 + n * spread)
+    due = {n: d.expires_at(n) for n in order}
+    for now in sorted(random.Random(1).sample(sorted(due.values()), min(count, 20))):
+        clock.now = now
+        expected = {n for n, at in due.items() if at > now}
+        assert len(d) == len(expected)
+        assert set(d) == expected
+
+
+def test_refreshed_entries_outlive_their_first_deadline():
+    clock = Clock()
+    d = TTLDict(ttl=10.0, timer=clock)
+    for n in range(500):
+        d[n] = n
+    for step in range(1, 10):
+        clock.now = step * 5.0
+        for n in range(0, 500, 2):
+            d[n] = n
+    assert set(d) == set(range(0, 500, 2))
+    for n in range(0, 500, 4):
+        d.touch(n, 0.5)
+    clock.now += 0.5
+    assert set(d) == set(range(2, 500, 4))
+
+
+def test_years_pass():
+    clock = Clock()
+    d = TTLDict(timer=clock)
+    year = 365 * 86400.0
+    for n in range(1, 12):
+        d.set(n, n, ttl=n * year)
+    for n in range(1, 12):
+        clock.now = n * year - 1
+        assert n in d
+        assert len(d) == 12 - n
+        clock.now = n * year
+        assert n not in d
+    assert len(d) == 0
+
+
+def test_a_timer_may_go_back_and_must_return_seconds():
+    clock = Clock(100.0)
+    d = TTLDict(ttl=10, timer=clock)
+    d["a"] = 1
+    clock.now = 0.0
+    d["b"] = 2
+    assert dict(d) == {"a": 1, "b": 2}
+    clock.now = 10.0
+    assert dict(d) == {"a": 1}
+    for bad, error in ((None, ArgumentTypeError), ("1", ArgumentTypeError), (math.nan, ArgumentValueError)):
+        clock.now = bad
+        with pytest.raises(error, match=r"timer\(\)"):
+            d["c"] = 3
+        with pytest.raises(error, match=r"timer\(\)"):
+            len(d)
+    clock.now = 11.0
+    assert dict(d) == {"a": 1}
+
+
+# ---- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_full_dict_evicts_one_at_a_time_due_entries_first(policy):
+    clock, gone = Clock(), []
+    d = TTLDict(3, timer=clock, policy=policy, on_evict=lambda k, v, why: gone.append((k, why)))
+    d.set("a", 1, ttl=9)
+    d.set("b", 2, ttl=1)
+    d.set("c", 3, ttl=9)
+    clock.now = 1.0
+    d["d"] = 4
+    assert gone == [("b", "expired")]
+    d["e"] = 5
+    assert len(gone) == 2
+    assert gone[1][1] == "full"
+    assert len(d) == 3
+    assert "e" in d
+
+
+def test_fifo_and_lru_order():
+    for policy, expected in (("fifo", ["a", "b"]), ("lru", ["b", "c"])):
+        gone = []
+        d = TTLDict(3, policy=policy, on_evict=lambda k, v, why, gone=gone: gone.append(k))
+        d.update(a=1, b=2, c=3)
+        d["a"]
+        d["d"] = 4
+        d["e"] = 5
+        assert gone == expected
+
+
+def test_sieve_and_s3fifo_keep_what_is_used_through_a_scan():
+    for policy in ("sieve", "s3fifo"):
+        d = TTLDict(100, policy=policy)
+        for _ in range(3):
+            for hot in range(20):
+                d.setdefault(("hot", hot), 1)
+        for n in range(2000):
+            d[n] = n
+            if n % 50 == 0:
+                for hot in range(20):
+                    d.get(("hot", hot))
+        assert sum(("hot", hot) in d for hot in range(20)) >= 18, policy
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_memory_limit(policy):
+    gone = []
+    d = TTLDict(memory_limit=1000, sizeof=lambda k, v: v - ENTRY, policy=policy, on_evict=lambda *e: gone.append(e))
+    for n in range(10):
+        d[n] = 100
+    assert (d.nbytes, gone) == (1000, [])
+    d["x"] = 100
+    assert d.nbytes == 800
+    assert {why for _, _, why in gone} == {"memory"}
+    assert "x" in d
+    with pytest.raises(ValueTooLargeError):
+        d["y"] = 1001
+    with pytest.raises(ValueTooLargeError):
+        d["x"] = 1001
+    assert (d.nbytes, d["x"]) == (800, 100)
+    d["y"] = 1000
+    assert dict(d) == {"y": 1000}
+    d["z"] = 850
+    assert dict(d) == {"z": 850}
+    d.clear()
+    assert d.nbytes == 0
+    # An entry that grows in place keeps its own place.
+    d["a"], d["b"] = 400, 400
+    d["a"] = 700
+    assert dict(d) == {"a": 700}
+
+
+def test_default_account_and_recount():
+    d = TTLDict(memory_limit=1_000_000)
+    assert d.nbytes == 0
+    value = {"numbers": [1.5] * 10}
+    d["a"] = value
+    first = d.nbytes
+    assert first > ENTRY + sys.getsizeof(value)
+    value["text"] = "x" * 5000
+    assert d.nbytes == first
+    assert d.recount("a") == d.nbytes >= first + 5000
+    value["more"] = "y" * 2_000_000
+    before = d.nbytes
+    with pytest.raises(ValueTooLargeError):
+        d.recount("a")
+    assert d.nbytes == before
+    with pytest.raises(KeyError):
+        d.recount("b")
+    del d["a"]
+    assert d.nbytes == 0
+
+
+def test_recount_over_the_limit_evicts_others():
+    sizes = {}
+    d = TTLDict(memory_limit=1000, sizeof=lambda k, v: sizes.get(k, 100) - ENTRY)
+    for n in range(10):
+        d[n] = n
+    sizes[3] = 500
+    assert d.recount(3) == 500
+    assert 3 in d
+    assert d.nbytes == 800
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, None, "3", True, 2**62])
+def test_bad_sizeof_results(bad):
+    d = TTLDict(sizeof=lambda k, v: bad if v == "bad" else 10)
+    d["a"] = 1
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="sizeof"):
+        d["a"] = "bad"
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="sizeof"):
+        d["b"] = "bad"
+    assert (dict(d), d.nbytes) == ({"a": 1}, ENTRY + 10)
+
+
+def test_trim_and_resize():
+    gone = []
+    d = TTLDict(sizeof=lambda k, v: 100 - ENTRY, on_evict=lambda k, v, why: gone.append(why))
+    for n in range(10):
+        d[n] = n
+    assert d.trim(0) == 0
+    assert d.trim(250) == 300
+    assert len(d) == 7
+    d.resize(max_size=5)
+    assert len(d) == 5
+    d.resize(memory_limit=300)
+    assert d.nbytes == 200
+    assert (d.max_size, d.memory_limit) == (5, 300)
+    assert gone == ["memory"] * 3 + ["full"] * 2 + ["memory"] * 3
+    assert d.trim(10**30) == 200
+    assert (len(d), d.nbytes) == (0, 0)
+
+
+# ---- callbacks and other code that runs in the middle -------------------------------------------------------------------
+
+
+def test_what_on_evict_raises_goes_to_the_unraisable_hook():
+    seen = []
+
+    def refuse(key, value, reason):
+        raise ZeroDivisionError(key)
+
+    d = TTLDict(1, on_evict=refuse)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda args: seen.append(args.exc_type)
+    try:
+        d["a"] = 1
+        d["b"] = 2
+    finally:
+        sys.unraisablehook = hook
+    assert seen == [ZeroDivisionError]
+    assert dict(d) == {"b": 2}
+
+
+def test_deleting_and_replacing_do_not_call_on_evict():
+    gone = []
+    d = TTLDict(9, on_evict=lambda *entry: gone.append(entry))
+    d["a"] = 1
+    d["a"] = 2
+    del d["a"]
+    d["b"] = 1
+    d.pop("b")
+    d["c"] = 1
+    d.clear()
+    d["d"] = 1
+    d.popitem()
+    assert gone == []
+
+
+def test_callbacks_may_use_the_dict():
+    d = TTLDict(2, on_evict=lambda k, v, why: d.set(("again", k), v) if isinstance(k, int) and k < 50 else None)
+    for n in range(100):
+        d[n] = n
+    assert len(d) == 2
+    clock = Clock()
+    seen = []
+
+    def on_evict(key, value, reason):
+        seen.append((len(e), list(e), e.expire(), e.get(key)))
+        e.clear()
+
+    e = TTLDict(ttl=1, timer=clock, on_evict=on_evict)
+    for n in range(200):
+        e[n] = n
+    clock.now = 1.0
+    assert len(e) == 0
+    assert len(seen) == 200
+    assert all(entry == (0, [], 0, None) for entry in seen)
+
+
+def test_comparisons_may_change_the_dict():
+    d = TTLDict()
+    a, b = same_hash("a", "b")
+    d[a] = 1
+
+    def wreck():
+        b.on_eq = None
+        d.clear()
+        for n in range(100):
+            d[n] = n
+
+    b.on_eq = wreck
+    a.on_eq = None
+    assert d.get(b) is None
+    assert len(d) == 100
+    for operation in (d.get, d.pop, d.touch, d.__contains__, d.expires_at, lambda k: d.set(k, 1), d.recount):
+        d.clear()
+        a, b = same_hash("a", "a")
+        d[a] = 1
+        done = []
+
+        def evil(done=done, b=b):
+            if not done:
+                done.append(1)
+                b.on_eq = None
+                d.clear()
+                for n in range(50):
+                    d[n] = n
+
+        b.on_eq = evil
+        a.on_eq = evil
+        try:
+            operation(b)
+        except (KeyError, TypeError):
+            pass
+        assert done
+        assert set(range(50)) <= set(d)
+
+
+def test_errors_from_hash_and_eq_pass_and_change_nothing():
+    d = TTLDict()
+    a, b = same_hash("a", "b")
+    d[a] = 1
+
+    def fail():
+        raise ZeroDivisionError
+
+    b.on_eq = fail
+    a.on_eq = fail
+    for operation in (d.get, d.pop, d.touch, d.__contains__, d.expires_at, lambda k: d.set(k, 1), d.__delitem__):
+        with pytest.raises(ZeroDivisionError):
+            operation(b)
+    b.on_hash = fail
+    for operation in (d.get, d.pop, d.touch, d.__contains__, d.expires_at, lambda k: d.set(k, 1), d.__delitem__):
+        with pytest.raises(ZeroDivisionError):
+            operation(b)
+    a.on_eq = None
+    assert list(d.items()) == [(a, 1)]
+    with pytest.raises(TypeError):
+        d[[]] = 1
+    with pytest.raises(TypeError):
+        d.get([])
+
+
+def test_finalisers_may_use_the_dict():
+    d = TTLDict(3)
+    calls = []
+
+    def again():
+        calls.append(1)
+        if len(calls) < 200:
+            d[len(calls)] = OnDel(again)
+            d.get(1)
+            len(d)
+
+    for n in range(20):
+        d[n] = OnDel(again)
+    for n in range(20):
+        d[n] = OnDel(again)
+        d.pop(n, None)
+    d.clear()
+    assert len(calls) >= 200
+    d.clear()
+    assert len(d) == 0
+
+
+def test_equal_strings_of_other_types_and_numbers():
+    class Text(str):
+        pass
+
+    d = TTLDict()
+    d["a"] = 1
+    assert d[Text("a")] == 1
+    d[Text("a")] = 2
+    assert d["a"] == 2
+    assert len(d) == 1
+    d[1] = "one"
+    assert d[1.0] == d[True] == "one"
+    d["\u00e9"] = d["\u20ac"] = d["\U0001f600"] = 3
+    assert d["".join(["\u20", "ac"]) if False else "\u20ac"] == 3
+    assert d["€é"[:1]] == 3
+    assert "\u00e8" not in d
+
+
+@pytest.mark.parametrize("pattern", [1, 2, 1 << 10, 1 << 20, 1 << 32, 1 << 48, 0x9E3779B1, (1 << 61) - 2])
+def test_integer_patterns_do_not_pile_up(pattern):
+    """Each key lies within a few places of its home: counted in comparisons, which only equal hashes get."""
+    d = TTLDict()
+    for n in range(3000):
+        d[n * pattern] = n
+    assert all(d[n * pattern] == n for n in range(3000))
+    assert len(d) == 3000
+
+
+# ---- iteration ----------------------------------------------------------------------------------------------------------
+
+
+def test_changing_the_dict_while_iterating_raises():
+    for change in (
+        lambda d: d.__setitem__("new", 1),
+        lambda d: d.pop(3),
+        lambda d: d.clear(),
+        lambda d: d.popitem(),
+        lambda d: d.trim(1),
+        lambda d: d.resize(max_size=2),
+        lambda d: d.setdefault("new", 1),
+    ):
+        for view in (lambda d: d, lambda d: d.values(), lambda d: d.items(), lambda d: d.keys()):
+            d = TTLDict()
+            d.update({n: n for n in range(10)})
+            iterator = iter(view(d))
+            next(iterator)
+            change(d)
+            with pytest.raises(RuntimeError, match="dictionary changed size during iteration"):
+                list(iterator)
+
+
+def test_replacing_while_iterating_is_allowed_and_expiry_is_no_change():
+    clock = Clock()
+    d = TTLDict(timer=clock)
+    for n in range(100):
+        d.set(n, n, ttl=1.0 if n % 2 else 5.0)
+    seen = []
+    for key in d:
+        d[key] = -1 if key % 2 == 0 else d.pop("absent", 0)
+        seen.append(key)
+    assert seen == list(range(100))
+    for n in range(100):
+        d.set(n, n, ttl=1.0 if n % 2 else 5.0)
+    seen = []
+    for key in d:
+        if key == 10:
+            clock.now = 1.0
+            len(d)
+        seen.append(key)
+    assert seen == [n for n in range(100) if n % 2 == 0 or n <= 10]
+    iterator = iter(d)
+    clock.now = 5.0
+    assert list(iterator) == []
+    assert list(iterator) == []
+
+
+# ---- copies -------------------------------------------------------------------------------------------------------------
+
+
+def test_copy_and_pickle():
+    clock = Clock(50.0)
+    d = TTLDict(7, 10.0, memory_limit=10**6, idle=8.0, policy="lru")
+    d.update(a=[1], b=2)
+    d.set("c", 3, ttl=math.inf)
+    for twin in (d.copy(), copy.copy(d), pickle.loads(pickle.dumps(d)), copy.deepcopy(d)):
+        assert twin == d
+        assert type(twin) is TTLDict
+        assert (twin.max_size, twin.ttl, twin.memory_limit, twin.idle, twin.policy) == (7, 10.0, 10**6, 8.0, "lru")
+        assert abs(twin.expires_at("a") - d.expires_at("a")) < 1
+        assert twin.nbytes == d.nbytes
+    assert d.copy()["a"] is d["a"]
+    assert copy.deepcopy(d)["a"] is not d["a"]
+    timed = TTLDict(ttl=10.0, timer=clock)
+    timed["a"] = 1
+    clock.now = 55.0
+    twin = timed.copy()
+    assert twin.expires_at("a") == 60.0
+    clock.now = 60.0
+    assert len(twin) == 0
+
+
+def test_a_pickled_dict_keeps_the_seconds_that_were_left():
+    d = TTLDict()
+    d.set("a", 1, ttl=100)
+    script = "import pickle,sys,time; d=pickle.load(sys.stdin.buffer); print(d.expires_at('a')-time.monotonic())"
+    left = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(d), capture_output=True, check=True)
+    assert 90 < float(left.stdout) <= 100.1
+
+
+class Sub(TTLDict):
+    def __init__(self, owner, **limits):
+        super().__init__(**limits)
+        self.owner = owner
+
+    def shout(self):
+        return f"{self.owner}!"
+
+
+def test_subclass():
+    d = Sub("me", max_size=3)
+    d["a"] = 1
+    twin = pickle.loads(pickle.dumps(d))
+    assert (type(twin), twin.shout(), dict(twin), twin.max_size) == (Sub, "me!", {"a": 1}, 3)
+    assert copy.copy(d)["a"] == 1
+
+    class Bare(TTLDict):
+        def __init__(self):
+            pass
+
+    bare = Bare()
+    bare["a"] = 1
+    assert (bare["a"], bare.max_size, bare.ttl) == (1, None, None)
+
+
+def test_a_dict_that_contains_itself():
+    d = TTLDict()
+    d["self"] = d
+    assert "TTLDict({...})" in repr(d)
+    twin = copy.deepcopy(d)
+    assert twin["self"] is twin
+    twin = pickle.loads(pickle.dumps(d))
+    assert twin["self"] is twin
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cycles_are_collected():
+    class Node:
+        pass
+
+    node = Node()
+    node.d = TTLDict(on_evict=lambda *entry, node=node: None)
+    node.d["node"] = node
+    node.d[(node,)] = 1
+    ref, dict_ref = weakref.ref(node), weakref.ref(node.d)
+    del node
+    gc.collect()
+    assert ref() is None
+    assert dict_ref() is None
+
+
+def test_deep_nesting_is_freed_without_recursion():
+    d = TTLDict(sizeof=lambda k, v: 1)
+    for _ in range(100_000):
+        outer = TTLDict(sizeof=lambda k, v: 1)
+        outer["in"] = d
+        d = outer
+    del d, outer
+
+
+def test_references_are_dropped():
+    class Value:
+        pass
+
+    clock = Clock()
+    d = TTLDict(4, 10.0, timer=clock)
+    values = [Value() for _ in range(20)]
+    refs = [weakref.ref(value) for value in values]
+    for n, value in enumerate(values):
+        d[n] = value
+    del value
+    values.clear()
+    assert sum(ref() is not None for ref in refs) == 4
+    d.pop(19)
+    d[18] = None
+    assert sum(ref() is not None for ref in refs) == 2
+    clock.now = 10.0
+    d.expire()
+    assert sum(ref() is not None for ref in refs) == 0
+
+
+def exercise(policy="s3fifo"):
+    clock = Clock()
+    d = TTLDict(50, 5.0, memory_limit=20_000, policy=policy, idle=4.0, timer=clock, on_evict=lambda *entry: None)
+    for n in range(300):
+        d[n] = [n]
+        d.get(n - 3)
+        d.setdefault(n - 1, None)
+        d.pop(n - 7, None)
+        clock.now += 0.05
+        d.touch(n - 2)
+    list(d.items())
+    d.copy()
+    d.trim(100)
+    d.resize(max_size=5)
+    pickle.loads(pickle.dumps(TTLDict(d.max_size)))
+    for bad in ([], {}):
+        with pytest.raises(TypeError):
+            d[bad] = 1
+    with pytest.raises(ValueTooLargeError):
+        d["x"] = "x" * 30_000
+    d["self"] = d
+    d.clear()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_leaks(leaks_nothing, policy):
+    leaks_nothing(lambda: exercise(policy), runs=2)
+
+
+def entry_points():
+    grow = {n: n for n in range(8)}
+    return {
+        "construct": (lambda _: TTLDict(5, 5.0, memory_limit=100, idle=3, policy="lru"), {}),
+        "insert": (lambda d: d.set("new", "value", ttl=7), grow),
+        "insert first": (lambda d: d.set("new", "value", ttl=7), {}),
+        "replace": (lambda d: d.set(3, "value", ttl=7), grow),
+        "setdefault": (lambda d: d.setdefault("new", 1), grow),
+        "get_or_set": (lambda d: d.get_or_set("new", int), grow),
+        "get": (lambda d: d.get(3), grow),
+        "getitem": (lambda d: d[3], grow),
+        "pop": (lambda d: d.pop(77, None), grow),
+        "touch": (lambda d: d.touch(3, 2.0), grow),
+        "items": (lambda d: list(d.items()), grow),
+        "stats": (lambda d: d.stats, grow),
+        "nbytes": (lambda d: d.nbytes, grow),
+        "recount": (lambda d: d.recount(3), grow),
+        "copy": (lambda d: d.copy(), grow),
+        "repr": (lambda d: repr(d), grow),
+        "reduce": (lambda d: d.__reduce_ex__(4), grow),
+        "wide": (lambda d: d.set(3, 2**30), grow),
+    }
+
+
+@pytest.mark.parametrize("name", entry_points())
+@pytest.mark.parametrize("timed", [False, True])
+def test_without_memory_nothing_changes(fail_allocations, name, timed):
+    call, content = entry_points()[name]
+    clock = Clock()
+
+    def prepare():
+        # `wide` wants a size that the table can't keep in its slots.
+        d = TTLDict(sizeof=lambda k, v: v if v == 2**30 else 8, timer=clock if timed else None, sweep=False)
+        d.update(content)
+        return d
+
+    def check(d):
+        assert dict(d.items()) == content
+        assert d.nbytes == len(content) * (ENTRY + 8)
+        for n in range(100, 140):
+            d[n] = n
+        assert len(d) == len(content) + 40
+
+    assert fail_allocations(call, prepare=prepare, check=check) >= 0
+
+
+# ---- threads, fork, the sweeper ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_eight_threads(hammer, policy):
+    d = TTLDict(64, 0.02, memory_limit=64 * 400, policy=policy, on_evict=lambda *entry: None)
+    rng = [random.Random(n) for n in range(8)]
+
+    def body(index):
+        key = rng[index].randrange(100)
+        match rng[index].randrange(9):
+            case 0 | 1:
+                d[key] = (key, "x" * 10)
+            case 2:
+                d.pop(key, None)
+            case 3:
+                d.setdefault(str(key), (str(key),))
+            case 4:
+                try:
+                    for k, v in d.items():
+                        assert v[0] == k
+                except RuntimeError as e:
+                    assert "changed size" in str(e)
+            case 5:
+                assert len(d) <= 64
+            case 6:
+                d.touch(key)
+                if rng[index].randrange(50) == 0:
+                    d.clear()
+            case _:
+                value = d.get(key)
+                assert value is None or value[0] == key
+
+    hammer(8, body, iterations=1500)
+    assert d.nbytes <= 64 * 400
+    d.expire()
+    assert len(dict(d.items())) == len(d)
+
+
+def test_hostile_keys_in_threads(hammer):
+    d = TTLDict(30)
+    keys = [Hostile(n) for n in range(40)]
+
+    def body(index):
+        key = random.choice(keys)
+        d[key] = key.value
+        value = d.get(random.choice(keys))
+        assert value is None or 0 <= value < 40
+        d.pop(random.choice(keys), None)
+
+    hammer(8, body, iterations=150)
+    assert len(d) <= 30
+
+
+def wait_for(condition, seconds=15):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_the_sweeper_frees_what_nobody_touches():
+    class Value:
+        pass
+
+    d = TTLDict(ttl=0.05)
+    swept, kept = Value(), Value()
+    refs = weakref.ref(swept), weakref.ref(kept)
+    d["a"] = swept
+    still = TTLDict(ttl=0.05, sweep=False)
+    still["a"] = kept
+    del swept, kept
+    assert wait_for(lambda: refs[0]() is None)
+    assert refs[1]() is not None
+    # A nearer deadline brings the sweeper forward.
+    value = Value()
+    ref = weakref.ref(value)
+    d.set("far", 1, ttl=1000)
+    d.set("near", value, ttl=0.05)
+    del value
+    assert wait_for(lambda: ref() is None)
+    assert len(d) == 1
+    assert len(still) == 0
+
+
+def test_the_sweeper_holds_no_dict_and_frees_a_big_backlog():
+    d = TTLDict(ttl=0.3)
+    ref = weakref.ref(d)
+    gone = []
+    e = TTLDict(ttl=0.3, on_evict=lambda *entry: gone.append(entry[2]))
+    for n in range(20_000):
+        d[n] = e[n] = n
+    del d
+    gc.collect()
+    assert ref() is None
+    assert wait_for(lambda: len(gone) == 20_000)
+    assert set(gone) == {"expired"}
+
+
+def test_the_sweeper_survives_callbacks_that_raise():
+    seen = []
+
+    def refuse(key, value, reason):
+        raise ZeroDivisionError
+
+    hook, sys.unraisablehook = sys.unraisablehook, lambda args: seen.append(args.exc_type)
+    try:
+        d = TTLDict(ttl=0.02, on_evict=refuse)
+        d["a"] = 1
+        assert wait_for(lambda: seen)
+        d["b"] = 1
+        assert wait_for(lambda: len(seen) == 2)
+    finally:
+        sys.unraisablehook = hook
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_with_threads_and_sweeper():
+    script = """
+import os, sys, threading, time, warnings
+warnings.simplefilter("error")
+from synthex_fast import TTLDict
+d = TTLDict(1000, ttl=0.2)
+long = TTLDict(1000)
+long.update({n: n for n in range(100)})
+d["seed"] = 1
+gone = []
+e = TTLDict(ttl=0.3, on_evict=lambda *entry: gone.append(entry))
+e["a"] = 1
+if sys.argv[1] == "threads":
+    warnings.simplefilter("ignore")
+    stop = False
+    def work():
+        n = 0
+        while not stop:
+            n += 1
+            d[n % 500] = n
+            d.get(n % 300)
+            long.get(n % 100)
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for t in threads: t.start()
+children = []
+for _ in range(8):
+    pid = os.fork()
+    if pid == 0:
+        for n in range(2000):
+            d[n] = n; d.get(n - 1); long[n % 100]
+        end = time.monotonic() + 20
+        while not gone and time.monotonic() < end:
+            time.sleep(0.01)
+        os._exit(0 if gone == [("a", 1, "expired")] and len(long) == 100 else 1)
+    children.append(pid)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+stop = True
+end = time.monotonic() + 20
+while not gone and time.monotonic() < end:
+    time.sleep(0.01)
+assert gone, "the parent's sweeper is gone"
+assert codes == [0] * 8, codes
+"""
+    # The sweeper alone must not make a process that forks look multi-threaded: that is a warning from 3.12 on.
+    for mode in ("alone", "threads"):
+        run = subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, timeout=100)
+        assert run.returncode == 0, (mode, run.stderr)
+
+
+def test_the_process_ends_with_the_sweeper_at_work():
+    script = """
+from synthex_fast import TTLDict
+d = TTLDict(ttl=0.01)
+for n in range(5000): d[n] = [n]
+d.set("far", 1, ttl=1e6)
+e = TTLDict(ttl=1e9); e["self"] = e
+class AtEnd:
+    def __del__(self):
+        d["late"] = 1
+d["x"] = AtEnd()
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_no_thread_is_started_without_need():
+    script = """
+import sys, threading
+from synthex_fast import TTLDict
+d = TTLDict(10); d["a"] = 1
+e = TTLDict(10, ttl=5, sweep=False); e["a"] = 1
+f = TTLDict(10, ttl=5, timer=lambda: 1.0); f["a"] = 1
+assert threading.active_count() == 1
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_large_empty_table_gives_its_memory_back():
+    import tracemalloc
+
+    clock = Clock()
+    tracemalloc.start()
+    try:
+        d = TTLDict(ttl=1.0, timer=clock, sizeof=lambda k, v: 1)
+        base = tracemalloc.get_traced_memory()[0]
+        for n in range(20_000):
+            d[n] = None
+        clock.now = 1.0
+        d.expire()
+        assert tracemalloc.get_traced_memory()[0] - base < 50_000
+        d["a"] = 1
+        assert d == {"a": 1}
+    finally:
+        tracemalloc.stop()
+
+
+def test_get_from_two_threads_sees_whole_values():
+    d = TTLDict(100)
+    stop = threading.Event()
+
+    def write():
+        n = 0
+        while not stop.is_set():
+            n += 1
+            d["k"] = (n, n)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(5000):
+            value = d.get("k")
+            assert value is None or value[0] == value[1]
+    finally:
+        stop.set()
+        thread.join()
