@@ -1,0 +1,172 @@
+"""What several test files share: allocation failure at every turn, leak checks, and threads that hammer."""
+
+import gc
+import sys
+import sysconfig
+import threading
+import time
+import tracemalloc
+from array import array
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No test may depend on how fast the machine is, so hypothesis has no deadline either.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+DEBUG_BUILD = hasattr(sys, "gettotalrefcount")
+
+
+def _attempt(call, arguments, set_nomemory, limits, remove_mem_hooks):
+    """Run the call with the hook in place: its exception or None, and whether an allocation was refused.
+
+    Everything is a local already: between the two hook calls only the call and the probe allocate.
+    """
+    error = None
+    reached = False
+    try:
+        set_nomemory(*limits)
+        call(*arguments)
+    except BaseException as e:
+        remove_mem_hooks()
+        error = e
+    else:
+        try:
+            bytes(1000)
+        except MemoryError:
+            reached = True
+    finally:
+        remove_mem_hooks()
+    return error, reached
+
+
+@pytest.fixture
+def fail_allocations():
+    """``fail_allocations(call, *, check=None, prepare=None, most=2000) -> int``: every allocation fails once.
+
+    Runs ``call`` with its n-th allocation failing, and again with all from the n-th on failing, for n = 1, 2, ...
+    until the call gets through untouched; returns how many allocations that took. Each failure must be a
+    `MemoryError`; the call may also succeed in spite of it. ``check`` runs after each failure (not after a
+    success, which may change the object). ``prepare`` runs before each attempt, outside the window; its result is
+    passed to ``call`` and ``check``.
+    """
+    _testcapi = pytest.importorskip("_testcapi")
+    set_nomemory, remove_mem_hooks = _testcapi.set_nomemory, _testcapi.remove_mem_hooks
+
+    def run(call, *, check=None, prepare=None, most=2000):
+        def attempt(*limits):
+            arguments = () if prepare is None else (prepare(),)
+            enabled = gc.isenabled()
+            gc.disable()
+            try:
+                error, reached = _attempt(call, arguments, set_nomemory, limits, remove_mem_hooks)
+            finally:
+                if enabled:
+                    gc.enable()
+            if error is not None:
+                if not isinstance(error, MemoryError):
+                    raise AssertionError(f"allocation {limits} failed with {error!r}") from error
+                error.__traceback__ = None
+                if check is not None:
+                    check(*arguments)
+            return error is not None or reached
+
+        attempt(10**9)  # fills caches, so that the first attempts don't differ from the later ones
+        for n in range(most):
+            if not attempt(n):
+                break
+            # One failure alone is harder: what follows succeeds and may act on a half-made state.
+            attempt(n, n + 1)
+        else:
+            raise AssertionError(f"the call still reaches a failing allocation after {most}")
+        return n
+
+    return run
+
+
+def _held():
+    """Counts that must not grow: references and blocks on debug builds, bytes and blocks elsewhere."""
+    for _ in range(3):
+        gc.collect()
+    if DEBUG_BUILD:
+        return sys.gettotalrefcount(), sys.getallocatedblocks()
+    return tracemalloc.get_traced_memory()[0], sys.getallocatedblocks()
+
+
+@pytest.fixture
+def leaks_nothing():
+    """``leaks_nothing(scenario, *, runs=3, windows=6)``: repeated runs leave no more references and blocks.
+
+    A leak grows in every window, a cache that fills does not; so the smallest growth of all must be nothing.
+    """
+
+    def check(scenario, *, runs=3, windows=6):
+        tracing = tracemalloc.is_tracing()
+        if not DEBUG_BUILD and not tracing:
+            tracemalloc.start()
+        try:
+            for _ in range(runs):
+                scenario()
+            # Preallocated: what the check itself keeps must not look like a leak.
+            totals, blocks = array("q", bytes(8 * (windows + 1))), array("q", bytes(8 * (windows + 1)))
+            totals[0], blocks[0] = _held()
+            for window in range(1, windows + 1):
+                for _ in range(runs):
+                    scenario()
+                totals[window], blocks[window] = _held()
+        finally:
+            if not DEBUG_BUILD and not tracing:
+                tracemalloc.stop()
+        for name, counts in (("references" if DEBUG_BUILD else "bytes", totals), ("blocks", blocks)):
+            growth = [after - before for before, after in pairwise(counts)]
+            assert min(growth) <= 0, f"{runs} runs leak {min(growth)} {name} or more: {growth}"
+
+    return check
+
+
+@pytest.fixture
+def hammer():
+    """``hammer(n_threads, fn, *, iterations=1000, seconds=None, timeout=120)``: ``fn(index)`` from all at once.
+
+    The threads start together and switch as often as the interpreter allows. The first exception that ``fn``
+    raises is raised here. A deadlock fails the test after ``timeout`` seconds rather than hanging it.
+    """
+
+    def run(n_threads, fn, *, iterations=1000, seconds=None, timeout=120):
+        barrier = threading.Barrier(n_threads)
+        errors = []
+
+        def body(index):
+            try:
+                barrier.wait(timeout)
+                if seconds is None:
+                    for _ in range(iterations):
+                        fn(index)
+                        if errors:
+                            return
+                else:
+                    end = time.monotonic() + seconds
+                    while time.monotonic() < end and not errors:
+                        fn(index)
+            except BaseException as e:
+                errors.append(e)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=body, args=(n,), daemon=True) for n in range(n_threads)]
+        try:
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + timeout
+            for thread in threads:
+                thread.join(max(0, end - time.monotonic()))
+            assert not any(thread.is_alive() for thread in threads), f"threads still run after {timeout} s"
+        finally:
+            sys.setswitchinterval(interval)
+        if errors:
+            raise errors[0]
+
+    return run
