@@ -1,7 +1,7 @@
 """How the benches time: medians of interleaved rounds, so that the machine's drift hits both sides alike.
 
-A claim is a function that returns a `Comparison`. Nanoseconds say little on a shared machine; the ratio of two
-things timed in turns says a lot, so it is taken within each round and reported as median and quartiles.
+A claim is a function that returns a `Comparison`. Nanoseconds say little on a shared machine; the ratio of
+two things timed in turns says a lot, so it is taken within each round and reported as median and quartiles.
 """
 
 import gc
@@ -30,8 +30,8 @@ class Comparison(NamedTuple):
 def statement(source, /, *, inner=1000, unroll=10, **names):
     """A callable that runs ``source`` about ``inner`` times with ``names`` as locals.
 
-    Its attribute ``inner`` is the exact count. The statement is written out ``unroll`` times in the loop's body,
-    so that the loop itself, the same on both sides, doesn't pull the ratio towards 1.
+    Its attribute ``inner`` is the exact count. The statement is written out ``unroll`` times in the loop's
+    body, so that the loop itself, the same on both sides, doesn't pull the ratio towards 1.
 
     >>> run = statement("items.append(1); items.pop()", items=[])
     >>> run(), run.inner
@@ -73,11 +73,11 @@ def _time(call, calls, prepare):
 def compare(ours, rival, *, rounds=None, inner=None, seconds=None, prepare_ours=None, prepare_rival=None):
     """Time two callables in alternating order and return a `Comparison` of nanoseconds per operation.
 
-    ours, rival: take no argument and do the operation ``inner`` times a call (`statement` makes such callables
-    and knows its count; otherwise ``inner`` is 1 unless given). ``seconds``: how long one side of one round runs
-    at least. ``prepare_ours``, ``prepare_rival``: run before each timing and are not timed; the call is then made
-    once a round, since it may use up what was prepared. The cyclic collector is off while the clock runs, as in
-    `timeit`: what it costs is measured by ``synthex-fast validate``.
+    ours, rival: take no argument and do the operation ``inner`` times a call (`statement` makes such
+    callables and knows its count; otherwise ``inner`` is 1 unless given). ``seconds``: how long one side of
+    one round runs at least. ``prepare_ours``, ``prepare_rival``: run before each timing and are not timed;
+    the call is then made once a round, since it may use up what was prepared. The cyclic collector is off
+    while the clock runs, as in `timeit`: what it costs is measured by ``synthex-fast validate``.
     """
     rounds = ROUNDS if rounds is None else rounds
     seconds = ROUND_SECONDS if seconds is None else seconds
@@ -137,11 +137,11 @@ def _run_threads(works):
 
 
 def scaling(make_work, *, threads=2, rounds=None):
-    """How the throughput of ``threads`` threads compares with that of one, which runs in a thread of its own too.
+    """How the throughput of ``threads`` threads compares with that of one, in a thread of its own too.
 
-    ``make_work(n)`` returns the callable for thread ``n``; every call of it does the same amount of work. In the
-    result ``ours_ns`` is the time of ``threads`` threads, ``rival_ns`` that of one, and ``ratio`` is how many
-    times the throughput of one thread was reached, so here larger is better.
+    ``make_work(n)`` returns the callable for thread ``n``; every call of it does the same amount of work. In
+    the result ``ours_ns`` is the time of ``threads`` threads, ``rival_ns`` that of one, and ``ratio`` is how
+    many times the throughput of one thread was reached, so here larger is better.
     """
     rounds = (ROUNDS if rounds is None else rounds) // 2 + 1
     many, one = [], []

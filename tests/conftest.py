@@ -47,11 +47,11 @@ def _attempt(call, arguments, set_nomemory, limits, remove_mem_hooks):
 def fail_allocations():
     """``fail_allocations(call, *, check=None, prepare=None, most=2000) -> int``: every allocation fails once.
 
-    Runs ``call`` with its n-th allocation failing, and again with all from the n-th on failing, for n = 1, 2, ...
-    until the call gets through untouched; returns how many allocations that took. Each failure must be a
+    Runs ``call`` with its n-th allocation failing, and again with all from the n-th on failing, for n = 1, 2,
+    ... until the call gets through untouched; returns how many allocations that took. Each failure must be a
     `MemoryError`; the call may also succeed in spite of it. ``check`` runs after each failure (not after a
-    success, which may change the object). ``prepare`` runs before each attempt, outside the window; its result is
-    passed to ``call`` and ``check``.
+    success, which may change the object). ``prepare`` runs before each attempt, outside the window; its
+    result is passed to ``call`` and ``check``.
     """
     _testcapi = pytest.importorskip("_testcapi")
     set_nomemory, remove_mem_hooks = _testcapi.set_nomemory, _testcapi.remove_mem_hooks
@@ -129,7 +129,7 @@ def leaks_nothing():
 
 @pytest.fixture
 def hammer():
-    """``hammer(n_threads, fn, *, iterations=1000, seconds=None, timeout=120)``: ``fn(index)`` from all at once.
+    """``hammer(n_threads, fn, *, iterations=1000, seconds=None, timeout=120)``: ``fn(index)``, all at once.
 
     The threads start together and switch as often as the interpreter allows. The first exception that ``fn``
     raises is raised here. A deadlock fails the test after ``timeout`` seconds rather than hanging it.
