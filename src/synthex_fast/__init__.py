@@ -3,6 +3,8 @@
 The core (pool, records, buffer, dict) loads at once; everything else loads when its name is first used (PEP 562).
 """
 
+# First of all: a subinterpreter must be refused before a compiled module is loaded.
+from synthex_fast import _interpreter  # noqa: F401
 from synthex_fast._records import PooledExpertQuery, PooledExpertResponse
 
 __version__ = "0.1.0"
