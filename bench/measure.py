@@ -12,9 +12,10 @@ from time import perf_counter_ns
 from typing import NamedTuple
 
 # Rounds when a claim names none, and how long one side of one round runs at least.
+QUICK = bool(os.environ.get("SYNTHEX_BENCH_QUICK"))
 ROUNDS = 41
 ROUND_SECONDS = 0.01
-if os.environ.get("SYNTHEX_BENCH_QUICK"):
+if QUICK:
     ROUNDS, ROUND_SECONDS = 11, 0.004
 
 
@@ -25,6 +26,11 @@ class Comparison(NamedTuple):
     rival_ns: float
     ratio: float
     spread: tuple[float, float]  # lower and upper quartile of the rounds' ratios
+    note: str = ""  # what a reader of the figure should know besides
+
+
+class NotMeasuredError(Exception):
+    """A claim can't be measured here; the message says what is missing."""
 
 
 def statement(source, /, *, inner=1000, unroll=10, **names):
@@ -111,6 +117,11 @@ def summary(ours, rival):
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     medians = (statistics.median(values) for values in (ours, rival, ratios))
     return Comparison(*medians, spread=(low, high))
+
+
+def paired(samples, note=""):
+    """A `Comparison` of any figures: ``samples`` are pairs of ours and the rival's, one a round."""
+    return summary(*zip(*samples, strict=True))._replace(note=note)
 
 
 def _run_threads(works):
