@@ -1,0 +1,1015 @@
+"""The byte account: what a Python value really holds, shared and cyclic parts once, within a bounded amount of work.
+
+The walk is depth first on a stack of its own, so nesting can't overflow the C stack. Everything on that stack is held by
+a strong reference, because a ``__sizeof__`` written in Python may do anything to the value that is being walked.
+Only objects with more than one reference are remembered as seen: one with a single reference can be reached only
+by the path that the walk came on.
+"""
+
+from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
+from libc.string cimport memcpy, memset, strcmp, strrchr
+
+from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+
+from synthex_fast._sync cimport FREE_THREADED, unlikely
+
+from synthex_fast import errors
+
+
+cdef extern from *:
+    """
+    /* Where the interpreter keeps an instance's attributes while nobody has asked for its __dict__. */
+    #if PY_VERSION_HEX >= 0x030D0000
+      /* In the instance, behind its basic size: capacity, size, embedded, valid, the insertion order, the values. */
+      #define synthex_inline_values(o) ((unsigned char *)(o) + Py_TYPE(o)->tp_basicsize)
+      static inline Py_ssize_t synthex_attribute_bytes(PyObject *o) {
+          Py_ssize_t capacity;
+          if (!(Py_TYPE(o)->tp_flags & Py_TPFLAGS_INLINE_VALUES)) return 0;
+          capacity = synthex_inline_values(o)[0];
+          return ((capacity + 7) & ~(Py_ssize_t)7) + (capacity + 1) * (Py_ssize_t)sizeof(PyObject *);
+      }
+      static inline int synthex_is_attribute_view(PyObject *dict, PyObject *owner) {
+          return (Py_TYPE(owner)->tp_flags & Py_TPFLAGS_INLINE_VALUES)
+              && (unsigned char *)((PyDictObject *)dict)->ma_values == synthex_inline_values(owner);
+      }
+      #define synthex_may_be_attribute_view(dict) (((PyDictObject *)(dict))->ma_values != NULL)
+      #define synthex_split_prefix(dict) 0
+    #else
+      /* In a block of their own: a prefix as long as its last byte says, then one slot for each key that fits. */
+      static inline Py_ssize_t synthex_attribute_bytes(PyObject *o) {
+          unsigned char *values, *keys;
+          Py_ssize_t *counts;
+          if (!(Py_TYPE(o)->tp_flags & Py_TPFLAGS_MANAGED_DICT)) return 0;
+      #if PY_VERSION_HEX >= 0x030C0000
+          values = ((unsigned char **)o)[-3];
+          if (!((uintptr_t)values & 1)) return 0;
+          values += 1;
+      #else
+          values = ((unsigned char **)o)[-4];
+      #endif
+          keys = (unsigned char *)((PyHeapTypeObject *)Py_TYPE(o))->ht_cached_keys;
+          if (values == NULL || keys == NULL) return 0;
+          counts = (Py_ssize_t *)(keys + sizeof(Py_ssize_t) + 8);    /* dk_usable, dk_nentries */
+          return values[-1] + (counts[0] + counts[1]) * (Py_ssize_t)sizeof(PyObject *);
+      }
+      #define synthex_is_attribute_view(dict, owner) 0
+      #define synthex_may_be_attribute_view(dict) 0
+      #define synthex_split_prefix(dict) \\
+          (((PyDictObject *)(dict))->ma_values ? ((unsigned char *)((PyDictObject *)(dict))->ma_values)[-1] : 0)
+    #endif
+
+    #ifdef Py_GIL_DISABLED
+      typedef PyCriticalSection2 synthex_section;
+      #define synthex_section_begin(s, a, b) PyCriticalSection2_Begin((s), (a), (b))
+      #define synthex_section_end(s) PyCriticalSection2_End(s)
+      #define SYNTHEX_LIST_HEADER ((Py_ssize_t)sizeof(Py_ssize_t))
+      #define SYNTHEX_PER_THREAD SYNTHEX_THREAD_LOCAL
+    #else
+      typedef struct { char unused; } synthex_section;
+      #define synthex_section_begin(s, a, b) ((void)(s))
+      #define synthex_section_end(s) ((void)(s))
+      #define SYNTHEX_LIST_HEADER 0
+      #define SYNTHEX_PER_THREAD
+    #endif
+
+    /* What the account does with a type's instances, remembered by type. A heap type's version changes, and is never
+       used again, whenever one of its attributes does; other types don't change and don't die. */
+    typedef struct {
+        PyTypeObject *type;
+        unsigned int version;
+        int treatment;
+        Py_ssize_t fixed;
+        Py_ssize_t each;
+        PyCFunction sizer;
+    } synthex_type_entry;
+    #define SYNTHEX_TYPE_ENTRIES 64
+    static SYNTHEX_PER_THREAD synthex_type_entry synthex_types[SYNTHEX_TYPE_ENTRIES];
+    static inline synthex_type_entry *synthex_type_slot(PyTypeObject *type) {
+        uintptr_t at = (uintptr_t)type >> 4;
+        return &synthex_types[(at ^ (at >> 6)) & (SYNTHEX_TYPE_ENTRIES - 1)];
+    }
+
+    /* The C function behind a method descriptor of a type that can't go away; NULL for every other callable. */
+    static inline PyCFunction synthex_plain_method(PyObject *method) {
+        PyMethodDescrObject *descr = (PyMethodDescrObject *)method;
+        if (!Py_IS_TYPE(method, &PyMethodDescr_Type) || descr->d_method->ml_flags != METH_NOARGS
+            || (descr->d_common.d_type->tp_flags & Py_TPFLAGS_HEAPTYPE)) return NULL;
+        return descr->d_method->ml_meth;
+    }
+
+    #define synthex_list_items(o) (((PyListObject *)(o))->ob_item)
+    #define synthex_list_allocated(o) (((PyListObject *)(o))->allocated)
+    #define synthex_tuple_items(o) (((PyTupleObject *)(o))->ob_item)
+    #define synthex_set_used(o) (((PySetObject *)(o))->used)
+    #define synthex_set_mask(o) (((PySetObject *)(o))->mask)
+    #define synthex_set_outside(o) (((PySetObject *)(o))->table != ((PySetObject *)(o))->smalltable)
+    /* The key in a slot, NULL where it is empty or deleted: only a deleted one has the hash -1. */
+    #define synthex_set_key(o, i) (((PySetObject *)(o))->table[i].hash == -1 ? NULL : ((PySetObject *)(o))->table[i].key)
+    #define synthex_set_entry sizeof(setentry)
+    """
+    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*) noexcept
+    ctypedef int (*visitproc)(PyObject*, void*) noexcept
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+
+    ctypedef struct TypeObject "PyTypeObject":
+        const char* tp_name
+        Py_ssize_t tp_basicsize
+        Py_ssize_t tp_itemsize
+        unsigned long tp_flags
+        unsigned int tp_version_tag
+        traverseproc tp_traverse
+        TypeObject* tp_base
+
+    ctypedef struct Section "synthex_section":
+        pass
+    void section_begin "synthex_section_begin"(Section*, PyObject*, PyObject*) noexcept
+    void section_end "synthex_section_end"(Section*) noexcept
+
+    ctypedef struct TypeEntry "synthex_type_entry":
+        TypeObject* type
+        unsigned int version
+        int treatment
+        Py_ssize_t fixed          # bytes of an instance without its items
+        Py_ssize_t each           # bytes of an item
+        PyCFunction sizer         # its __sizeof__ in C, or NULL
+    TypeEntry* type_slot "synthex_type_slot"(TypeObject*) noexcept
+
+    PyCFunction plain_method "synthex_plain_method"(PyObject*) noexcept
+    Py_ssize_t attribute_bytes "synthex_attribute_bytes"(PyObject*) noexcept
+    bint is_attribute_view "synthex_is_attribute_view"(PyObject* dict, PyObject* owner) noexcept
+    bint may_be_attribute_view "synthex_may_be_attribute_view"(PyObject*) noexcept
+    Py_ssize_t split_prefix "synthex_split_prefix"(PyObject*) noexcept
+    const Py_ssize_t LIST_HEADER "SYNTHEX_LIST_HEADER"
+    PyObject** list_items "synthex_list_items"(PyObject*) noexcept
+    Py_ssize_t list_allocated "synthex_list_allocated"(PyObject*) noexcept
+    PyObject** tuple_items "synthex_tuple_items"(PyObject*) noexcept
+    Py_ssize_t set_used "synthex_set_used"(PyObject*) noexcept
+    Py_ssize_t set_mask "synthex_set_mask"(PyObject*) noexcept
+    bint set_outside "synthex_set_outside"(PyObject*) noexcept
+    PyObject* set_key "synthex_set_key"(PyObject*, Py_ssize_t) noexcept
+    const Py_ssize_t SET_ENTRY "synthex_set_entry"
+
+    TypeObject PyType_Type, PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type, PyUnicode_Type
+    TypeObject PyModule_Type, PyFunction_Type, PyCFunction_Type, PyCode_Type
+    TypeObject PyMethodDescr_Type, PyClassMethodDescr_Type, PyWrapperDescr_Type, PyGetSetDescr_Type, PyMemberDescr_Type
+    TypeObject PyMethod_Type, PyFrame_Type, PyGen_Type, PyCoro_Type, PyAsyncGen_Type, PyTraceBack_Type, PyCapsule_Type
+    TypeObject PyContext_Type
+    TypeObject _PyWeakref_RefType, _PyWeakref_ProxyType, _PyWeakref_CallableProxyType
+    const unsigned long Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_HAVE_GC, Py_TPFLAGS_TYPE_SUBCLASS
+    const int PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT
+    const Py_ssize_t PY_SSIZE_T_MAX
+
+    TypeObject* Py_TYPE(PyObject*) noexcept
+    Py_ssize_t Py_SIZE(PyObject*) noexcept
+    Py_ssize_t Py_REFCNT(PyObject*) noexcept
+    void Py_INCREF(PyObject*) noexcept
+    void Py_DECREF(PyObject*) noexcept
+    void Py_XDECREF(PyObject*) noexcept
+    bint PyType_IsSubtype(TypeObject*, TypeObject*) noexcept
+    bint PyDict_Next(PyObject*, Py_ssize_t*, PyObject**, PyObject**) noexcept
+    Py_ssize_t PyDict_GET_SIZE(PyObject*) noexcept
+    bint PyDict_Check(PyObject*) noexcept
+    bint PyAnySet_Check(PyObject*) noexcept
+    PyObject* PyMemoryView_GET_BASE(PyObject*) noexcept
+    long long PyLong_AsLongLong(object) except? -1
+
+cdef extern from * nogil:
+    """
+    #if PY_VERSION_HEX >= 0x030C0000
+      #define SYNTHEX_PREHEADER (Py_TPFLAGS_MANAGED_DICT | Py_TPFLAGS_MANAGED_WEAKREF)
+    #else
+      #define SYNTHEX_PREHEADER Py_TPFLAGS_MANAGED_DICT
+    #endif
+    """
+    const unsigned long PREHEADER "SYNTHEX_PREHEADER"
+
+
+cdef enum:
+    # What weigh() says of a value that isn't a leaf.
+    ENTER = -1
+    NO_MEMORY = -2
+
+    # What is done with the instances of a type.
+    NOTHING = 1               # they belong to the process: nothing is counted
+    SHALLOW = 2               # themselves, without what they refer to
+    DEEP = 3                  # themselves and everything that they refer to
+    ARRAY = 4                 # numpy.ndarray: besides, the memory that a view keeps alive
+    OWN_SIZER = 8             # added to the others: __sizeof__ is looked up and called each time
+
+    LIST = 0
+    TUPLE = 1
+    DICT = 2
+    SET = 3
+    REFERENTS = 4
+
+    FRAMES = 24
+    REFERENT_SLOTS = 32
+    SEEN_SLOTS = 128          # a power of two
+    MEAN_BYTES = 64           # of an object, as long as none was looked at
+
+# Where the total stops: sizes from here on are a __sizeof__'s fancy. The headroom above is more than any real memory.
+cdef int64_t MOST = INT64_MAX - (<int64_t>1 << 60)
+
+
+cdef struct Frame:
+    PyObject* owner           # a container being read, held; NULL where there is none
+    Py_ssize_t at             # position in it; for REFERENTS: where its part of the stack of referents starts
+    Py_ssize_t done           # children that are settled
+    Py_ssize_t expected       # REFERENTS only: all its children
+    int64_t before            # the total before its children
+    int kind
+
+
+cdef struct Walk:
+    int64_t total
+    Py_ssize_t left           # objects that may still be looked at
+    Py_ssize_t reserve        # objects for the siblings of what was cut short
+    Py_ssize_t looked_at
+    Py_ssize_t solitary       # references up to which an object can't be met twice
+    bint exhausted
+    bint no_memory
+    bint cut                  # the collection of referents under way stopped at the budget
+    Py_ssize_t settled        # leaves counted by the collection under way
+    PyObject* owner           # whose referents are being collected
+    PyObject* roots[2]
+    PyObject** seen           # open addressing; NULL until something shared is met
+    Py_ssize_t seen_count
+    Py_ssize_t seen_mask
+    Frame* frames
+    Py_ssize_t depth
+    Py_ssize_t frame_room
+    PyObject** referents      # held
+    Py_ssize_t referent_count
+    Py_ssize_t referent_room
+    Frame frame_store[FRAMES]
+    PyObject* referent_store[REFERENT_SLOTS]
+    PyObject* seen_store[SEEN_SLOTS]
+
+
+cdef object object_sizeof = object.__sizeof__
+cdef PyCFunction dict_sizer = plain_method(<PyObject*>dict.__sizeof__)
+cdef Py_ssize_t gc_header = 0
+
+# Bare name of a class and the module it must come from. What inherits from one of these is part of the running program.
+cdef dict PROGRAM_TYPES = {
+    b"Enum": "enum",
+    b"Filterer": "logging",
+    b"Manager": "logging",
+    b"Thread": "threading",
+    b"_local": "_thread",
+    b"AbstractEventLoop": "asyncio.events",
+    b"Executor": "concurrent.futures._base",
+    b"BaseProcess": "multiprocessing.process",
+    b"BaseContext": "multiprocessing.context",
+}
+
+
+cdef inline Py_ssize_t pre_header(TypeObject* type) noexcept:
+    """What an allocation has in front of the object: the collector's links, pointers to dict and weak references."""
+    cdef Py_ssize_t nbytes = 0
+    if type.tp_flags & Py_TPFLAGS_HAVE_GC:
+        nbytes = gc_header
+    if type.tp_flags & PREHEADER:
+        nbytes += 2 * sizeof(void*)
+    return nbytes
+
+
+# --- objects met before ---
+
+cdef inline Py_ssize_t seen_slot(Walk* w, PyObject* o) noexcept:
+    cdef uintptr_t at = <uintptr_t>o >> 4
+    return <Py_ssize_t>((at ^ (at >> 7) ^ (at >> 15)) & <uintptr_t>w.seen_mask)
+
+
+cdef void remember(Walk* w, PyObject* o) noexcept:
+    cdef Py_ssize_t i = seen_slot(w, o)
+    while w.seen[i] != NULL:
+        if w.seen[i] == o:
+            return
+        i = (i + 1) & w.seen_mask
+    w.seen[i] = o
+    w.seen_count += 1
+
+
+cdef bint grow_seen(Walk* w) noexcept:
+    """Room for more; False when there is no memory."""
+    cdef PyObject** old = w.seen
+    cdef Py_ssize_t old_slots = w.seen_mask + 1
+    cdef Py_ssize_t i
+    cdef PyObject** table
+    if old == NULL:
+        w.seen = w.seen_store
+        w.seen_mask = SEEN_SLOTS - 1
+        memset(w.seen, 0, sizeof(w.seen_store))
+        # A root is counted as a root: wherever else it turns up, it was met before.
+        remember(w, w.roots[0])
+        if w.roots[1] != NULL:
+            remember(w, w.roots[1])
+        return True
+    table = <PyObject**>PyMem_Calloc(<size_t>old_slots * 4, sizeof(PyObject*))
+    if table == NULL:
+        return False
+    w.seen = table
+    w.seen_mask = old_slots * 4 - 1
+    w.seen_count = 0
+    for i in range(old_slots):
+        if old[i] != NULL:
+            remember(w, old[i])
+    if old != w.seen_store:
+        PyMem_Free(old)
+    return True
+
+
+cdef inline int met_before(Walk* w, PyObject* o) noexcept:
+    """1 when the object was met before, else 0, and from now on it was; -1 when there is no memory."""
+    cdef Py_ssize_t i
+    if unlikely(w.seen_count * 2 >= w.seen_mask) and not grow_seen(w):
+        w.no_memory = True
+        return -1
+    i = seen_slot(w, o)
+    while w.seen[i] != NULL:
+        if w.seen[i] == o:
+            return 1
+        i = (i + 1) & w.seen_mask
+    w.seen[i] = o
+    w.seen_count += 1
+    return 0
+
+
+cdef inline int64_t weigh(Walk* w, PyObject* o) noexcept:
+    """Bytes of a leaf, 0 for what was met before or isn't the value's own; ENTER, NO_MEMORY. Runs no Python code."""
+    cdef int64_t nbytes = leaf_bytes(o)
+    cdef int met
+    if nbytes == 0:
+        return 0
+    if Py_REFCNT(o) > w.solitary:
+        if immortal(o):
+            return 0
+        met = met_before(w, o)
+        if met:
+            return 0 if met > 0 else NO_MEMORY
+    return nbytes
+
+
+# --- the stacks ---
+
+cdef int push_frame(Walk* w, PyObject* owner, int kind, Py_ssize_t at, Py_ssize_t expected) except -1:
+    """Takes over the reference to `owner`, also when it fails."""
+    cdef Frame* frame
+    cdef void* room
+    if w.depth == w.frame_room:
+        if w.frames == w.frame_store:
+            room = PyMem_Malloc(<size_t>w.frame_room * 4 * sizeof(Frame))
+            if room != NULL:
+                memcpy(room, w.frames, <size_t>w.depth * sizeof(Frame))
+        else:
+            room = PyMem_Realloc(w.frames, <size_t>w.frame_room * 4 * sizeof(Frame))
+        if room == NULL:
+            Py_XDECREF(owner)
+            raise MemoryError()
+        w.frames = <Frame*>room
+        w.frame_room *= 4
+    frame = &w.frames[w.depth]
+    frame.owner = owner
+    frame.at = at
+    frame.done = 0
+    frame.expected = expected
+    frame.before = w.total
+    frame.kind = kind
+    w.depth += 1
+    return 0
+
+
+cdef void pop_frame(Walk* w) noexcept:
+    cdef Frame* frame = &w.frames[w.depth - 1]
+    cdef PyObject* owner = frame.owner
+    cdef Py_ssize_t start = frame.at if frame.kind == REFERENTS else w.referent_count
+    w.depth -= 1
+    while w.referent_count > start:
+        w.referent_count -= 1
+        Py_DECREF(w.referents[w.referent_count])
+    Py_XDECREF(owner)
+
+
+cdef bint hold_referent(Walk* w, PyObject* o) noexcept:
+    """Adds a reference of its own; False when there is no memory."""
+    cdef void* room
+    if w.referent_count == w.referent_room:
+        if w.referents == w.referent_store:
+            room = PyMem_Malloc(<size_t>w.referent_room * 4 * sizeof(PyObject*))
+            if room != NULL:
+                memcpy(room, w.referents, <size_t>w.referent_count * sizeof(PyObject*))
+        else:
+            room = PyMem_Realloc(w.referents, <size_t>w.referent_room * 4 * sizeof(PyObject*))
+        if room == NULL:
+            w.no_memory = True
+            return False
+        w.referents = <PyObject**>room
+        w.referent_room *= 4
+    Py_INCREF(o)
+    w.referents[w.referent_count] = o
+    w.referent_count += 1
+    return True
+
+
+# --- what a type's instances are ---
+
+cdef bint is_program_type(object cls) except -1:
+    cdef const char* name = (<TypeObject*><PyObject*>cls).tp_name
+    cdef const char* dot = strrchr(name, c".")
+    module = PROGRAM_TYPES.get(<bytes>(name if dot == NULL else dot + 1))
+    if module is None:
+        return False
+    try:
+        return cls.__module__ == module
+    except Exception:
+        # A metaclass may answer with anything; then it isn't one of the classes meant here.
+        return False
+
+
+cdef bint is_numpy_array(TypeObject* type) noexcept:
+    while type != NULL:
+        if not type.tp_flags & Py_TPFLAGS_HEAPTYPE and strcmp(type.tp_name, "numpy.ndarray") == 0:
+            return True
+        type = type.tp_base
+    return False
+
+
+cdef int treatment_of(TypeObject* type) except -1:
+    if (
+        type.tp_flags & Py_TPFLAGS_TYPE_SUBCLASS
+        or type == &PyFunction_Type
+        or type == &PyCode_Type
+        or type == &PyMethodDescr_Type
+        or type == &PyClassMethodDescr_Type
+        or type == &PyWrapperDescr_Type
+        or type == &PyGetSetDescr_Type
+        or type == &PyMemberDescr_Type
+        or PyType_IsSubtype(type, &PyModule_Type)
+        or PyType_IsSubtype(type, &PyCFunction_Type)
+    ):
+        return NOTHING
+    if (
+        type == &PyMethod_Type
+        or type == &PyFrame_Type
+        or type == &PyGen_Type
+        or type == &PyCoro_Type
+        or type == &PyAsyncGen_Type
+        or type == &PyTraceBack_Type
+        or type == &PyCapsule_Type
+        or type == &PyContext_Type
+        or type == &_PyWeakref_ProxyType
+        or type == &_PyWeakref_CallableProxyType
+        or PyType_IsSubtype(type, &_PyWeakref_RefType)
+    ):
+        return SHALLOW
+    for cls in (<object>(<PyObject*>type)).__mro__:
+        if is_program_type(cls):
+            return NOTHING
+    return ARRAY if is_numpy_array(type) else DEEP
+
+
+cdef int describe(TypeObject* type, TypeEntry* entry) except -1:
+    """Fills the entry, which is the caller's own, and keeps a copy where the next instance finds it."""
+    cdef object method
+    cdef unsigned int version
+    entry.treatment = treatment_of(type)
+    entry.fixed = pre_header(type) + type.tp_basicsize
+    entry.each = type.tp_itemsize
+    entry.sizer = NULL
+    if entry.treatment != NOTHING:
+        method = (<object>(<PyObject*>type)).__sizeof__
+        if method is not object_sizeof:
+            entry.fixed = pre_header(type)
+            entry.sizer = plain_method(<PyObject*>method)
+            if entry.sizer == NULL:
+                entry.treatment |= OWN_SIZER
+    # Read after the look-up, which is what gives a type its version. Without one nothing can be remembered.
+    version = type.tp_version_tag
+    if version or not type.tp_flags & Py_TPFLAGS_HEAPTYPE:
+        entry.type = type
+        entry.version = version if type.tp_flags & Py_TPFLAGS_HEAPTYPE else 0
+        type_slot(type)[0] = entry[0]
+    return 0
+
+
+cdef int64_t checked_size(PyObject* o, object size) except -1:
+    cdef object name
+    cdef long long nbytes
+    if not isinstance(size, int):
+        name = f"{type(<object>o).__name__}.__sizeof__()"
+        raise errors.type_error(name, size, "an integer")
+    try:
+        nbytes = PyLong_AsLongLong(size)
+    except OverflowError:
+        nbytes = -1
+    if nbytes < 0:
+        name = f"{type(<object>o).__name__}.__sizeof__()"
+        raise errors.value_error(name, size, "a number of bytes from 0 to 2**63 - 1")
+    return nbytes
+
+
+cdef inline int64_t call_sizer(PyObject* o, PyCFunction sizer) except -1:
+    cdef object size = <object>sizer(o, NULL)
+    return checked_size(o, size)
+
+
+cdef inline void add(Walk* w, int64_t nbytes) noexcept:
+    w.total = MOST if nbytes > MOST - w.total else w.total + nbytes
+
+
+# --- entering a value ---
+
+cdef int collect(PyObject* o, void* arg) noexcept:
+    """A visitproc: counts leaves and holds the rest. Anything but 0 ends the traversal."""
+    cdef Walk* w = <Walk*>arg
+    cdef int64_t nbytes
+    if Py_TYPE(o).tp_flags & Py_TPFLAGS_TYPE_SUBCLASS:
+        return 0
+    if w.left <= w.referent_count:
+        w.cut = True
+        return 1
+    nbytes = weigh(w, o)
+    if nbytes >= 0:
+        w.total += nbytes
+        w.left -= 1
+        w.looked_at += 1
+        w.settled += 1
+        return 0
+    if nbytes == ENTER:
+        if Py_TYPE(o) == &PyDict_Type and is_attribute_view(o, w.owner):
+            # Its values are the owner's own, which the traversal visits by themselves.
+            w.total += pre_header(&PyDict_Type) + PyDict_Type.tp_basicsize
+            w.left -= 1
+            w.looked_at += 1
+            w.settled += 1
+            return 0
+        if hold_referent(w, o):
+            return 0
+    return 1
+
+
+cdef int find_attribute_view(PyObject* o, void* arg) noexcept:
+    """A visitproc: the owner's __dict__, if it shares the owner's values."""
+    cdef Walk* w = <Walk*>arg
+    if Py_TYPE(o) == &PyDict_Type and is_attribute_view(o, w.owner):
+        Py_INCREF(o)
+        w.owner = o
+        return 1
+    return 0
+
+
+cdef Py_ssize_t children_of(PyObject* o, Py_ssize_t found) noexcept:
+    """How many referents an object has when only `found` could be looked at, as far as one can tell."""
+    cdef Py_ssize_t n = found
+    if PyDict_Check(o):
+        n = 2 * PyDict_GET_SIZE(o)
+    elif PyAnySet_Check(o):
+        n = set_used(o)
+    elif PyType_IsSubtype(Py_TYPE(o), &PyList_Type) or PyType_IsSubtype(Py_TYPE(o), &PyTuple_Type):
+        n = Py_SIZE(o)
+    elif strcmp(Py_TYPE(o).tp_name, "collections.deque") == 0:
+        n = Py_SIZE(o)
+    return max(n, found)
+
+
+cdef int enter_referents(Walk* w, PyObject* o) except -1:
+    """Settles or holds what the object on top of the stack refers to, as its type's traversal shows it."""
+    cdef Section section
+    cdef Frame* frame = &w.frames[w.depth - 1]
+    cdef PyObject* view = NULL
+    if FREE_THREADED and attribute_bytes(o):
+        # Whoever writes an attribute locks the instance or, once there is one, its __dict__.
+        w.owner = o
+        section_begin(&section, o, o)
+        Py_TYPE(o).tp_traverse(o, find_attribute_view, w)
+        section_end(&section)
+        if w.owner != o:
+            view = w.owner
+    w.owner = o
+    w.settled = 0
+    w.cut = False
+    frame.at = w.referent_count
+    section_begin(&section, o, o if view == NULL else view)
+    Py_TYPE(o).tp_traverse(o, collect, w)
+    section_end(&section)
+    frame.done = w.settled
+    frame.expected = w.settled + w.referent_count - frame.at
+    if w.cut:
+        w.exhausted = True
+        frame.expected = children_of(o, frame.expected)
+    Py_XDECREF(view)
+    if w.no_memory:
+        raise MemoryError()
+    return 0
+
+
+cdef int enter_array(Walk* w, object array) except -1:
+    """What a numpy array refers to and its traversal doesn't show: the owner of its memory, its Python objects."""
+    cdef TypeObject* plain = Py_TYPE(<PyObject*>array)
+    cdef Py_ssize_t start = w.referent_count
+    cdef Py_ssize_t expected = 0
+    cdef Py_ssize_t i
+    cdef int64_t before = w.total
+    cdef int64_t nbytes
+    cdef PyObject* child
+    cdef object of_class, base
+    cdef Py_buffer view
+    while plain.tp_flags & Py_TPFLAGS_HEAPTYPE:
+        plain = plain.tp_base
+    of_class = <object>(<PyObject*>plain)
+    base = of_class.base.__get__(array)
+    while isinstance(base, memoryview):
+        base = <object>PyMemoryView_GET_BASE(<PyObject*>base)
+    w.settled = 0
+    w.cut = False
+    w.owner = <PyObject*>array
+    if base is not None:
+        if isinstance(base, (of_class, bytes, bytearray)):
+            nbytes = weigh(w, <PyObject*>base)
+            if nbytes >= 0:
+                w.total += nbytes
+            elif nbytes == ENTER:
+                hold_referent(w, <PyObject*>base)
+                expected = 1
+        else:
+            # A mapped file or another library's buffer: the array's own extent is all that can be known of it.
+            add(w, of_class.nbytes.__get__(array))
+    elif of_class.dtype.__get__(array).char == "O":
+        PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT)
+        expected = view.len // <Py_ssize_t>sizeof(PyObject*)
+        for i in range(expected):
+            child = (<PyObject**>view.buf)[i]
+            if child != NULL and collect(child, w):
+                break
+        PyBuffer_Release(&view)
+        if w.cut:
+            w.exhausted = True
+    if w.no_memory:
+        raise MemoryError()
+    push_frame(w, NULL, REFERENTS, start, expected)
+    w.frames[w.depth - 1].done = w.settled
+    w.frames[w.depth - 1].before = before
+    return 0
+
+
+cdef int enter_instance(Walk* w, PyObject* o) except -1:
+    """Counts the object on top of the stack, which isn't one of the containers read in place."""
+    cdef TypeObject* type = Py_TYPE(o)
+    cdef TypeEntry* known = type_slot(type)
+    cdef TypeEntry entry
+    cdef int64_t nbytes
+    cdef object size
+    # A copy: Python code that runs below may put another type into the slot.
+    entry = known[0]
+    if entry.type != type or (type.tp_flags & Py_TPFLAGS_HEAPTYPE and entry.version != type.tp_version_tag):
+        describe(type, &entry)
+    if entry.treatment == NOTHING:
+        pop_frame(w)
+        return 0
+    nbytes = entry.fixed
+    if entry.sizer != NULL:
+        nbytes += call_sizer(o, entry.sizer)
+    elif entry.treatment & OWN_SIZER:
+        size = (<object>(<PyObject*>type)).__sizeof__(<object>o)
+        add(w, checked_size(o, size))
+    elif entry.each:
+        nbytes += entry.each * abs(Py_SIZE(o))
+    add(w, nbytes + attribute_bytes(o))
+    w.frames[w.depth - 1].before = w.total
+    entry.treatment &= ~OWN_SIZER
+    if entry.treatment == SHALLOW:
+        pop_frame(w)
+        return 0
+    if type.tp_traverse != NULL:
+        if may_be_attribute_view(o) if PyDict_Check(o) else False:
+            # An instance's values, reached by its __dict__ alone: the instance may follow, and visits them once more.
+            w.solitary = 0
+        enter_referents(w, o)
+    if entry.treatment == ARRAY:
+        enter_array(w, <object>o)
+    return 0
+
+
+cdef int enter(Walk* w, PyObject* o) except -1:
+    """Counts a container or an instance and makes ready to read what it holds. Takes over the reference to it."""
+    cdef TypeObject* type = Py_TYPE(o)
+    cdef Section section
+    cdef Py_ssize_t n
+    if type == &PyDict_Type:
+        push_frame(w, o, DICT, 0, 0)
+        w.total += pre_header(type) + call_sizer(o, dict_sizer) + split_prefix(o)
+        if may_be_attribute_view(o):
+            w.solitary = 0
+        n = PyDict_GET_SIZE(o)
+    elif type == &PyList_Type:
+        push_frame(w, o, LIST, 0, 0)
+        n = list_allocated(o)
+        w.total += pre_header(type) + type.tp_basicsize + n * <Py_ssize_t>sizeof(PyObject*)
+        if n:
+            w.total += LIST_HEADER
+    elif type == &PyTuple_Type:
+        n = Py_SIZE(o)
+        push_frame(w, o, TUPLE, 0, 0)
+        if n:
+            w.total += pre_header(type) + type.tp_basicsize + n * <Py_ssize_t>sizeof(PyObject*)
+    elif type == &PySet_Type or type == &PyFrozenSet_Type:
+        push_frame(w, o, SET, 0, 0)
+        w.total += pre_header(type) + type.tp_basicsize
+        section_begin(&section, o, o)
+        if set_outside(o):
+            w.total += (set_mask(o) + 1) * <Py_ssize_t>SET_ENTRY
+        n = set_used(o)
+        section_end(&section)
+    else:
+        push_frame(w, o, REFERENTS, w.referent_count, 0)
+        enter_instance(w, o)
+        return 0
+    if n == 0:
+        pop_frame(w)
+    else:
+        w.frames[w.depth - 1].before = w.total
+    return 0
+
+
+# --- reading what was entered ---
+
+cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
+    """Counts leaves up to the first child that must be entered, which it returns with a reference; NULL at the end."""
+    cdef Section section
+    cdef PyObject* o = frame.owner
+    cdef PyObject* child = NULL
+    cdef PyObject** items
+    cdef Py_ssize_t start = frame.at
+    cdef Py_ssize_t at = start
+    cdef Py_ssize_t stop
+    cdef int64_t nbytes
+    section_begin(&section, o, o)
+    items = list_items(o) if frame.kind == LIST else tuple_items(o)
+    stop = min(Py_SIZE(o), start + w.left)
+    while at < stop:
+        nbytes = weigh(w, items[at])
+        at += 1
+        if nbytes >= 0:
+            w.total += nbytes
+        else:
+            if nbytes == ENTER:
+                child = items[at - 1]
+                Py_INCREF(child)
+            break
+    section_end(&section)
+    if at > start:
+        frame.done += at - start
+        w.left -= at - start
+        w.looked_at += at - start
+    frame.at = at
+    return child
+
+
+cdef PyObject* read_set(Walk* w, Frame* frame) noexcept:
+    """As `read_list` does. Slots cost something too: a set that was once large may be nearly all empty slots."""
+    cdef Section section
+    cdef PyObject* o = frame.owner
+    cdef PyObject* child = NULL
+    cdef PyObject* key
+    cdef int64_t nbytes
+    section_begin(&section, o, o)
+    while frame.at <= set_mask(o) and w.left > 0:
+        key = set_key(o, frame.at)
+        frame.at += 1
+        if key == NULL:
+            if frame.at & 15 == 0:
+                w.left -= 1
+            continue
+        frame.done += 1
+        w.left -= 1
+        w.looked_at += 1
+        nbytes = weigh(w, key)
+        if nbytes >= 0:
+            w.total += nbytes
+        else:
+            if nbytes == ENTER:
+                child = key
+                Py_INCREF(child)
+            break
+    section_end(&section)
+    return child
+
+
+cdef PyObject* read_dict(Walk* w, Frame* frame, PyObject** other) noexcept:
+    """As `read_list` does, with the key in `*other` where both it and its value must be entered."""
+    cdef Section section
+    cdef PyObject* o = frame.owner
+    cdef PyObject* child = NULL
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef Py_ssize_t entries = 0
+    cdef int64_t of_key
+    cdef int64_t of_value
+    section_begin(&section, o, o)
+    while 2 * entries < w.left and PyDict_Next(o, &frame.at, &key, &value):
+        entries += 1
+        of_key = weigh(w, key)
+        of_value = weigh(w, value)
+        if of_key >= 0 and of_value >= 0:
+            w.total += of_key + of_value
+            continue
+        if w.no_memory:
+            break
+        if of_key >= 0:
+            w.total += of_key
+        else:
+            child = key
+            Py_INCREF(child)
+        if of_value >= 0:
+            w.total += of_value
+        else:
+            if child != NULL:
+                other[0] = child
+            child = value
+            Py_INCREF(child)
+        break
+    section_end(&section)
+    frame.done += 2 * entries
+    w.left -= 2 * entries
+    w.looked_at += 2 * entries
+    return child
+
+
+cdef Py_ssize_t children(Frame* frame) noexcept:
+    if frame.kind == REFERENTS:
+        return frame.expected
+    if frame.kind == DICT:
+        return 2 * PyDict_GET_SIZE(frame.owner)
+    if frame.kind == SET:
+        return set_used(frame.owner)
+    return Py_SIZE(frame.owner)
+
+
+cdef void estimate(Walk* w, Frame* frame) noexcept:
+    """The children that weren't looked at are taken to be as large as those that were."""
+    cdef Py_ssize_t n = children(frame)
+    cdef double rest
+    if n <= frame.done:
+        return
+    w.exhausted = True
+    if frame.done:
+        rest = <double>(w.total - frame.before) / frame.done
+    elif w.looked_at:
+        rest = <double>w.total / w.looked_at
+    else:
+        rest = MEAN_BYTES
+    rest *= n - frame.done
+    add(w, <int64_t>rest if rest < <double>MOST else MOST)
+
+
+cdef int settle(Walk* w) except -1:
+    """Reads until the stack is empty."""
+    cdef Frame* frame
+    cdef PyObject* child
+    cdef PyObject* key
+    while w.depth:
+        frame = &w.frames[w.depth - 1]
+        if w.left <= 0:
+            estimate(w, frame)
+            pop_frame(w)
+            # What comes beside the part cut short may be of another kind: half of the reserve goes to each level.
+            w.left = w.reserve >> 1
+            w.reserve -= w.left
+            continue
+        key = NULL
+        if frame.kind == DICT:
+            child = read_dict(w, frame, &key)
+        elif frame.kind == SET:
+            child = read_set(w, frame)
+        elif frame.kind == REFERENTS:
+            child = NULL
+            if w.referent_count > frame.at:
+                w.referent_count -= 1
+                child = w.referents[w.referent_count]
+                frame.done += 1
+                w.left -= 1
+                w.looked_at += 1
+        else:
+            child = read_list(w, frame)
+        if w.no_memory:
+            raise MemoryError()
+        if child == NULL:
+            if w.left > 0 or children(frame) <= frame.done:
+                if frame.expected > frame.done:
+                    estimate(w, frame)
+                pop_frame(w)
+            continue
+        if key != NULL:
+            # Key and value are both to be entered: the key waits on the stack of referents.
+            if not hold_referent(w, key):
+                Py_DECREF(key)
+                Py_DECREF(child)
+                raise MemoryError()
+            Py_DECREF(key)
+            frame = NULL
+            try:
+                push_frame(w, NULL, REFERENTS, w.referent_count - 1, 1)
+            except:
+                Py_DECREF(child)
+                raise
+        enter(w, child)
+    return 0
+
+
+cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* exhausted) except -1:
+    """Bytes that one value or two hold together, after at most 1.25 times `budget` objects."""
+    cdef Walk w
+    cdef PyObject* root
+    cdef int i
+    w.total = 0
+    w.left = budget
+    w.reserve = budget >> 2
+    w.looked_at = 0
+    w.solitary = 1
+    w.exhausted = False
+    w.no_memory = False
+    w.roots[0] = first
+    w.roots[1] = second if second != first else NULL
+    w.seen = NULL
+    w.seen_count = 0
+    w.seen_mask = 0
+    w.frames = w.frame_store
+    w.depth = 0
+    w.frame_room = FRAMES
+    w.referents = w.referent_store
+    w.referent_count = 0
+    w.referent_room = REFERENT_SLOTS
+    Py_INCREF(first)
+    if second != NULL:
+        Py_INCREF(second)
+    try:
+        for i in range(2):
+            root = w.roots[i]
+            if root == NULL or immortal(root):
+                continue
+            if leaf_bytes(root) >= 0:
+                w.total += leaf_bytes(root)
+                continue
+            Py_INCREF(root)
+            enter(&w, root)
+            settle(&w)
+        if w.exhausted:
+            exhausted[0] = True
+        return w.total
+    finally:
+        while w.depth:
+            pop_frame(&w)
+        while w.referent_count:
+            w.referent_count -= 1
+            Py_DECREF(w.referents[w.referent_count])
+        if w.frames != w.frame_store:
+            PyMem_Free(w.frames)
+        if w.referents != w.referent_store:
+            PyMem_Free(w.referents)
+        if w.seen != NULL and w.seen != w.seen_store:
+            PyMem_Free(w.seen)
+        Py_DECREF(first)
+        if second != NULL:
+            Py_DECREF(second)
+
+
+def sizeof(value, *, budget=DEFAULT_BUDGET):
+    """Bytes that `value` holds, nested values included; what it holds twice or in a cycle counts once.
+
+    Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with all that
+    they refer to. What belongs to the running program counts 0 and isn't entered: types, modules, functions, enum
+    members, loggers, threads, interned text, immortal objects, small integers. Weak references, bound methods,
+    generators and frames count by themselves, without what they refer to.
+
+    After `budget` objects the rest is estimated: a container cut short is taken to go on like the part that was
+    looked at. A value with up to `budget` objects is counted exactly. O(min(objects, budget)).
+
+    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no size; what
+    a ``__sizeof__`` raises passes through.
+
+    >>> text = "x" * 1000
+    >>> once, twice = sizeof([text]), sizeof([text, text])
+    >>> twice - once        # one more slot in the list, not one more text
+    8
+    """
+    cdef bint exhausted = False
+    cdef Py_ssize_t limit
+    if not isinstance(budget, int) or isinstance(budget, bool):
+        raise errors.type_error("budget", budget, "an integer")
+    if budget < 1:
+        raise errors.value_error("budget", budget, "at least 1")
+    limit = PY_SSIZE_T_MAX >> 1 if budget > PY_SSIZE_T_MAX >> 1 else budget
+    return walk(<PyObject*>value, NULL, limit, &exhausted)
+
+
+def _find_header():
+    global gc_header
+    import sys
+    gc_header = sys.getsizeof([]) - [].__sizeof__()
+
+
+_find_header()
+del _find_header
