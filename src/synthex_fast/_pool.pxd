@@ -1,46 +1,272 @@
-"""The freelist, as a C struct with plain functions, and the pool of Python objects that stands on it."""
+"""The freelist, as a C struct with inline functions, and the pool of Python objects that stands on it.
 
-from libc.stdint cimport int64_t
+Standard build: a freelist is a stack of pointers, and ``freelist_pop`` and ``freelist_push`` are a few instructions.
+Free-threaded build: each thread has a magazine of its own in front of a shared depot (Bonwick and Adams, "Magazines
+and Vmem", USENIX 2001). Either way a caller needs an attached thread state (the GIL, where there is one).
 
-from cpython.object cimport PyObject
+    cdef Freelist* spare = freelist_new(1000, free)      # keeps up to 1,000 blocks, over all threads
+    block = freelist_pop(spare)                          # NULL: make one
+    if not freelist_push(spare, block): free(block)      # False: it is still the caller's
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from synthex_fast._sync cimport FREE_THREADED, likely, unlikely
+
+
+cdef extern from *:
+    """
+    #ifndef SYNTHEX_POOL
+    #define SYNTHEX_POOL
+    #ifdef Py_GIL_DISABLED
+      #if defined(_WIN32)
+        #ifndef WIN32_LEAN_AND_MEAN
+        #define WIN32_LEAN_AND_MEAN
+        #endif
+        #include <windows.h>
+        #define SYNTHEX_YIELD() SwitchToThread()
+      #else
+        #include <sched.h>
+        #define SYNTHEX_YIELD() sched_yield()
+      #endif
+      /* No PyMutex: a thread that waits for one detaches, may be handed it while the world is stopped, and then leaves
+         it locked for ever in a forked child or at exit. Whoever holds this one runs a few dozen instructions and never
+         detaches, so with the world stopped (fork, garbage collection) it is always free and what it guards is whole. */
+      typedef struct { int held; } synthex_spin;
+      static inline void synthex_spin_lock(synthex_spin *lock) {
+          int tries = 0;
+          for (;;) {
+              int expected = 0;
+              if (_Py_atomic_compare_exchange_int(&lock->held, &expected, 1)) return;
+              while (_Py_atomic_load_int_relaxed(&lock->held)) {
+                  if (++tries > 100) SYNTHEX_YIELD();
+              }
+          }
+      }
+      #define synthex_spin_unlock(lock) _Py_atomic_store_int_release(&(lock)->held, 0)
+
+      /* A thread's magazines, by the slot number of their freelist. The serial number tells a freelist from one that
+         had the same slot earlier. */
+      typedef struct { uint64_t serial; void *magazine; } synthex_slot;
+      typedef struct synthex_thread {
+          size_t count;
+          synthex_slot *slots;
+          struct synthex_thread **variables[16];
+          size_t variable_count;
+      } synthex_thread;
+      static synthex_thread synthex_no_thread;
+      /* One copy in each module that cimports this file: a module reads its own without a call. */
+      static SYNTHEX_THREAD_LOCAL synthex_thread *synthex_this_thread = &synthex_no_thread;
+      static inline void *synthex_find_magazine(uint64_t serial, size_t slot) {
+          synthex_thread *thread = synthex_this_thread;
+          if (synthex_likely(slot < thread->count && thread->slots[slot].serial == serial))
+              return thread->slots[slot].magazine;
+          return NULL;
+      }
+      #define synthex_thread_variable() (&synthex_this_thread)
+    #else
+      typedef struct { char unused; } synthex_spin;
+      #define synthex_spin_lock(lock) ((void)(lock))
+      #define synthex_spin_unlock(lock) ((void)(lock))
+      typedef struct { uint64_t serial; void *magazine; } synthex_slot;
+      typedef struct synthex_thread {
+          size_t count;
+          synthex_slot *slots;
+          struct synthex_thread **variables[1];
+          size_t variable_count;
+      } synthex_thread;
+      #define synthex_find_magazine(serial, slot) NULL
+      #define synthex_thread_variable() NULL
+    #endif
+    #endif
+    """
+    ctypedef struct SpinLock "synthex_spin":
+        pass
+    void spin_lock "synthex_spin_lock"(SpinLock*) noexcept nogil
+    void spin_unlock "synthex_spin_unlock"(SpinLock*) noexcept nogil
+    ctypedef struct Slot "synthex_slot":
+        uint64_t serial
+        void* magazine
+    ctypedef struct Thread "synthex_thread":
+        size_t count
+        Slot* slots
+        Thread** variables[16]
+        size_t variable_count
+    void* find_magazine "synthex_find_magazine"(uint64_t serial, size_t slot) noexcept nogil
+    Thread** thread_variable "synthex_thread_variable"() noexcept nogil
 
 
 ctypedef void (*free_block)(void*) noexcept
 
 
+cdef enum Count:
+    REUSED                    # pops that gave a block
+    MISSED                    # pops that found none
+    RELEASED                  # pushes that kept the block
+    DISCARDED                 # blocks let go: pushes that found no room, idle blocks cleared, trimmed or left behind
+    ALIASED                   # blocks popped that somebody else still held
+    MADE                      # blocks that the owner says it made
+    COUNTS
+
+
+cdef struct Stack:
+    void** blocks             # blocks[base:top], coldest first
+    double* since             # when each went idle; NULL in a freelist that does not ask
+    Py_ssize_t base
+    Py_ssize_t top
+    Py_ssize_t ceiling        # a push at this top takes the slow way: min(room, base + credit)
+    Py_ssize_t room           # blocks that the memory has room for
+    Py_ssize_t credit         # blocks that it may keep
+    int64_t counts[6]
+
+
+cdef struct Magazine:
+    char before[64]           # no other thread writes in these cache lines
+    SpinLock lock
+    bint orphaned             # its thread has ended; any thread may adopt it
+    int patience              # pushes to refuse before asking the depot for credit again
+    uint64_t serial           # tells it from a later one at the same address
+    Stack stack
+    Magazine* next
+    Magazine* previous
+    char after[64]
+
+
 cdef struct Freelist:
-    void** blocks             # a stack: the block released last is the warmest
-    Py_ssize_t count          # blocks in it
-    Py_ssize_t room           # blocks that it has room for before it must grow
-    Py_ssize_t limit          # blocks that it may keep
+    uint64_t serial
+    size_t slot
     free_block let_go         # what becomes of a block that is not kept
-    int64_t reused            # pops that gave a block
-    int64_t missed            # pops that found none
-    int64_t released          # pushes that kept the block
-    int64_t discarded         # pushes that did not
+    Py_ssize_t rounds         # blocks that a magazine and the depot exchange at a time
+    bint pinned               # a block stays with the thread that pushed it
+    bint timed                # blocks carry the time when they went idle
+    char apart[64]            # what is above is read by every thread, what is below is written
+    SpinLock lock             # taken before a magazine's, never after it
+    Py_ssize_t limit          # blocks that all threads together may keep
+    Py_ssize_t lent           # of those, credit that is with the magazines
+    uint64_t attached         # magazines ever made
+    Magazine* magazines
+    Stack stack               # the depot; on the standard build, all there is
 
 
-cdef Freelist* freelist_new(Py_ssize_t limit, free_block let_go) except NULL
+# `pinned` keeps each block with the thread that pushed it; `timed` remembers since when each has been idle.
+cdef Freelist* freelist_new(Py_ssize_t limit, free_block let_go, bint pinned=*, bint timed=*) except NULL
+# Nobody else may be using it. Every idle block is let go.
 cdef void freelist_delete(Freelist* self) noexcept
-cdef bint freelist_grow(Freelist* self) noexcept nogil
+# Change the limit; the coldest blocks over it are let go. The number of those.
+cdef Py_ssize_t freelist_resize(Freelist* self, Py_ssize_t limit) noexcept
+# Let go up to `blocks` idle blocks, coldest first. The number let go.
+cdef Py_ssize_t freelist_trim(Freelist* self, Py_ssize_t blocks) noexcept
+# Idle blocks now; where `counts` is not NULL, COUNTS totals are written there. Exact when threads are at rest.
+cdef Py_ssize_t freelist_stats(Freelist* self, int64_t* counts) noexcept nogil
+# Add to one of the counts.
+cdef void freelist_note(Freelist* self, Count which, int64_t number) noexcept nogil
+
+# The slow ways of pop and push.
+cdef Magazine* freelist_attach(Freelist* self, Thread** variable) noexcept nogil
+cdef void* freelist_refill(Freelist* self, Magazine* mine, double* since) noexcept nogil
+cdef bint freelist_make_room(Freelist* self, Magazine* mine) noexcept nogil
+cdef bint freelist_push_depot(Freelist* self, void* block, double since) noexcept nogil
+
+
+cdef inline void* freelist_pop_since(Freelist* self, double* since) noexcept nogil:
+    """`freelist_pop`, and since when the block was idle (where `since` is not NULL and the freelist is timed)."""
+    cdef Stack* stack
+    cdef Magazine* mine
+    cdef void* block
+    if FREE_THREADED:
+        mine = <Magazine*>find_magazine(self.serial, self.slot)
+        if unlikely(mine == NULL):
+            mine = freelist_attach(self, thread_variable())
+            if mine == NULL:
+                return freelist_refill(self, NULL, since)
+        stack = &mine.stack
+        spin_lock(&mine.lock)
+        if unlikely(stack.top == stack.base):
+            spin_unlock(&mine.lock)
+            return freelist_refill(self, mine, since)
+        stack.top -= 1
+        stack.counts[<int>REUSED] += 1
+        block = stack.blocks[stack.top]
+        if since != NULL:
+            since[0] = stack.since[stack.top]
+        spin_unlock(&mine.lock)
+        return block
+    stack = &self.stack
+    if stack.top == stack.base:
+        stack.counts[<int>MISSED] += 1
+        return NULL
+    stack.top -= 1
+    stack.counts[<int>REUSED] += 1
+    if since != NULL:
+        since[0] = stack.since[stack.top]
+    return stack.blocks[stack.top]
 
 
 cdef inline void* freelist_pop(Freelist* self) noexcept nogil:
-    """The block released last, or NULL."""
-    if self.count == 0:
-        self.missed += 1
-        return NULL
-    self.count -= 1
-    self.reused += 1
-    return self.blocks[self.count]
+    """The block that this thread pushed last, or another one, or NULL where there is none."""
+    return freelist_pop_since(self, NULL)
+
+
+cdef inline bint freelist_push_since(Freelist* self, void* block, bint timed, double since) noexcept nogil:
+    """`freelist_push` for a timed freelist."""
+    cdef Stack* stack
+    cdef Magazine* mine
+    if FREE_THREADED:
+        mine = <Magazine*>find_magazine(self.serial, self.slot)
+        if unlikely(mine == NULL):
+            mine = freelist_attach(self, thread_variable())
+            if mine == NULL:
+                return freelist_push_depot(self, block, since)
+        stack = &mine.stack
+        while True:
+            spin_lock(&mine.lock)
+            if likely(stack.top < stack.ceiling):
+                break
+            spin_unlock(&mine.lock)
+            if not freelist_make_room(self, mine):
+                return False
+        stack.blocks[stack.top] = block
+        if timed:
+            stack.since[stack.top] = since
+        stack.top += 1
+        stack.counts[<int>RELEASED] += 1
+        spin_unlock(&mine.lock)
+        return True
+    stack = &self.stack
+    if unlikely(stack.top >= stack.ceiling) and not freelist_make_room(self, NULL):
+        return False
+    stack.blocks[stack.top] = block
+    if timed:
+        stack.since[stack.top] = since
+    stack.top += 1
+    stack.counts[<int>RELEASED] += 1
+    return True
 
 
 cdef inline bint freelist_push(Freelist* self, void* block) noexcept nogil:
     """Keep the block and return True, or return False: then it is still the caller's."""
-    if self.count == self.room and not freelist_grow(self):
-        self.discarded += 1
-        return False
-    self.blocks[self.count] = block
-    self.count += 1
-    self.released += 1
-    return True
+    return freelist_push_since(self, block, False, 0.0)
+
+
+cdef class ObjectPool:
+    cdef Freelist* idle
+    cdef object factory
+    cdef object reset
+    cdef uint64_t known       # type version << 1 | whether that type has a `reset`
+    cdef double idle_seconds  # infinite where max_idle is None
+    cdef readonly object name
+    cdef bint timed
+    cdef bint calls_reset     # a `reset` was handed in
+    cdef bint scheduled       # the sweeper knows of this pool
+    cdef bint ready           # __init__ went through
+    cdef object __weakref__
+
+
+cdef class Lease:
+    cdef ObjectPool pool
+    cdef object leased
+
+
+# What `acquire` and `release` do, for Cython code.
+cdef object pool_acquire(ObjectPool pool)
+cdef bint pool_release(ObjectPool pool, object obj) except -1
