@@ -1,0 +1,1263 @@
+"""`ResponseBuffer`: responses collected in one slab, with columns that numpy reads without a copy.
+
+All memory is claimed at construction. Adding a response writes one number into each column and takes one reference;
+the ids become codes on the way, through a hash table that lies in the slab too.
+"""
+
+cimport cython
+from cpython.list cimport PyList_GetSlice, PyList_New
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.tuple cimport PyTuple_New
+from libc.math cimport ceil
+from libc.stdint cimport INT32_MAX, int32_t, uint32_t
+from libc.string cimport memcpy, memmove, memset
+
+from synthex_fast._records cimport PooledExpertResponse
+from synthex_fast._sync cimport FREE_THREADED, lock, unlikely, unlock
+
+from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
+
+from synthex_fast.errors import (
+    ArgumentTypeError,
+    BatchTooLargeError,
+    BufferFullError,
+    SynthexFastError,
+    type_error,
+    value_error,
+)
+
+
+cdef extern from *:
+    """
+    /* A str whose text can be hashed and compared without allocating and without running Python code. */
+    static inline int synthex_plain_str(PyObject *o) {
+    #if PY_VERSION_HEX < 0x030C0000
+        return PyUnicode_CheckExact(o) && PyUnicode_IS_READY(o);
+    #else
+        return PyUnicode_CheckExact(o);
+    #endif
+    }
+
+    static inline Py_hash_t synthex_str_hash(PyObject *o) {
+    #ifndef Py_GIL_DISABLED
+        Py_hash_t hash = ((PyASCIIObject *)o)->hash;
+        if (hash != -1) return hash;
+    #endif
+        return PyObject_Hash(o);
+    }
+
+    /* Equal texts have equal kinds: the interpreter keeps each str in the narrowest one. */
+    static inline int synthex_str_equal(PyObject *a, PyObject *b) {
+        Py_ssize_t length = PyUnicode_GET_LENGTH(a);
+        int kind = PyUnicode_KIND(a);
+        if (a == b) return 1;
+        return length == PyUnicode_GET_LENGTH(b) && kind == (int)PyUnicode_KIND(b)
+            && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)length * (size_t)kind) == 0;
+    }
+
+    /* Which process this is, counted in forks, and which of its parent's threads lives on in it. */
+    static unsigned long synthex_forks = 0;
+    static unsigned long synthex_survivor = 0;
+    #ifndef _WIN32
+      #include <pthread.h>
+      static void synthex_after_fork(void) {
+          synthex_forks += 1;
+          synthex_survivor = PyThread_get_thread_ident();
+      }
+      #define synthex_watch_forks() pthread_atfork(NULL, NULL, synthex_after_fork)
+    #else
+      #define synthex_watch_forks() 0
+    #endif
+    """
+    bint plain_str "synthex_plain_str"(PyObject*) noexcept nogil
+    Py_hash_t str_hash "synthex_str_hash"(PyObject*) noexcept
+    bint str_equal "synthex_str_equal"(PyObject*, PyObject*) noexcept nogil
+    unsigned long forks "synthex_forks"
+    unsigned long survivor "synthex_survivor"
+    int watch_forks "synthex_watch_forks"()
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+    const int PyBUF_WRITABLE
+    const int PyBUF_FORMAT
+    const int PyBUF_ND
+    const int PyBUF_STRIDES
+    bint PyObject_TypeCheck(PyObject*, PyTypeObject*) noexcept
+    bint PyIndex_Check(object)
+    object PyNumber_Index(object)
+    double PyFloat_AsDouble(object) except? -1.0
+    object PyUnicode_FromObject(object)
+    void Py_INCREF(PyObject*) noexcept
+    void Py_DECREF(PyObject*) noexcept
+    void Py_XDECREF(PyObject*) noexcept
+    void PyList_SET_ITEM(PyObject*, Py_ssize_t, PyObject*) noexcept
+    void PyTuple_SET_ITEM(PyObject*, Py_ssize_t, PyObject*) noexcept
+    PyObject* PyList_GET_ITEM(PyObject*, Py_ssize_t) noexcept
+    PyObject** PySequence_Fast_ITEMS(PyObject*) noexcept
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject*) noexcept
+    bint PyList_CheckExact(PyObject*) noexcept
+    bint PyTuple_CheckExact(PyObject*) noexcept
+    void PyObject_GC_UnTrack(PyObject*) noexcept
+    void PyObject_ClearWeakRefs(PyObject*) noexcept
+    ctypedef int (*visitproc)(PyObject*, void*) noexcept
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    ctypedef int (*inquiry)(PyObject*) noexcept
+    ctypedef void (*destructor)(PyObject*) noexcept
+    ctypedef struct Slots "PyTypeObject":
+        traverseproc tp_traverse
+        inquiry tp_clear
+        destructor tp_dealloc
+
+
+# A batch of this many is read on the C stack.
+cdef enum:
+    STAGED = 32
+
+
+# The code tables ------------------------------------------------------------------------------------------------
+
+cdef size_t entries_for(size_t ids) noexcept nogil:
+    """At most two thirds of the entries are ever in use: a miss then looks at five of them on average."""
+    cdef size_t entries = 8
+    while entries < ids + ids // 2:
+        entries *= 2
+    return entries
+
+
+cdef int32_t code_find(const CodeTable* self, PyObject* id) noexcept:
+    """The code of a plain str, or -1."""
+    cdef Py_hash_t hash = str_hash(id)
+    cdef size_t slot = <size_t>hash & self.mask
+    while self.entries[slot].code:
+        if self.entries[slot].hash == <uint32_t>hash and str_equal(self.ids[self.entries[slot].code - 1], id):
+            return self.entries[slot].code - 1
+        slot = (slot + 1) & self.mask
+    return -1
+
+
+cdef int32_t code_seek(CodeTable* self, PyObject* id) noexcept:
+    cdef Py_hash_t hash = str_hash(id)
+    cdef size_t slot = <size_t>hash & self.mask
+    while self.entries[slot].code:
+        if self.entries[slot].hash == <uint32_t>hash and str_equal(self.ids[self.entries[slot].code - 1], id):
+            self.last = self.entries[slot].code - 1
+            return self.last
+        slot = (slot + 1) & self.mask
+    Py_INCREF(id)
+    self.last = self.used
+    self.ids[self.used] = id
+    self.used += 1
+    self.entries[slot].hash = <uint32_t>hash
+    self.entries[slot].code = self.used
+    return self.last
+
+
+cdef inline int32_t code_of(CodeTable* self, PyObject* id) noexcept:
+    """The code of a plain str, a new one if need be; the caller has seen to the room.
+
+    Responses come in runs (one query, then the experts in their usual order), so the code of the last call and the one
+    after it are tried first.
+    """
+    cdef int32_t code = self.last
+    if self.ids[code] == id:
+        return code
+    code += 1
+    if code >= self.used:
+        code = 0
+    if self.ids[code] == id:
+        self.last = code
+        return code
+    return code_seek(self, id)
+
+
+cdef void table_wipe(CodeTable* self) noexcept:
+    """Every entry is free again; the ids stay."""
+    cdef size_t slot
+    cdef int32_t code
+    if <size_t>self.used > self.mask // 16:
+        memset(self.entries, 0, (self.mask + 1) * sizeof(CodeEntry))
+        return
+    # A table made for millions of ids that holds a few is not worth a pass over all its memory.
+    for code in range(self.used):
+        slot = <size_t>str_hash(self.ids[code]) & self.mask
+        while self.entries[slot].code != code + 1:
+            slot = (slot + 1) & self.mask
+        self.entries[slot].code = 0
+
+
+cdef void table_drop_ids(CodeTable* self, int32_t first) noexcept:
+    # Freeing a plain str runs no Python code, so this may be done under a lock.
+    cdef int32_t code
+    for code in range(first, self.used):
+        Py_DECREF(self.ids[code])
+        self.ids[code] = NULL
+    self.used = first
+    self.last = 0
+
+
+cdef void table_recode(CodeTable* self, int32_t* column, Py_ssize_t rows) noexcept:
+    """Give the ids in `column` the codes of their first use there, and let all other ids go. No entry is in use."""
+    cdef int32_t used = self.used
+    # The free entries serve as scratch: two numbers for each id, where each has more than one entry of two.
+    cdef int32_t* new_code = <int32_t*>self.entries     # of the id now in place i; -1: not needed
+    cdef int32_t* place = new_code + used               # of the id that gets code i
+    cdef int32_t kept = 0
+    cdef int32_t i
+    cdef int32_t old
+    cdef Py_ssize_t row
+    cdef size_t slot
+    cdef Py_hash_t hash
+    cdef PyObject* id
+    memset(new_code, 0xff, <size_t>used * sizeof(int32_t))
+    for row in range(rows):
+        old = column[row]
+        if new_code[old] < 0:
+            new_code[old] = kept
+            place[kept] = old
+            kept += 1
+        column[row] = new_code[old]
+    for i in range(kept):
+        old = place[i]
+        if old != i:
+            id = self.ids[i]
+            self.ids[i] = self.ids[old]
+            self.ids[old] = id
+            new_code[old] = new_code[i]
+            if new_code[i] >= 0:
+                place[new_code[i]] = old
+    memset(self.entries, 0, <size_t>used * sizeof(CodeEntry))
+    table_drop_ids(self, kept)
+    for i in range(kept):
+        table_enter(self, i)
+
+
+cdef void table_enter(CodeTable* self, int32_t code) noexcept:
+    """Make the id of this code findable; it is not yet."""
+    cdef Py_hash_t hash = str_hash(self.ids[code])
+    cdef size_t slot = <size_t>hash & self.mask
+    while self.entries[slot].code:
+        slot = (slot + 1) & self.mask
+    self.entries[slot].hash = <uint32_t>hash
+    self.entries[slot].code = code + 1
+
+
+cdef tuple table_ids(const CodeTable* self, int32_t used):
+    cdef tuple ids = PyTuple_New(used)
+    cdef int32_t code
+    for code in range(used):
+        Py_INCREF(self.ids[code])
+        PyTuple_SET_ITEM(<PyObject*>ids, code, self.ids[code])
+    return ids
+
+
+# The slab -------------------------------------------------------------------------------------------------------
+
+cdef double NO_ROWS                    # something for the columns of a buffer without memory to point at
+cdef Slab NOTHING                      # what a buffer fills before __init__: it has room for nothing
+NOTHING.confidence = NOTHING.timestamp = &NO_ROWS
+NOTHING.query = NOTHING.expert = <int32_t*>&NO_ROWS
+
+
+cdef Slab* slab_new(Py_ssize_t capacity) except NULL:
+    """Room for so many rows and as many distinct ids in each code table, or MemoryError.
+
+    The memory comes zeroed: large blocks come from the system that way, page by page as they are touched.
+    """
+    cdef size_t rows = <size_t>capacity
+    cdef size_t entries
+    cdef size_t nbytes
+    cdef char* at
+    cdef Slab* self
+    # A row takes at most 96 bytes, its share of the code tables included.
+    if capacity > (PY_SSIZE_T_MAX - 4096) // 128:
+        raise MemoryError()
+    entries = entries_for(rows)
+    nbytes = (
+        sizeof(Slab)
+        + rows * (2 * sizeof(double) + 2 * sizeof(int32_t) + 3 * sizeof(PyObject*))
+        + 2 * entries * sizeof(CodeEntry)
+    )
+    self = <Slab*>PyMem_RawCalloc(1, nbytes)
+    if self == NULL:
+        raise MemoryError()
+    self.borrowers = 1
+    self.capacity = capacity
+    self.nbytes = <Py_ssize_t>nbytes
+    at = <char*>self + sizeof(Slab)
+    self.confidence = <double*>at
+    self.timestamp = self.confidence + rows
+    self.query = <int32_t*>(self.timestamp + rows)
+    self.expert = self.query + rows
+    self.responses = <PyObject**>(self.expert + rows)
+    self.queries.ids = self.responses + rows
+    self.experts.ids = self.queries.ids + rows
+    self.queries.entries = <CodeEntry*>(self.experts.ids + rows)
+    self.experts.entries = self.queries.entries + entries
+    self.queries.mask = self.experts.mask = entries - 1
+    return self
+
+
+cdef void slab_release(Slab* self) noexcept:
+    """Give up one borrower's share; the last one frees the slab. The responses are not its concern."""
+    cdef Py_ssize_t left
+    if self == NULL or self == &NOTHING:
+        return
+    lock(&self.guard)
+    self.borrowers -= 1
+    left = self.borrowers
+    unlock(&self.guard)
+    if left == 0:
+        table_drop_ids(&self.queries, 0)
+        table_drop_ids(&self.experts, 0)
+        PyMem_RawFree(self)
+
+
+cdef bint slab_is_shared(Slab* self) noexcept:
+    cdef bint shared
+    lock(&self.guard)
+    shared = self.borrowers > 1
+    unlock(&self.guard)
+    return shared
+
+
+cdef void slab_move_rows(Slab* to, const Slab* self, Py_ssize_t first, Py_ssize_t rows) noexcept:
+    """Copy rows to the front of `to`, which may be the same slab; codes and references as they are."""
+    memmove(to.confidence, self.confidence + first, <size_t>rows * sizeof(double))
+    memmove(to.timestamp, self.timestamp + first, <size_t>rows * sizeof(double))
+    memmove(to.query, self.query + first, <size_t>rows * sizeof(int32_t))
+    memmove(to.expert, self.expert + first, <size_t>rows * sizeof(int32_t))
+    memmove(to.responses, self.responses + first, <size_t>rows * sizeof(PyObject*))
+
+
+cdef void table_copy_ids(CodeTable* to, const CodeTable* self) noexcept:
+    cdef int32_t code
+    for code in range(self.used):
+        Py_INCREF(self.ids[code])
+        to.ids[code] = self.ids[code]
+    to.used = self.used
+
+
+cdef void slab_remove(Slab* self, Slab* to, Py_ssize_t first, Py_ssize_t rows) noexcept:
+    """Leave only `rows` rows from `first` on, at the front, in `self` or in the fresh slab `to`."""
+    if to != self:
+        if rows:
+            table_copy_ids(&to.queries, &self.queries)
+            table_copy_ids(&to.experts, &self.experts)
+    else:
+        table_wipe(&to.queries)
+        table_wipe(&to.experts)
+    if rows:
+        slab_move_rows(to, self, first, rows)
+        table_recode(&to.queries, to.query, rows)
+        table_recode(&to.experts, to.expert, rows)
+    else:
+        table_drop_ids(&to.queries, 0)
+        table_drop_ids(&to.experts, 0)
+
+
+cdef inline void slab_write(
+    Slab* self, Py_ssize_t row, PyObject* response, PyObject* query, PyObject* expert, double confidence, double timestamp
+) noexcept:
+    self.confidence[row] = confidence
+    self.timestamp[row] = timestamp
+    self.query[row] = code_of(&self.queries, query)
+    self.expert[row] = code_of(&self.experts, expert)
+    self.responses[row] = response
+
+
+cdef char* BYTE = b"B"                 # the struct module's name for it
+
+
+@cython.final
+@cython.no_gc              # it leads to str objects only, which lead nowhere
+cdef class SlabView:
+    """What a numpy column stands on: the columns' memory, read-only, alive and unchanged while this is."""
+
+    def __dealloc__(self):
+        slab_release(self.slab)
+
+    def __reduce__(self):
+        raise ArgumentTypeError("a view of a ResponseBuffer can't be pickled or copied; the numpy columns can")
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if flags & PyBUF_WRITABLE == PyBUF_WRITABLE:
+            raise BufferError("the columns of a ResponseBuffer are read-only")
+        if self.slab == NULL:
+            raise BufferError("this view was not made by a ResponseBuffer")
+        buffer.buf = self.slab.confidence
+        buffer.len = self.slab.capacity * <Py_ssize_t>(2 * sizeof(double) + 2 * sizeof(int32_t))
+        buffer.readonly = True
+        buffer.itemsize = 1
+        buffer.format = BYTE if flags & PyBUF_FORMAT else NULL
+        buffer.ndim = 1
+        buffer.shape = &buffer.len if flags & PyBUF_ND else NULL
+        buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+        buffer.obj = self
+
+
+cdef object ndarray = None             # numpy.ndarray, from the first call of columns() on
+
+
+cdef object column(SlabView view, void* start, str dtype):
+    global ndarray
+    if ndarray is None:
+        from numpy import ndarray as loaded
+        ndarray = loaded
+    return ndarray(view.rows, dtype, view, <char*>start - <char*>view.slab.confidence)
+
+
+@cython.final
+cdef class Columns:
+    """The columns of a `ResponseBuffer` as read-only numpy arrays, by attribute or by name as in a mapping.
+
+    `confidence` and `timestamp` (seconds since the epoch, UTC) are float64; `query` and `expert` are int32 codes:
+    ``columns.queries[code]`` and ``columns.experts[code]`` are the ids. Arrays and ids stay what they are,
+    whatever becomes of the buffer.
+
+    >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
+    >>> buffer = ResponseBuffer(capacity=10)
+    >>> buffer.add_batch(PooledExpertResponse("q1", expert, confidence=0.5) for expert in ("a", "b"))
+    2
+    >>> columns = buffer.columns()
+    >>> float(columns.confidence.mean()), columns["query"].tolist(), columns.experts
+    (0.5, [0, 0], ('a', 'b'))
+    >>> list(columns)
+    ['confidence', 'timestamp', 'query', 'expert']
+    """
+
+    def __init__(self):
+        raise ArgumentTypeError("Columns are made by ResponseBuffer.columns()")
+
+    @property
+    def queries(self):
+        """The query ids: a tuple, a code of `query` is an index into it. Made anew at each access, O(ids)."""
+        return table_ids(&self.view.slab.queries, self.view.queries)
+
+    @property
+    def experts(self):
+        """The expert ids: a tuple, a code of `expert` is an index into it. Made anew at each access, O(ids)."""
+        return table_ids(&self.view.slab.experts, self.view.experts)
+
+    def keys(self):
+        """The names of the columns."""
+        return KeysView(self)
+
+    def values(self):
+        """The columns."""
+        return ValuesView(self)
+
+    def items(self):
+        """Pairs of name and column."""
+        return ItemsView(self)
+
+    def get(self, key, default=None):
+        """The column of this name, or the default."""
+        if key in COLUMN_NAMES:
+            return getattr(self, key)
+        return default
+
+    def __getitem__(self, key):
+        if key in COLUMN_NAMES:
+            return getattr(self, key)
+        raise KeyError(key)
+
+    def __contains__(self, key):
+        return key in COLUMN_NAMES
+
+    def __iter__(self):
+        return iter(COLUMN_NAMES)
+
+    def __len__(self):
+        return len(COLUMN_NAMES)
+
+    def __repr__(self):
+        return f"<Columns of {self.view.rows} responses: {', '.join(COLUMN_NAMES)}>"
+
+    def __reduce__(self):
+        raise ArgumentTypeError("Columns can't be pickled or copied; the arrays in them can, and so can dict(columns)")
+
+
+cdef tuple COLUMN_NAMES = ("confidence", "timestamp", "query", "expert")
+
+
+# Consensus ------------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class AggregateRow:
+    """What the answers to one query come to: `count`, `mean` and population `variance` of their confidence, and the
+    ids of the `experts` who gave them, a frozenset.
+
+    >>> row = AggregateRow(2, 0.8, 0.01, ["ada", "bob"])
+    >>> row.consensus, sorted(row.experts)
+    ('high', ['ada', 'bob'])
+    """
+
+    __match_args__ = ("count", "mean", "variance", "experts")
+
+    def __init__(self, Py_ssize_t count, double mean, double variance, experts):
+        self.count = count
+        self.mean = mean
+        self.variance = variance
+        self.experts = frozenset(experts)
+
+    @property
+    def consensus(self):
+        """"high" where variance < 0.05 and mean > 0.7, "medium" where variance < 0.1 and mean > 0.5, else "low"."""
+        if self.variance < 0.05 and self.mean > 0.7:
+            return "high"
+        if self.variance < 0.1 and self.mean > 0.5:
+            return "medium"
+        return "low"
+
+    def __eq__(self, other):
+        if type(other) is not AggregateRow:
+            return NotImplemented
+        cdef AggregateRow row = <AggregateRow>other
+        return (
+            self.count == row.count
+            and self.mean == row.mean
+            and self.variance == row.variance
+            and self.experts == row.experts
+        )
+
+    def __hash__(self):
+        return hash((self.count, self.mean, self.variance, self.experts))
+
+    def __repr__(self):
+        experts = ", ".join(map(repr, sorted(self.experts)))
+        return (
+            f"AggregateRow(count={self.count}, mean={self.mean!r}, variance={self.variance!r}, "
+            f"experts={{{experts}}}, consensus={self.consensus!r})"
+        )
+
+    def __reduce__(self):
+        return AggregateRow, (self.count, self.mean, self.variance, self.experts)
+
+
+@cython.final
+@cython.no_gc              # it leads to str objects only, which lead nowhere
+cdef class Aggregate:
+    """A read-only mapping from query id to `AggregateRow`, in the order in which the queries were first seen.
+
+    It is a copy of what the buffer held when `ResponseBuffer.aggregate` made it, and does not change. Rows are made when
+    they are read: a look-up is O(answers to that query).
+    """
+
+    def __init__(self):
+        raise ArgumentTypeError("an Aggregate is made by ResponseBuffer.aggregate()")
+
+    def __dealloc__(self):
+        if self.block != NULL:
+            table_drop_ids(&self.queries, 0)
+            table_drop_ids(&self.experts, 0)
+            PyMem_RawFree(self.block)
+
+    cdef AggregateRow row(self, int32_t query):
+        cdef AggregateRow row = AggregateRow.__new__(AggregateRow)
+        cdef Py_ssize_t i
+        cdef set experts = set()
+        for i in range(self.start[query], self.start[query + 1]):
+            experts.add(<str>self.experts.ids[self.expert[i]])
+        row.count = self.start[query + 1] - self.start[query]
+        row.mean = self.mean[query]
+        row.variance = self.variance[query]
+        row.experts = frozenset(experts)
+        return row
+
+    cdef int32_t find(self, key) except -2:
+        # As a dict does, an unhashable key is an error and not a miss.
+        if not isinstance(key, str):
+            hash(key)
+            return -1
+        if self.queries.used == 0:
+            return -1
+        key = PyUnicode_FromObject(key)
+        return code_find(&self.queries, <PyObject*>key)
+
+    def __getitem__(self, key):
+        cdef int32_t query = self.find(key)
+        if query < 0:
+            raise KeyError(key)
+        return self.row(query)
+
+    def get(self, key, default=None):
+        """The row of this query, or the default."""
+        cdef int32_t query = self.find(key)
+        return default if query < 0 else self.row(query)
+
+    def __contains__(self, key):
+        return self.find(key) >= 0
+
+    def __len__(self):
+        return self.queries.used
+
+    def __iter__(self):
+        return iter(table_ids(&self.queries, self.queries.used))
+
+    def __reversed__(self):
+        return reversed(table_ids(&self.queries, self.queries.used))
+
+    def keys(self):
+        """The query ids, in the order in which they were first seen."""
+        return KeysView(self)
+
+    def values(self):
+        """The rows, each made when the iteration comes to it."""
+        return ValuesView(self)
+
+    def items(self):
+        """Pairs of query id and row, each row made when the iteration comes to it."""
+        return ItemsView(self)
+
+    def __eq__(self, other):
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self) == dict(other)
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"<Aggregate of {self.queries.used} queries>"
+
+    def __reduce__(self):
+        raise ArgumentTypeError("an Aggregate can't be pickled or copied; dict(aggregate) can")
+
+
+cdef Aggregate aggregate_new(SlabView view):
+    cdef Slab* slab = view.slab
+    cdef size_t rows = <size_t>view.rows
+    cdef size_t queries = <size_t>view.queries
+    cdef size_t experts = <size_t>view.experts
+    cdef size_t entries = entries_for(queries)
+    cdef Aggregate self = Aggregate.__new__(Aggregate)
+    cdef Py_ssize_t row
+    cdef Py_ssize_t count
+    cdef int32_t query
+    cdef double away
+    cdef double* rest
+    cdef char* block
+    if rows == 0:
+        return self
+    # No overflow: the slab itself is larger.
+    block = <char*>PyMem_RawCalloc(
+        1,
+        queries * (3 * sizeof(double) + sizeof(Py_ssize_t) + sizeof(PyObject*))
+        + 2 * sizeof(Py_ssize_t)
+        + experts * sizeof(PyObject*)
+        + entries * sizeof(CodeEntry)
+        + rows * sizeof(int32_t),
+    )
+    if block == NULL:
+        raise MemoryError()
+    self.block = block
+    self.mean = <double*>block
+    self.variance = self.mean + queries
+    rest = self.variance + queries
+    self.start = <Py_ssize_t*>(rest + queries)
+    self.queries.ids = <PyObject**>(self.start + queries + 2)
+    self.experts.ids = self.queries.ids + queries
+    self.queries.entries = <CodeEntry*>(self.experts.ids + experts)
+    self.queries.mask = entries - 1
+    self.expert = <int32_t*>(self.queries.entries + entries)
+
+    # Sums first, then the squares of what is left without the mean, corrected for the rounding of the mean (Chan, Golub,
+    # LeVeque, "Algorithms for Computing the Sample Variance", 1983). On the way the experts are sorted by query:
+    # start[q + 2] counts, then start[q + 1] is where the next answer to q goes, and in the end where q's answers end.
+    for row in range(view.rows):
+        query = slab.query[row]
+        self.mean[query] += slab.confidence[row]
+        self.start[query + 2] += 1
+    for query in range(view.queries):
+        self.mean[query] /= <double>self.start[query + 2]
+        self.start[query + 2] += self.start[query + 1]
+    for row in range(view.rows):
+        query = slab.query[row]
+        away = slab.confidence[row] - self.mean[query]
+        self.variance[query] += away * away
+        rest[query] += away
+        self.expert[self.start[query + 1]] = slab.expert[row]
+        self.start[query + 1] += 1
+    for query in range(view.queries):
+        count = self.start[query + 1] - self.start[query]
+        self.variance[query] = (self.variance[query] - rest[query] * rest[query] / <double>count) / <double>count
+    for query in range(view.queries):
+        Py_INCREF(slab.queries.ids[query])
+        self.queries.ids[query] = slab.queries.ids[query]
+        table_enter(&self.queries, query)
+    self.queries.used = view.queries
+    for query in range(view.experts):
+        Py_INCREF(slab.experts.ids[query])
+        self.experts.ids[query] = slab.experts.ids[query]
+    self.experts.used = view.experts
+    return self
+
+
+# The buffer -----------------------------------------------------------------------------------------------------
+
+cdef object not_a_response(object got, Py_ssize_t index):
+    """The error for an element that can't be added; `index` is -1 for a single one."""
+    name = "response" if index < 0 else f"responses[{index}]"
+    if not isinstance(got, PooledExpertResponse):
+        return type_error(name, got, "a PooledExpertResponse")
+    if not isinstance((<PooledExpertResponse>got).query_id, str):
+        return type_error(f"{name}.query_id", (<PooledExpertResponse>got).query_id, "a str")
+    return type_error(f"{name}.expert_id", (<PooledExpertResponse>got).expert_id, "a str")
+
+
+cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
+    """Fill the row with what the response says now, strong references included."""
+    cdef PooledExpertResponse response
+    cdef object query
+    cdef object expert
+    if not isinstance(got, PooledExpertResponse):
+        raise not_a_response(got, index)
+    response = <PooledExpertResponse>got
+    with cython.critical_section(response):
+        query = response.query_id
+        expert = response.expert_id
+        self.confidence = response.confidence
+        self.timestamp = response.seconds
+    if not isinstance(query, str) or not isinstance(expert, str):
+        raise not_a_response(got, index)
+    # A subclass of str may have its own __hash__ and __eq__; its text has not.
+    query = PyUnicode_FromObject(query)
+    expert = PyUnicode_FromObject(expert)
+    Py_INCREF(<PyObject*>query)
+    Py_INCREF(<PyObject*>expert)
+    Py_INCREF(<PyObject*>response)
+    self.query = <PyObject*>query
+    self.expert = <PyObject*>expert
+    self.response = <PyObject*>response
+    return 0
+
+
+cdef void row_drop(Row* self) noexcept:
+    Py_DECREF(self.query)
+    Py_DECREF(self.expert)
+    Py_XDECREF(self.response)
+
+
+cdef Py_ssize_t positive(str name, object value) except -1:
+    if not PyIndex_Check(value) or isinstance(value, bool):
+        raise type_error(name, value, "a positive integer")
+    value = PyNumber_Index(value)
+    if value < 1 or value > PY_SSIZE_T_MAX:
+        raise value_error(name, value, f"a positive integer up to {PY_SSIZE_T_MAX}")
+    return value
+
+
+cdef class ResponseBuffer:
+    """A buffer of expert responses, of fixed size, with a cap on the batches it takes.
+
+    `capacity` responses fit, `add_batch` takes at most `max_batch` at a time. With `on_flush` the buffer hands its
+    responses to that handler, as a list, when it holds ``flush_threshold * capacity`` of them after an addition, or when an
+    addition finds no room; without one a full buffer raises `BufferFullError`.
+
+    Adding allocates nothing and costs O(1) per response. The columns say what a response said when it was added.
+    A handler that raises loses nothing: the responses stay, in order, and the error reaches the caller. What the
+    caller was adding at that moment is in the buffer if there was room for it at the call, and is not if the handler was
+    called to make room. While the handler runs the buffer may be used, from this thread and others: additions go behind
+    the rows that are being flushed, as long as there is room, and a flush inside a flush takes nothing.
+
+    >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
+    >>> buffer = ResponseBuffer(capacity=100, max_batch=10)
+    >>> buffer.add(PooledExpertResponse("q1", "ada", confidence=0.9))
+    >>> buffer.add_batch([PooledExpertResponse("q1", "bob", confidence=0.7), PooledExpertResponse("q2", "ada")])
+    2
+    >>> len(buffer), buffer.aggregate()["q1"].consensus
+    (3, 'high')
+    >>> [response.expert_id for response in buffer.flush()]
+    ['ada', 'bob', 'ada']
+    """
+
+    def __cinit__(self):
+        self.slab = &NOTHING
+        self.flush_at = PY_SSIZE_T_MAX
+
+    def __init__(self, capacity=1000, max_batch=100, *, flush_threshold=0.8, on_flush=None):
+        cdef Py_ssize_t rows = positive("capacity", capacity)
+        cdef Py_ssize_t batch = positive("max_batch", max_batch)
+        cdef double threshold
+        cdef Py_ssize_t basic = type(self).__basicsize__
+        cdef Slab* slab
+        cdef bint fresh
+        if isinstance(flush_threshold, (bool, str)):
+            raise type_error("flush_threshold", flush_threshold, "a number above 0 and up to 1")
+        try:
+            threshold = PyFloat_AsDouble(flush_threshold)
+        except TypeError:
+            raise type_error("flush_threshold", flush_threshold, "a number above 0 and up to 1") from None
+        if not 0.0 < threshold <= 1.0:
+            raise value_error("flush_threshold", flush_threshold, "a number above 0 and up to 1")
+        if on_flush is not None and not callable(on_flush):
+            raise type_error("on_flush", on_flush, "callable or None")
+        slab = slab_new(rows)
+        lock(&self.guard)
+        fresh = self.slab == &NOTHING
+        if fresh:
+            self.slab = slab
+            self.capacity = rows
+            self.max_batch = batch
+            self.flush_threshold = threshold
+            self.on_flush = on_flush
+            self.nbytes = slab.nbytes + basic
+            if on_flush is not None:
+                # A product that rounding puts a hair above the whole number it stands for must not cost one more row.
+                self.flush_at = max(<Py_ssize_t>1, <Py_ssize_t>ceil(threshold * <double>rows * (1.0 - 1e-12)))
+        unlock(&self.guard)
+        if not fresh:
+            slab_release(slab)
+            raise SynthexFastError("a ResponseBuffer can't be initialised twice")
+
+    cdef bint store(self, Row* rows, Py_ssize_t n) noexcept:
+        """Add rows, all or, where there is no room, none. The references to the responses become the buffer's."""
+        cdef Py_ssize_t i
+        lock(&self.guard)
+        if not self.fits(n):
+            unlock(&self.guard)
+            return False
+        for i in range(n):
+            slab_write(
+                self.slab, self.count + i, rows[i].response, rows[i].query, rows[i].expert,
+                rows[i].confidence, rows[i].timestamp,
+            )
+            rows[i].response = NULL
+        self.stored(n)
+        unlock(&self.guard)
+        return True
+
+    cdef inline bint fits(self, Py_ssize_t n) noexcept:
+        """Whether there is room for n rows, and for a new code for each."""
+        return (
+            n <= self.capacity - self.count
+            and n <= min(self.capacity, <Py_ssize_t>(INT32_MAX - 1)) - max(self.slab.queries.used, self.slab.experts.used)
+        )
+
+    cdef inline void stored(self, Py_ssize_t n) noexcept:
+        self.count += n
+        self.added += n
+        if self.count > self.high_water:
+            self.high_water = self.count
+
+    cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept:
+        """Add responses straight from a list or tuple that nobody can change meanwhile.
+
+        The number added, 0 where there is no room, or -1 where an item is none of the plain kind and nothing was added.
+        Nothing in here runs Python code or allocates, which is what makes the borrowed references safe on the
+        standard build.
+        """
+        cdef Py_ssize_t i
+        cdef PyObject* item
+        cdef Slab* slab = self.slab
+        for i in range(n):
+            item = items[i]
+            if unlikely(not PyObject_TypeCheck(item, <PyTypeObject*>PooledExpertResponse)):
+                return -1
+            if unlikely(
+                not plain_str(<PyObject*>(<PooledExpertResponse>item).query_id)
+                or not plain_str(<PyObject*>(<PooledExpertResponse>item).expert_id)
+            ):
+                return -1
+        if unlikely(not self.fits(n)):
+            return 0
+        for i in range(n):
+            item = items[i]
+            Py_INCREF(item)
+            slab_write(
+                slab,
+                self.count + i,
+                item,
+                <PyObject*>(<PooledExpertResponse>item).query_id,
+                <PyObject*>(<PooledExpertResponse>item).expert_id,
+                (<PooledExpertResponse>item).confidence,
+                (<PooledExpertResponse>item).seconds,
+            )
+        self.stored(n)
+        return n
+
+    cdef int make_room(self, Py_ssize_t n) except -1:
+        if self.on_flush is None or n > self.capacity:
+            raise self.full(n)
+        self.empty(False)
+        return 0
+
+    cdef object full(self, Py_ssize_t n):
+        lock(&self.guard)
+        self.rejected += 1
+        unlock(&self.guard)
+        return BufferFullError(
+            f"no room for {n} more: the buffer holds {self.count} of {self.capacity} responses; nothing was added"
+        )
+
+    cdef object too_large(self, str n):
+        lock(&self.guard)
+        self.rejected += 1
+        unlock(&self.guard)
+        return BatchTooLargeError(
+            f"responses must be a batch of at most {self.max_batch} (max_batch), not {n}; nothing was added"
+        )
+
+    cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1:
+        """Add responses by way of rows read beforehand. The caller keeps the items alive and in place."""
+        cdef Row few[STAGED]
+        cdef Row* rows = few
+        cdef Py_ssize_t done = 0
+        cdef Py_ssize_t i
+        if n > STAGED:
+            if n > PY_SSIZE_T_MAX // <Py_ssize_t>sizeof(Row):
+                raise MemoryError()
+            rows = <Row*>PyMem_RawMalloc(<size_t>n * sizeof(Row))
+            if rows == NULL:
+                raise MemoryError()
+        try:
+            while done < n:
+                row_read(&rows[done], <object>items[done], -1 if single else done)
+                done += 1
+            if not self.store(rows, n):
+                self.make_room(n)
+                if not self.store(rows, n):
+                    raise self.full(n)
+        finally:
+            for i in range(done):
+                row_drop(&rows[i])
+            if rows != few:
+                PyMem_RawFree(rows)
+        return 0
+
+    def add(self, response):
+        """Add one response. O(1), allocates nothing.
+
+        Raises `ArgumentTypeError` for anything but a PooledExpertResponse, and `BufferFullError` if there is no room
+        and no handler to make some, or if the handler is at work already. An error that the handler raises is passed on:
+        the response is in the buffer then, unless the buffer was full before.
+        """
+        cdef PyObject* item = <PyObject*>response
+        if FREE_THREADED or self.store_items(&item, 1) != 1:
+            self.add_rows(&item, 1, True)
+        if self.count >= self.flush_at:
+            self.empty(False)
+
+    def add_batch(self, responses):
+        """Add the responses of an iterable, all or none, and return how many. O(n); allocates nothing for a list or tuple.
+
+        Raises `BatchTooLargeError` for more than `max_batch` of them (an iterator is read to that number plus one and no
+        further), `ArgumentTypeError` if one is no PooledExpertResponse, and `BufferFullError` as `add` does; nothing was
+        added then. An error that the handler raises is passed on: the batch is in the buffer then, unless there was no
+        room for it before.
+        """
+        cdef PyObject* given = <PyObject*>responses
+        cdef object items = responses
+        cdef Py_ssize_t n
+        cdef Py_ssize_t stored
+        cdef bint sequence = PyList_CheckExact(given) or PyTuple_CheckExact(given)
+        if not sequence:
+            items = self.collect(responses)
+        elif FREE_THREADED and PyList_CheckExact(given):
+            # Another thread may change the list at any moment.
+            n = PySequence_Fast_GET_SIZE(given)
+            items = PyList_GetSlice(responses, 0, n)
+        n = PySequence_Fast_GET_SIZE(<PyObject*>items)
+        if n > self.max_batch:
+            raise self.too_large(str(n))
+        if n == 0:
+            return 0
+        stored = -1
+        if not FREE_THREADED:
+            stored = self.store_items(PySequence_Fast_ITEMS(<PyObject*>items), n)
+        if unlikely(stored != n):
+            if items is responses and PyList_CheckExact(given):
+                # From here on Python code may run, and change the list.
+                items = PyList_GetSlice(responses, 0, n)
+            self.add_rows(PySequence_Fast_ITEMS(<PyObject*>items), n, False)
+        lock(&self.guard)
+        self.batches += 1
+        unlock(&self.guard)
+        if self.count >= self.flush_at:
+            self.empty(False)
+        return n
+
+    cdef list collect(self, object iterable):
+        cdef list items = []
+        cdef object source
+        try:
+            source = iter(iterable)
+        except TypeError as error:
+            raise type_error("responses", iterable, "an iterable of PooledExpertResponse") from error
+        for item in source:
+            if len(items) == self.max_batch:
+                raise self.too_large("more")
+            items.append(item)
+        return items
+
+    cdef Py_ssize_t begin(self) noexcept:
+        """The rows that a flush starting now is about: 0 while another is at work. The caller holds the lock."""
+        if self.flushing and (self.generation == forks or self.flusher == survivor):
+            return 0
+        # A flush begun before a fork by a thread that is not in this process never ends.
+        self.flushing = self.count > 0
+        self.flusher = PyThread_get_thread_ident()
+        self.generation = forks
+        return self.count
+
+    cdef list empty(self, bint wanted):
+        """Flush, and return the responses if they are wanted. All that may fail is done before anything changes."""
+        cdef Py_ssize_t rows
+        cdef Py_ssize_t left
+        cdef Py_ssize_t i
+        cdef bint shared = False
+        cdef Slab* old = NULL
+        cdef Slab* spare = NULL
+        cdef tuple kept = None
+        cdef list result = None
+        lock(&self.guard)
+        rows = self.begin()
+        if rows:
+            shared = slab_is_shared(self.slab) and self.spare == NULL
+        unlock(&self.guard)
+        if rows == 0:
+            return []
+        try:
+            if shared:
+                self.prepare()
+            if self.on_flush is None:
+                result = PyList_New(rows)
+            else:
+                # These references outlast the rows', so that removing the rows frees no response.
+                kept = PyTuple_New(rows)
+                for i in range(rows):
+                    Py_INCREF(self.slab.responses[i])
+                    PyTuple_SET_ITEM(<PyObject*>kept, i, self.slab.responses[i])
+                if wanted:
+                    result = list(kept)
+                self.on_flush(list(kept))
+        except:
+            lock(&self.guard)
+            self.flushing = False
+            self.failed += 1
+            spare = self.spare
+            self.spare = NULL
+            unlock(&self.guard)
+            slab_release(spare)
+            raise
+        lock(&self.guard)
+        for i in range(rows):
+            if kept is None:
+                PyList_SET_ITEM(<PyObject*>result, i, self.slab.responses[i])
+            else:
+                Py_DECREF(self.slab.responses[i])
+        left = self.count - rows
+        if slab_is_shared(self.slab):
+            old = self.slab
+            slab_remove(old, self.spare, rows, left)
+            self.slab = self.spare
+        else:
+            spare = self.spare
+            slab_remove(self.slab, self.slab, rows, left)
+        self.spare = NULL
+        self.count = left
+        self.flushing = False
+        self.flushes += 1
+        self.flushed += rows
+        unlock(&self.guard)
+        slab_release(old)
+        slab_release(spare)
+        return result
+
+    cdef int prepare(self) except -1:
+        """See to it that the flush at work has a fresh slab to turn to."""
+        cdef Slab* spare = slab_new(self.capacity)
+        lock(&self.guard)
+        if self.flushing and self.spare == NULL:
+            self.spare = spare
+            spare = NULL
+        unlock(&self.guard)
+        slab_release(spare)
+        return 0
+
+    def flush(self):
+        """Take all responses out and return them as a list, in the order in which they were added; O(n).
+
+        With a handler they are handed to it first, as a list of its own; if it raises, they all stay. Empty while
+        a flush is at work, in the handler or in another thread: that one has taken them. Raises MemoryError
+        if there is no memory for the list, or for a fresh slab while columns are alive; nothing has changed then.
+        """
+        return self.empty(True)
+
+    def trim(self, nbytes):
+        """Flush through the handler, if there is one, so that others can free memory; return the bytes freed."""
+        cdef object wanted
+        if not PyIndex_Check(nbytes) or isinstance(nbytes, bool):
+            raise type_error("nbytes", nbytes, "an integer, 0 or more")
+        wanted = PyNumber_Index(nbytes)
+        if wanted < 0:
+            raise value_error("nbytes", nbytes, "an integer, 0 or more")
+        if wanted and self.on_flush is not None:
+            self.empty(False)
+        return 0
+
+    cdef SlabView borrow(self):
+        """A view of the rows as they are now. While one lives, the slab is not used again."""
+        cdef SlabView view = SlabView.__new__(SlabView)
+        lock(&self.guard)
+        while self.flushing and self.spare == NULL:
+            unlock(&self.guard)
+            self.prepare()
+            lock(&self.guard)
+        lock(&self.slab.guard)
+        self.slab.borrowers += 1
+        unlock(&self.slab.guard)
+        view.slab = self.slab
+        view.rows = self.count
+        view.queries = self.slab.queries.used
+        view.experts = self.slab.experts.used
+        unlock(&self.guard)
+        return view
+
+    def columns(self):
+        """The columns as numpy arrays over the slab: read-only, of length ``len(buffer)``, no copy. O(1).
+
+        `confidence` and `timestamp` (seconds since the epoch, UTC) are float64, `query` and `expert` int32 codes, by
+        attribute or by name; ``columns.queries[code]`` is the id. What an array shows never changes, and it keeps
+        its memory alive: a flush leaves the slab to the arrays and goes on in a fresh one, or in the same one if
+        no array is left. Raises MemoryError; needs numpy, which is imported at the first call.
+        """
+        cdef SlabView view = self.borrow()
+        cdef Columns columns = Columns.__new__(Columns)
+        columns.view = view
+        columns.confidence = column(view, view.slab.confidence, "f8")
+        columns.timestamp = column(view, view.slab.timestamp, "f8")
+        columns.query = column(view, view.slab.query, "i4")
+        columns.expert = column(view, view.slab.expert, "i4")
+        return columns
+
+    @property
+    def queries(self):
+        """The query ids: a tuple, a code of the `query` column is an index into it. Made at each access, O(ids)."""
+        cdef SlabView view = self.borrow()
+        return table_ids(&view.slab.queries, view.queries)
+
+    @property
+    def experts(self):
+        """The expert ids: a tuple, a code of the `expert` column is an index into it. Made at each access, O(ids)."""
+        cdef SlabView view = self.borrow()
+        return table_ids(&view.slab.experts, view.experts)
+
+    def aggregate(self):
+        """What the answers to each query come to: a read-only mapping from query id to `AggregateRow`. O(n).
+
+        Count, mean and population variance of the confidence are worked out now, in C, from the columns; a row and its set
+        of experts are made when it is read. The mapping keeps nothing of the buffer and does not change.
+
+        >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
+        >>> buffer = ResponseBuffer()
+        >>> buffer.add_batch(PooledExpertResponse("q1", name, confidence=c) for name, c in [("ada", 1.0), ("bob", 0.5)])
+        2
+        >>> buffer.aggregate()["q1"]
+        AggregateRow(count=2, mean=0.75, variance=0.0625, experts={'ada', 'bob'}, consensus='medium')
+        """
+        return aggregate_new(self.borrow())
+
+    @property
+    def stats(self):
+        """Counts since construction, as a dict.
+
+        ``added`` responses, ``batches`` (calls of `add_batch` that succeeded), ``flushed`` responses, ``flushes``,
+        ``failed`` (flushes that failed, the handler's errors for the most part), ``rejected`` (calls refused because
+        of the cap or for want of room) and ``high_water`` (the most responses held at once).
+        """
+        cdef int64_t added, batches, flushed, flushes, failed, rejected
+        cdef Py_ssize_t high_water
+        lock(&self.guard)
+        added = self.added
+        batches = self.batches
+        flushed = self.flushed
+        flushes = self.flushes
+        failed = self.failed
+        rejected = self.rejected
+        high_water = self.high_water
+        unlock(&self.guard)
+        return {
+            "added": added,
+            "batches": batches,
+            "flushed": flushed,
+            "flushes": flushes,
+            "failed": failed,
+            "rejected": rejected,
+            "high_water": high_water,
+        }
+
+    def __len__(self):
+        return self.count
+
+    def __sizeof__(self):
+        return self.nbytes
+
+    def __repr__(self):
+        return f"<{type(self).__name__} of {self.count} responses, capacity {self.capacity}>"
+
+    def __reduce__(self):
+        raise ArgumentTypeError(f"a {type(self).__name__} can't be pickled or copied; the list that flush() returns can")
+
+
+# The collector and the responses --------------------------------------------------------------------------------
+
+cdef traverseproc traverse_fields
+cdef inquiry clear_fields
+cdef destructor dealloc_fields
+
+
+cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
+    cdef Slab* slab = (<ResponseBuffer>self).slab
+    cdef Py_ssize_t i
+    cdef int stop
+    for i in range((<ResponseBuffer>self).count):
+        stop = visit(slab.responses[i], arg)
+        if stop:
+            return stop
+    return traverse_fields(self, visit, arg)
+
+
+cdef void drop_responses(PyObject* self) noexcept:
+    # One by one from the end: each may run Python code, which then finds a buffer in order.
+    cdef PyObject* response
+    while (<ResponseBuffer>self).count:
+        (<ResponseBuffer>self).count -= 1
+        response = (<ResponseBuffer>self).slab.responses[(<ResponseBuffer>self).count]
+        Py_DECREF(response)
+
+
+cdef int clear(PyObject* self) noexcept:
+    drop_responses(self)
+    return clear_fields(self)
+
+
+cdef void dealloc(PyObject* self) noexcept:
+    # Weak references go first: what the responses run as they go must not find the buffer through one. This is why
+    # it is not done in __dealloc__, where the count of references is not 0.
+    PyObject_GC_UnTrack(self)
+    PyObject_ClearWeakRefs(self)
+    drop_responses(self)
+    slab_release((<ResponseBuffer>self).slab)
+    slab_release((<ResponseBuffer>self).spare)
+    (<ResponseBuffer>self).slab = NULL
+    (<ResponseBuffer>self).spare = NULL
+    dealloc_fields(self)
+
+
+cdef Slots* slots = <Slots*>ResponseBuffer
+traverse_fields = slots.tp_traverse
+clear_fields = slots.tp_clear
+dealloc_fields = slots.tp_dealloc
+slots.tp_traverse = traverse
+slots.tp_clear = clear
+slots.tp_dealloc = dealloc
+
+if watch_forks():
+    raise MemoryError()
+
+Mapping.register(Columns)
+Mapping.register(Aggregate)
