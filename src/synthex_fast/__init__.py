@@ -5,15 +5,25 @@ The core (pool, records, buffer, dict) loads at once; everything else loads when
 
 # First of all: a subinterpreter must be refused before a compiled module is loaded.
 from synthex_fast import _interpreter  # noqa: F401
+from synthex_fast._pool import ObjectPool
 from synthex_fast._records import PooledExpertQuery, PooledExpertResponse
+from synthex_fast._slab import ResponseBuffer
+from synthex_fast._ttl import TTLDict, create_memory_aware_ttl_dict
 
 __version__ = "0.1.0"
 
-_LATER: dict[str, str] = {}
+_LATER: dict[str, str] = {
+    "QueryPriority": "synthex_fast.kinds",
+    "QueryType": "synthex_fast.kinds",
+}
 
 __all__ = [
+    "ObjectPool",
     "PooledExpertQuery",
     "PooledExpertResponse",
+    "ResponseBuffer",
+    "TTLDict",
+    "create_memory_aware_ttl_dict",
     *_LATER,
 ]
 

@@ -37,26 +37,26 @@ cdef extern from *:
     #endif
     #ifdef Py_GIL_DISABLED
       /* A small number of the calling thread, dense, so that threads spread over an array of locks. */
-      static uint32_t synthex_threads_seen;
-      static _Thread_local uint32_t synthex_thread_number;
-      static inline uint32_t synthex_this_thread(void) {
-          if (synthex_thread_number == 0)
-              synthex_thread_number = _Py_atomic_add_uint32(&synthex_threads_seen, 1) + 1;
-          return synthex_thread_number;
+      static uint32_t synthex_sync_threads_seen;
+      static _Thread_local uint32_t synthex_sync_thread_number;
+      static inline uint32_t synthex_sync_thread(void) {
+          if (synthex_sync_thread_number == 0)
+              synthex_sync_thread_number = _Py_atomic_add_uint32(&synthex_sync_threads_seen, 1) + 1;
+          return synthex_sync_thread_number;
       }
       /* Counts the forks that led to this process: a lock that a thread of the parent held is never let go here. */
-      static uint32_t synthex_forks;
+      static uint32_t synthex_fork_count;
       #if defined(_WIN32)
-        #define synthex_watch_forks() 0
+        #define synthex_watch_fork_count() 0
       #else
         #include <pthread.h>
-        static void synthex_forked(void) { synthex_forks++; }
-        #define synthex_watch_forks() pthread_atfork(NULL, NULL, synthex_forked)
+        static void synthex_fork_counted(void) { synthex_fork_count++; }
+        #define synthex_watch_fork_count() pthread_atfork(NULL, NULL, synthex_fork_counted)
       #endif
     #else
-      #define synthex_this_thread() 0u
-      #define synthex_forks 0u
-      #define synthex_watch_forks() 0
+      #define synthex_sync_thread() 0u
+      #define synthex_fork_count 0u
+      #define synthex_watch_fork_count() 0
     #endif
     #if defined(_MSC_VER)
       #define SYNTHEX_THREAD_LOCAL __declspec(thread)
@@ -78,8 +78,8 @@ cdef extern from *:
     bint uniquely_referenced "synthex_unique"(PyObject*) noexcept nogil
     # True when the calling thread made the object (always, on the standard build).
     bint owned_by_this_thread "synthex_owned"(PyObject*) noexcept nogil
-    unsigned int this_thread_number "synthex_this_thread"() noexcept nogil
-    unsigned int forks_seen "synthex_forks"
-    int watch_forks "synthex_watch_forks"() noexcept
+    unsigned int this_thread_number "synthex_sync_thread"() noexcept nogil
+    unsigned int forks_seen "synthex_fork_count"
+    int watch_forks "synthex_watch_fork_count"() noexcept
     bint likely "synthex_likely"(bint) noexcept nogil
     bint unlikely "synthex_unlikely"(bint) noexcept nogil

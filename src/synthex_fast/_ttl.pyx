@@ -61,12 +61,15 @@ cdef extern from *:
     bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
 
 cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
     bint is_text "PyUnicode_CheckExact"(PyObject*) noexcept
     int PyObject_RichCompareBool(PyObject*, PyObject*, int) except -1
     void incref "Py_INCREF"(PyObject*) noexcept
     void decref "Py_DECREF"(PyObject*) noexcept
     void xdecref "Py_XDECREF"(PyObject*) noexcept
     void PyErr_WriteUnraisable(PyObject*) noexcept
+    # NULL with the error set: declared without `except`, because here the error does not pass.
+    PyObject* PyObject_CallFunctionObjArgs(PyObject*, ...) noexcept
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
     ctypedef int (*inquiry)(PyObject*) noexcept
     ctypedef struct FullType "PyTypeObject":
@@ -84,6 +87,8 @@ cdef enum:
     SETTLE_STEPS = 64
     # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 5.3 of index, spare room.
     ENTRY_COST = 64
+    # A reason beside those of Reason: on_evict is not told.
+    SILENT = 4
 
 cdef uint32_t MISSING = 0xFFFFFFFF
 cdef uint32_t FAILED = 0xFFFFFFFE
@@ -244,11 +249,15 @@ cdef inline void step(TTLDict self, double now, int steps, Victims* victims) noe
 
 cdef void tell(TTLDict self, PyObject* key, PyObject* value, int reason) noexcept:
     """Call the eviction callback and drop both references."""
-    if self.on_gone is not None:
-        try:
-            self.on_gone(<object>key, <object>value, REASONS[reason])
-        except BaseException:
+    cdef PyObject* result
+    if self.on_gone is not None and reason != SILENT:
+        result = PyObject_CallFunctionObjArgs(
+            <PyObject*>self.on_gone, key, value, <PyObject*>REASONS[reason], <PyObject*>NULL
+        )
+        if result == NULL:
             PyErr_WriteUnraisable(<PyObject*>self.on_gone)
+        else:
+            decref(result)
     decref(key)
     decref(value)
 
@@ -293,6 +302,19 @@ cdef void shed_arrays(TTLDict self) noexcept:
     cdef Table* t = &self.table
     if t.live == 0 and t.dead_first == NONE and t.room > 64:
         table_free(t)
+
+
+cdef int64_t bury_all(TTLDict self) noexcept:
+    """Queue all entries to be let go without a word (locked for writing). Returns how many they were."""
+    cdef Table* t = &self.table
+    cdef uint32_t slot
+    cdef int64_t count = 0
+    for slot in range(t.used):
+        if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
+            table_remove(t, slot)
+            slot_bury(t, slot, SILENT)
+            count += 1
+    return count
 
 
 cdef int64_t settle(TTLDict self, double now) noexcept:
@@ -762,8 +784,21 @@ cdef class TTLDict:
 
     def clear(self):
         """Remove every entry, without telling `on_evict`. O(n)."""
+        cdef Victims victims
+        cdef bint others
+        victims.count = 0
+        victims.buried = 0
+        enter(self)
         self.changes += 1
-        clear_entries(self)
+        others = self.table.dead_first != NONE
+        if others:
+            # Entries that on_evict is yet to be told of must not get lost with the arrays.
+            victims.buried = bury_all(self)
+        leave(self)
+        if others:
+            let_go(self, &victims)
+        else:
+            clear_entries(self)
 
     def __len__(self):
         settle_now(self)
@@ -799,8 +834,10 @@ cdef class TTLDict:
         if Py_ReprEnter(self):
             return f"{type(self).__name__}({{...}})"
         try:
-            limits = [f"{name}={value!r}" for name, value in settings(self).items()]
-            return f"{type(self).__name__}({', '.join([repr(dict(self.items())), *limits])})"
+            parts = [repr(dict(self.items()))]
+            for name, value in settings(self).items():
+                parts.append(name + "=" + repr(value))
+            return type(self).__name__ + "(" + ", ".join(parts) + ")"
         finally:
             Py_ReprLeave(self)
 
@@ -1037,13 +1074,13 @@ cdef class TTLDict:
         number = nbytes.__index__()
         if number < 0:
             raise value_error("nbytes", nbytes, "a non-negative integer")
+        wanted = min(number, NO_LIMIT)
         now = now_of(self) if self.table.scheduled else 0.0
         victims.count = 0
         victims.buried = 0
         enter(self)
         before = self.table.nbytes
-        wanted = before if number >= before else <uint64_t>number
-        make_room(self, before - wanted, NONE, now, &victims)
+        make_room(self, before - min(wanted, before), NONE, now, &victims)
         after = self.table.nbytes
         if after != before:
             self.changes += 1
@@ -1066,12 +1103,8 @@ cdef class TTLDict:
         cdef double now = now_of(self) if self.table.scheduled else 0.0
         cdef Victims victims
         cdef uint32_t before
-        entries = self.max_size if max_size is UNCHANGED else max_size
-        most = self.memory_limit if memory_limit is UNCHANGED else memory_limit
-        if entries is not None:
-            entries = whole_number("max_size", entries, "entries")
-        if most is not None:
-            most = whole_number("memory_limit", most, "bytes")
+        cdef Py_ssize_t entries = self.most_entries if max_size is UNCHANGED else entries_from(max_size)
+        cdef uint64_t most = self.most_bytes if memory_limit is UNCHANGED else bytes_from(memory_limit)
         victims.count = 0
         victims.buried = 0
         enter(self)
@@ -1174,8 +1207,8 @@ cdef int configure(
     cdef double ttl_seconds = INFINITY, idle_seconds = INFINITY, start
     if self.ready:
         raise ArgumentValueError("a TTLDict is initialised once; use resize() to change its limits")
-    entries = None if max_size is None else whole_number("max_size", max_size, "entries")
-    most = None if memory_limit is None else whole_number("memory_limit", memory_limit, "bytes")
+    cdef Py_ssize_t entries = entries_from(max_size)
+    cdef uint64_t most = bytes_from(memory_limit)
     if ttl is not None:
         ttl_seconds = seconds_from("ttl", ttl)
     if idle is not None:
@@ -1218,11 +1251,25 @@ cdef inline object owned(PyObject* reference):
     return value
 
 
-cdef void set_limits(TTLDict self, object entries, object most) noexcept:
-    self.most_entries = 0 if entries is None else <Py_ssize_t>min(entries, <Py_ssize_t>0x7FFFFFFFFFFFFFFF)
+cdef void set_limits(TTLDict self, Py_ssize_t entries, uint64_t most) noexcept:
+    self.most_entries = entries
     # A limit that no table can reach is none, and costs nothing.
-    self.table.limit = NONE if entries is None or entries >= NONE else <uint32_t>entries
-    self.most_bytes = NO_LIMIT if most is None or most >= NO_LIMIT else <uint64_t>most
+    self.table.limit = NONE if entries == 0 or <uint64_t>entries >= NONE else <uint32_t>entries
+    self.most_bytes = most
+
+
+cdef Py_ssize_t entries_from(object max_size) except -1:
+    """The limit in entries, 0 for none."""
+    if max_size is None:
+        return 0
+    return min(whole_number("max_size", max_size, "entries"), PY_SSIZE_T_MAX)
+
+
+cdef uint64_t bytes_from(object memory_limit) except? 0:
+    """The limit in bytes, all bits set for none."""
+    if memory_limit is None:
+        return NO_LIMIT
+    return min(whole_number("memory_limit", memory_limit, "bytes"), NO_LIMIT)
 
 
 cdef inline int64_t weigh(TTLDict self, PyObject* key, PyObject* value) except -1:
