@@ -90,8 +90,8 @@ cdef extern from "Python.h":
     PyTypeObject* Py_TYPE(PyObject*) noexcept
     PyObject* _PyType_Lookup(PyTypeObject*, object) noexcept
     object call_none "PyObject_CallNoArgs"(PyObject*)
-    object call_one "PyObject_CallOneArg"(PyObject*, PyObject*)
-    object call_method "PyObject_VectorcallMethod"(PyObject*, PyObject**, size_t, PyObject*)
+    PyObject* call_one "PyObject_CallOneArg"(PyObject*, PyObject*) noexcept
+    PyObject* call_method "PyObject_VectorcallMethod"(PyObject*, PyObject**, size_t, PyObject*) noexcept
     PyObject* Py_None
     const Py_ssize_t PY_SSIZE_T_MAX
 
@@ -992,24 +992,24 @@ cdef bint has_reset(ObjectPool pool, PyObject* obj, uint64_t version) except -1:
     return has
 
 
-cdef bint pool_reset(ObjectPool pool, PyObject* obj) except -1:
+cdef int pool_reset(ObjectPool pool, PyObject* obj) except -1:
     cdef uint64_t version, known
-    cdef bint has
     cdef PyObject* args[1]
-    try:
-        if pool.calls_reset:
-            call_one(<PyObject*>pool.reset, obj)
-            return True
+    cdef PyObject* answer
+    if pool.calls_reset:
+        answer = call_one(<PyObject*>pool.reset, obj)
+    else:
         version = type_version(obj)
         known = load(&pool.known)
-        has = (known & 1) if known >> 1 == version and version != 0 else has_reset(pool, obj, version)
-        if has:
-            args[0] = obj
-            call_method(<PyObject*>reset_name, args, 1, NULL)
-    except BaseException:
+        if not ((known & 1) if known >> 1 == version and version != 0 else has_reset(pool, obj, version)):
+            return 0
+        args[0] = obj
+        answer = call_method(<PyObject*>reset_name, args, 1, NULL)
+    if answer == NULL:
         freelist_note(pool.idle, DISCARDED, 1)
-        raise
-    return True
+        return -1
+    decref(answer)
+    return 0
 
 
 cdef bint pool_release(ObjectPool pool, object obj) except -1:
@@ -1306,6 +1306,8 @@ cdef class ObjectPool:
 @cython.freelist(16)
 cdef class Lease:
     """What `ObjectPool.lease` returns; leaving it twice is harmless, and it may be entered again once left."""
+
+    __class_getitem__ = classmethod(type(list[int]))
 
     def __enter__(self):
         cdef ObjectPool pool = self.pool
