@@ -943,6 +943,11 @@ cdef inline void pool_settle(ObjectPool pool) noexcept:
         freelist_let_go(pool.idle, PY_SSIZE_T_MAX, monotonic_coarse() - pool.idle_seconds)
 
 
+cdef void pool_clear(ObjectPool pool) noexcept:
+    # As many as there are now: a finaliser that releases objects could keep this busy for ever.
+    freelist_trim(pool.idle, freelist_stats(pool.idle, NULL))
+
+
 cdef object pool_acquire_timed(ObjectPool pool):
     cdef double now = monotonic_coarse()
     cdef double since
@@ -1128,7 +1133,7 @@ cdef class ObjectPool:
             for i in range(filled):
                 pool_fill(self)
         except BaseException:
-            self.clear()
+            pool_clear(self)
             self.ready = False
             raise
 
@@ -1190,8 +1195,7 @@ cdef class ObjectPool:
         >>> len(pool)
         0
         """
-        # As many as there are now: a finaliser that releases objects could keep this busy for ever.
-        freelist_trim(self.idle, freelist_stats(self.idle, NULL))
+        pool_clear(self)
 
     def trim(self, nbytes):
         """Let idle objects go, coldest first, until about `nbytes` bytes are free; the bytes freed, estimated.
@@ -1339,7 +1343,7 @@ cdef int traverse_pool(PyObject* self, Visit visit, void* arg) noexcept:
 
 
 cdef int clear_pool(PyObject* self) noexcept:
-    (<ObjectPool>self).clear()
+    pool_clear(<ObjectPool>self)
     return clear_fields(self)
 
 

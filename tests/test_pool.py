@@ -1,0 +1,1389 @@
+"""What `ObjectPool` promises."""
+
+import collections
+import copy
+import doctest
+import gc
+import math
+import os
+import pickle
+import random
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import weakref
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from synthex_fast import _pool
+from synthex_fast._pool import Lease, ObjectPool
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, FactoryError, SynthexFastError
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+STATS = {"created", "reused", "released", "discarded", "aliased", "pool_size", "reuse_rate"}
+
+
+class Thing:
+    pass
+
+
+class Resettable:
+    resets = 0
+
+    def reset(self):
+        self.resets += 1
+
+
+def in_threads(*functions):
+    """Run them at the same time and raise what the first of them raised."""
+    errors = []
+    start = threading.Barrier(len(functions))
+
+    def run(function):
+        try:
+            start.wait()
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def counts(pool, *names):
+    stats = pool.stats
+    return tuple(stats[name] for name in names)
+
+
+# --- construction and arguments ---
+
+
+def test_prefills_as_the_report_does():
+    assert len(ObjectPool(Thing)) == 100
+    assert len(ObjectPool(Thing, 30)) == 30
+    assert len(ObjectPool(Thing, prefill=0)) == 0
+    pool = ObjectPool(Thing, 7, prefill=5)
+    assert counts(pool, "created", "reused", "released", "pool_size") == (5, 0, 0, 5)
+
+
+def test_properties():
+    pool = ObjectPool(Thing, max_size=2**40, prefill=1, max_idle=5, name="things")
+    assert (pool.max_size, pool.max_idle, pool.name) == (2**40, 5.0, "things")
+    assert repr(pool) == f"<ObjectPool 'things': 1 of {2**40} idle>"
+    assert ObjectPool(Thing).max_idle is None
+    assert ObjectPool(Thing, max_idle=math.inf).max_idle is None
+    assert set(pool.stats) == STATS
+    with pytest.raises(AttributeError):
+        pool.name = "other"
+
+
+def test_an_empty_pool_is_true():
+    assert ObjectPool(Thing, prefill=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "name"),
+    [
+        ({"factory": 3}, ArgumentTypeError, "factory"),
+        ({"factory": None}, ArgumentTypeError, "factory"),
+        ({"max_size": 0}, ArgumentValueError, "max_size"),
+        ({"max_size": -1}, ArgumentValueError, "max_size"),
+        ({"max_size": 2**80}, ArgumentValueError, "max_size"),
+        ({"max_size": 1.5}, ArgumentTypeError, "max_size"),
+        ({"max_size": math.nan}, ArgumentTypeError, "max_size"),
+        ({"max_size": "10"}, ArgumentTypeError, "max_size"),
+        ({"max_size": None}, ArgumentTypeError, "max_size"),
+        ({"prefill": -1}, ArgumentValueError, "prefill"),
+        ({"prefill": 1001}, ArgumentValueError, "prefill"),
+        ({"prefill": 0.5}, ArgumentTypeError, "prefill"),
+        ({"reset": 5}, ArgumentTypeError, "reset"),
+        ({"max_idle": 0}, ArgumentValueError, "max_idle"),
+        ({"max_idle": -1.0}, ArgumentValueError, "max_idle"),
+        ({"max_idle": math.nan}, ArgumentValueError, "max_idle"),
+        ({"max_idle": "1"}, ArgumentTypeError, "max_idle"),
+        ({"name": 5}, ArgumentTypeError, "name"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, name):
+    made = []
+    with pytest.raises(error, match=f"^{name} must be"):
+        ObjectPool(**{"factory": lambda: made.append(1) or Thing(), **arguments})
+    assert not made
+
+
+@pytest.mark.parametrize("bad", [0, -5, 2**70, 1.5, "5", None, math.nan])
+def test_bad_resize_leaves_the_pool_as_it_was(bad):
+    pool = ObjectPool(Thing, 50)
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="^max_size must be"):
+        pool.resize(bad)
+    assert (pool.max_size, len(pool)) == (50, 50)
+
+
+@pytest.mark.parametrize("bad", [-5, 2**70, 1.5, "5", None, math.nan])
+def test_bad_trim_leaves_the_pool_as_it_was(bad):
+    pool = ObjectPool(Thing, 50)
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="^nbytes must be"):
+        pool.trim(bad)
+    assert len(pool) == 50
+
+
+def test_an_argument_whose_index_raises_passes_its_error_on():
+    class Odd:
+        def __index__(self):
+            raise RuntimeError("odd")
+
+    with pytest.raises(RuntimeError, match="odd"):
+        ObjectPool(Thing, Odd())
+
+
+def test_none_cannot_be_released():
+    pool = ObjectPool(Thing, prefill=3)
+    with pytest.raises(ArgumentTypeError, match="^obj must be"):
+        pool.release(None)
+    assert counts(pool, "released", "pool_size") == (0, 3)
+
+
+def test_set_up_once():
+    pool = ObjectPool(Thing, 5)
+    with pytest.raises(SynthexFastError):
+        pool.__init__(dict)
+    assert isinstance(pool.acquire(), Thing)
+
+
+def test_a_subclass_that_never_set_it_up():
+    class Lazy(ObjectPool):
+        def __init__(self):
+            pass
+
+    pool = Lazy()
+    for call in (pool.acquire, lambda: pool.release(Thing()), pool.lease().__enter__):
+        with pytest.raises(SynthexFastError, match="never set up"):
+            call()
+    pool.clear()
+    assert len(pool) == pool.nbytes == pool.trim(100) == 0
+    assert gc.get_referents(pool) is not None
+
+
+# --- acquire and release ---
+
+
+def test_hands_out_what_was_released():
+    pool = ObjectPool(Thing, prefill=0)
+    first = pool.acquire()
+    address = id(first)
+    assert pool.release(first) is True
+    del first
+    assert id(pool.acquire()) == address
+    assert counts(pool, "created", "reused", "released") == (1, 1, 1)
+    assert pool.stats["reuse_rate"] == 0.5
+
+
+def test_keeps_no_more_than_max_size():
+    pool = ObjectPool(Thing, 3, prefill=0)
+    things = [pool.acquire() for _ in range(5)]
+    assert [pool.release(thing) for thing in things] == [True] * 3 + [False] * 2
+    assert counts(pool, "released", "discarded", "pool_size") == (3, 2, 3)
+
+
+def test_an_object_somebody_holds_is_never_handed_out():
+    pool = ObjectPool(Thing, prefill=0)
+    held = pool.acquire()
+    pool.release(held)
+    other = pool.acquire()
+    assert other is not held
+    assert counts(pool, "aliased", "reused", "created", "pool_size") == (1, 0, 2, 0)
+
+
+def test_goes_past_aliased_objects_to_one_that_is_free():
+    pool = ObjectPool(Thing, prefill=0)
+    things = [pool.acquire() for _ in range(5)]
+    address = id(things[0])
+    for thing in things:
+        pool.release(thing)
+    del things[0], thing
+    assert id(pool.acquire()) == address
+    assert counts(pool, "aliased", "reused", "pool_size") == (4, 1, 0)
+
+
+def test_releasing_twice_is_harmless():
+    pool = ObjectPool(Thing, prefill=0)
+    thing = pool.acquire()
+    assert pool.release(thing)
+    assert pool.release(thing)
+    del thing
+    first, second = pool.acquire(), pool.acquire()
+    assert first is not second
+    assert counts(pool, "aliased") == (1,)
+
+
+@pytest.mark.parametrize("shared", [5, "text", (), Thing, Thing(), None.__class__])
+def test_an_object_shared_with_the_whole_program_is_never_reused(shared):
+    pool = ObjectPool(lambda: shared, prefill=3)
+    assert pool.acquire() is shared
+    assert pool.stats["reused"] == 0
+    pool.release(shared)
+    assert pool.acquire() is shared
+    assert pool.stats["reused"] == 0
+
+
+def test_any_object_may_be_released():
+    pool = ObjectPool(dict, prefill=0)
+    assert pool.release(Thing())
+    assert isinstance(pool.acquire(), Thing)
+
+
+def test_a_dropped_object_is_simply_freed():
+    pool = ObjectPool(Thing, prefill=0)
+    gone = weakref.ref(pool.acquire())
+    gc.collect()
+    assert gone() is None
+    assert counts(pool, "created", "pool_size") == (1, 0)
+
+
+# --- factory ---
+
+
+def test_a_factory_that_raises_changes_nothing():
+    calls = []
+
+    def factory():
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyError("no more")
+        return Thing()
+
+    pool = ObjectPool(factory, prefill=0)
+    first = pool.acquire()
+    before = pool.stats
+    with pytest.raises(KeyError, match="no more"):
+        pool.acquire()
+    assert pool.stats == before
+    assert pool.release(first)
+
+
+def test_a_factory_that_returns_none():
+    pool = ObjectPool(lambda: None, prefill=0)
+    before = pool.stats
+    with pytest.raises(FactoryError, match="factory"):
+        pool.acquire()
+    assert pool.stats == before
+    with pytest.raises(FactoryError):
+        ObjectPool(lambda: None)
+
+
+def test_a_factory_that_fails_in_the_middle_of_the_prefill_leaks_nothing():
+    alive = weakref.WeakSet()
+
+    def factory():
+        if len(alive) == 5:
+            raise ValueError("enough")
+        thing = Thing()
+        alive.add(thing)
+        return thing
+
+    with pytest.raises(ValueError, match="enough"):
+        ObjectPool(factory)
+    gc.collect()
+    assert not alive
+
+
+def test_a_factory_may_use_the_pool():
+    def factory():
+        if depth and len(depth) < 5:
+            depth.append(1)
+            pool.release(Thing())
+            pool.acquire()
+            pool.resize(10)
+            pool.clear()
+            assert len(pool) == 0
+        return Thing()
+
+    depth = []
+    pool = ObjectPool(factory, prefill=0)
+    depth.append(1)
+    assert isinstance(pool.acquire(), Thing)
+
+
+def test_a_factory_may_fill_the_pool_itself():
+    pools = []
+
+    class Pool(ObjectPool):
+        def __init__(self):
+            pools.append(self)
+            super().__init__(self.make, 4)
+
+        def make(self):
+            pools[0].release(Thing())
+            return Thing()
+
+    assert len(Pool()) == 4
+
+
+# --- reset ---
+
+
+def test_calls_the_reset_of_the_type_when_released():
+    pool = ObjectPool(Resettable, prefill=2)
+    thing = pool.acquire()
+    assert thing.resets == 0
+    pool.release(thing)
+    assert thing.resets == 1
+
+
+def test_calls_the_reset_it_was_given():
+    seen = []
+    pool = ObjectPool(Resettable, prefill=0, reset=seen.append)
+    thing = pool.acquire()
+    pool.release(thing)
+    assert seen == [thing]
+    assert thing.resets == 0
+
+
+def test_reset_of_types_that_change():
+    class Late:
+        pass
+
+    class Child(Late):
+        pass
+
+    seen = []
+    pool = ObjectPool(Child, prefill=0)
+
+    def release_and_count():
+        del seen[:]
+        for _ in range(3):
+            pool.release(pool.acquire())
+        return len(seen)
+
+    assert release_and_count() == 0
+    Late.reset = lambda self: seen.append("late")
+    assert release_and_count() == 3
+    Child.reset = lambda self: seen.append("child")
+    assert release_and_count() == 3
+    assert set(seen) == {"child"}
+    Child.reset = None
+    assert release_and_count() == 0
+    del Child.reset
+    assert release_and_count() == 3
+    del Late.reset
+    assert release_and_count() == 0
+
+
+def test_reset_of_a_type_that_changes_more_often_than_the_interpreter_counts():
+    class Restless:
+        pass
+
+    seen = []
+    pool = ObjectPool(Restless, prefill=0)
+    for number in range(3000):
+        if number % 2:
+            del Restless.reset
+        else:
+            Restless.reset = lambda self: seen.append(1)
+        pool.release(pool.acquire())
+    assert len(seen) == 1500
+
+
+def test_reset_is_found_by_type_in_a_mixed_pool():
+    pool = ObjectPool(Thing, prefill=0)
+    things = [Thing(), Resettable(), {}, Resettable(), Thing(), []] * 20
+    for thing in things:
+        pool.release(thing)
+    assert [thing.resets for thing in things if isinstance(thing, Resettable)] == [2] * 0 + [1] * 40 or all(
+        thing.resets == 20 for thing in things if isinstance(thing, Resettable)
+    )
+
+
+def test_an_object_that_changes_its_class():
+    pool = ObjectPool(Thing, prefill=0)
+    thing = pool.acquire()
+    pool.release(thing)
+    thing.__class__ = Resettable
+    pool.release(thing)
+    assert thing.resets == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_reset_that_raises_lets_the_object_go(given):
+    def fail(self):
+        raise OSError("cannot")
+
+    class Failing:
+        pass
+
+    if not given:
+        Failing.reset = fail
+    pool = ObjectPool(Failing, prefill=2, reset=fail if given else None)
+    thing = pool.acquire()
+    gone = weakref.ref(thing)
+    for _ in range(2):
+        with pytest.raises(OSError, match="cannot"):
+            pool.release(thing)
+    assert counts(pool, "discarded", "released", "pool_size") == (2, 0, 1)
+    del thing
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_reset_may_use_the_pool():
+    class Busy:
+        def reset(self):
+            if not busy:
+                busy.append(1)
+                pool.release(pool.acquire())
+                pool.release(Busy())
+                pool.clear()
+                pool.resize(1)
+
+    busy = []
+    pool = ObjectPool(Busy, 10, prefill=10)
+    assert pool.release(pool.acquire())
+    assert (len(pool), pool.max_size) == (1, 1)
+
+
+def test_a_reset_may_release_the_same_object():
+    class Eager:
+        depth = 0
+
+        def reset(self):
+            self.depth += 1
+            if self.depth == 1:
+                pool.release(self)
+
+    pool = ObjectPool(Eager, prefill=0)
+    eager = pool.acquire()
+    pool.release(eager)
+    del eager
+    assert pool.acquire() is not pool.acquire()
+
+
+# --- finalisers that use the pool ---
+
+
+class Hostile:
+    """Its finaliser does to the pool what the test asks for."""
+
+    pool = None
+    deeds = ()
+
+    def __del__(self):
+        pool = Hostile.pool() if Hostile.pool else None
+        if pool is not None:
+            for deed in Hostile.deeds:
+                deed(pool)
+
+
+DEEDS = {
+    "acquire": lambda pool: pool.acquire(),
+    "release": lambda pool: pool.release(Thing()),
+    "resurrect": lambda pool: pool.release(pool.acquire()),
+    "clear": lambda pool: pool.clear(),
+    "resize": lambda pool: pool.resize(3),
+    "grow": lambda pool: pool.resize(300),
+    "trim": lambda pool: pool.trim(10_000),
+    "nbytes": lambda pool: pool.nbytes,
+    "stats": lambda pool: pool.stats,
+    "sweep": lambda pool: pool._sweep(time.monotonic() + 1e6),
+}
+
+
+@pytest.mark.parametrize("max_idle", [None, 1000.0])
+@pytest.mark.parametrize("deed", DEEDS)
+def test_finalisers_that_use_the_pool(deed, max_idle):
+    made = []
+
+    def factory():
+        made.append(1)
+        return Hostile() if len(made) <= 50 else Thing()
+
+    pool = ObjectPool(factory, 20, prefill=20, max_idle=max_idle)
+    Hostile.pool = weakref.ref(pool)
+    Hostile.deeds = (DEEDS[deed],)
+    try:
+        for action in (
+            lambda: pool.trim(1),
+            lambda: pool.resize(10),
+            lambda: pool.release(Hostile()),
+            lambda: [pool.release(Hostile()) for _ in range(30)],
+            lambda: pool.resize(2),
+            lambda: pool._sweep(time.monotonic() + 1e6),
+            lambda: pool.clear(),
+            lambda: [pool.release(pool.acquire()) for _ in range(10)],
+        ):
+            action()
+            assert 0 <= len(pool) <= pool.max_size
+            assert pool.stats["pool_size"] == len(pool)
+        held = [pool.acquire() for _ in range(30)]
+        assert len({id(thing) for thing in held}) == 30
+        del pool, held
+        gc.collect()
+    finally:
+        Hostile.pool, Hostile.deeds = None, ()
+
+
+def test_clear_ends_though_finalisers_release_more():
+    class Hydra:
+        def __del__(self):
+            if growing:
+                pool.release(Hydra())
+
+    growing = [1]
+    pool = ObjectPool(Hydra, 10)
+    pool.clear()
+    assert len(pool) <= 10
+    pool.trim(10**9)
+    pool.resize(1)
+    assert len(pool) <= 1
+    growing.clear()
+
+
+# --- lease ---
+
+
+def test_lease_releases_at_the_end():
+    pool = ObjectPool(Thing, prefill=1)
+    with pool.lease() as thing:
+        assert isinstance(thing, Thing)
+        assert len(pool) == 0
+    assert len(pool) == 1
+
+
+def test_lease_releases_when_the_body_raises():
+    pool = ObjectPool(Thing, prefill=1)
+    with pytest.raises(ZeroDivisionError), pool.lease():
+        1 / 0
+    assert counts(pool, "released", "pool_size") == (1, 1)
+
+
+def test_lease_left_twice():
+    pool = ObjectPool(Thing, prefill=1)
+    lease = pool.lease()
+    lease.__enter__()
+    lease.__exit__(None, None, None)
+    lease.__exit__(None, None, None)
+    lease.__exit__()
+    assert counts(pool, "released", "pool_size") == (1, 1)
+    with lease, pytest.raises(SynthexFastError):
+        lease.__enter__()
+    assert counts(pool, "released", "pool_size") == (2, 1)
+
+
+def test_lease_whose_reset_raises():
+    def fail(thing):
+        raise OSError("cannot")
+
+    pool = ObjectPool(Thing, prefill=1, reset=fail)
+    with pytest.raises(OSError, match="cannot") as caught, pool.lease():
+        1 / 0
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert counts(pool, "discarded", "pool_size") == (1, 0)
+
+
+def test_lease_of_a_subclass_calls_its_methods():
+    calls = []
+
+    class Logged(ObjectPool):
+        def acquire(self):
+            calls.append("acquire")
+            return super().acquire()
+
+        def release(self, obj):
+            calls.append("release")
+            return super().release(obj)
+
+    with Logged(Thing).lease():
+        pass
+    assert calls == ["acquire", "release"]
+
+
+def test_a_lease_without_a_pool():
+    with pytest.raises(AttributeError):
+        Lease().__enter__()
+
+
+# --- size: resize, clear, trim, nbytes ---
+
+
+def test_resize_lets_go_what_is_over():
+    pool = ObjectPool(Thing, 100)
+    pool.resize(30)
+    assert counts(pool, "pool_size", "discarded") == (30, 70)
+    pool.resize(60)
+    assert [pool.release(Thing()) for _ in range(40)] == [True] * 30 + [False] * 10
+    assert len(pool) == 60
+
+
+def test_clear():
+    pool = ObjectPool(Thing)
+    pool.clear()
+    assert counts(pool, "pool_size", "discarded") == (0, 100)
+    assert pool.release(pool.acquire())
+
+
+def test_nbytes_and_trim():
+    pool = ObjectPool(lambda: bytearray(10_000), prefill=20)
+    nbytes = pool.nbytes
+    assert 200_000 <= nbytes <= 220_000
+    assert counts(pool, "pool_size", "aliased", "reused", "discarded") == (20, 0, 0, 0)
+    freed = pool.trim(35_000)
+    assert 35_000 <= freed <= 50_000
+    assert len(pool) == 16
+    assert pool.nbytes == nbytes - freed
+    assert pool.trim(0) == 0
+    assert pool.trim(10**12) == nbytes - freed
+    assert (len(pool), pool.nbytes, pool.trim(1)) == (0, 0, 0)
+
+
+def test_nbytes_of_many_objects_is_an_estimate():
+    sizes = random.Random(3)
+    pool = ObjectPool(lambda: bytearray(sizes.randrange(900, 1100)), 10_000, prefill=10_000)
+    assert pool.nbytes == pytest.approx(10_000 * 1057, rel=0.05)
+    assert len(pool) == 10_000
+    pool.resize(5000)
+    assert pool.nbytes == pytest.approx(5000 * 1057, rel=0.05)
+    held = [pool.acquire() for _ in range(5000)]
+    assert counts(pool, "reused", "aliased", "pool_size") == (5000, 0, 0)
+    assert len({id(thing) for thing in held}) == 5000
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_weighing_objects_that_use_the_pool(deed):
+    class Heavy:
+        def __sizeof__(self):
+            if busy:
+                busy.pop()
+                DEEDS[deed](pool)
+            return 1000
+
+    busy = []
+    pool = ObjectPool(Heavy, 20, prefill=20, max_idle=1e9)
+    for action in (lambda: pool.nbytes, lambda: pool.trim(3000)):
+        busy.append(1)
+        assert action() >= 0
+        assert len(pool) <= pool.max_size
+    stats = pool.stats
+    held = [pool.acquire() for _ in range(40)]
+    assert len({id(thing) for thing in held}) == 40
+    assert pool.stats["aliased"] == stats["aliased"]
+    assert pool.stats["reused"] - stats["reused"] == stats["pool_size"]
+
+
+def test_weighing_objects_whose_sizeof_raises():
+    class Broken:
+        def __sizeof__(self):
+            raise ValueError("no idea")
+
+    pool = ObjectPool(Broken, prefill=5)
+    assert pool.nbytes > 0
+    assert pool.trim(1) > 0
+    assert len(pool) == 4
+
+
+# --- idle time ---
+
+
+def test_lets_go_what_has_been_idle_too_long():
+    pool = ObjectPool(Thing, prefill=10, max_idle=0.05)
+    assert len(pool) == 10
+    time.sleep(0.1)
+    assert isinstance(pool.acquire(), Thing)
+    assert pool.stats["reused"] == 0
+    assert counts(pool, "pool_size", "discarded", "created") == (0, 10, 11)
+    pool.release(Thing())
+    assert counts(pool, "pool_size") == (1,)
+
+
+def test_an_operation_lets_go_a_bounded_number():
+    freed = []
+
+    class Heard:
+        def __del__(self):
+            freed.append(1)
+
+    pool = ObjectPool(Heard, 1000, prefill=500, max_idle=0.05)
+    time.sleep(0.1)
+    held = pool.acquire()
+    assert 1 <= len(freed) <= 20
+    first = len(freed)
+    pool.release(held)
+    assert 1 <= len(freed) - first <= 20
+    assert len(pool) == 1
+    assert len(freed) == 500
+
+
+def test_a_sweep_lets_go_what_is_due_and_tells_when_to_come_back():
+    pool = ObjectPool(Thing, prefill=10, max_idle=100.0)
+    now = time.monotonic()
+    assert pool._sweep(now) == pytest.approx(now + 100, abs=1.0)
+    assert len(pool) == 10
+    assert pool._sweep(now + 101) == math.inf
+    assert len(pool) == 0
+    assert ObjectPool(Thing)._sweep(now) == math.inf
+
+
+def test_the_order_of_idle_times_survives_use():
+    pool = ObjectPool(Thing, 8, prefill=0, max_idle=100.0)
+    chance = random.Random(5)
+    for _ in range(2000):
+        if chance.random() < 0.5:
+            pool.release(Thing())
+        elif chance.random() < 0.9:
+            pool.acquire()
+        else:
+            pool.trim(1)
+            pool.nbytes  # noqa: B018
+        assert len(pool) <= 8
+    pool.release(Thing())
+    assert pool._sweep(time.monotonic() + 99) < math.inf
+    assert pool._sweep(time.monotonic() + 101) == math.inf
+
+
+# --- being a Python object ---
+
+
+def test_generic_subclassable_weakrefable():
+    class Named(ObjectPool[Thing]):
+        def __init__(self, name):
+            super().__init__(Thing, 5, name=name)
+            self.extra = 1
+
+    pool = Named("x")
+    assert (pool.name, pool.extra, len(pool)) == ("x", 1, 5)
+    assert isinstance(pool.acquire(), Thing)
+    reference = weakref.ref(pool)
+    del pool
+    assert reference() is None
+    assert ObjectPool[int].__args__ == (int,)
+    assert ObjectPool[int](lambda: 5).acquire() == 5
+
+
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_cannot_be_copied(copies):
+    with pytest.raises(TypeError):
+        copies(ObjectPool(Thing))
+
+
+def test_frees_its_objects():
+    pool = ObjectPool(Thing)
+    things = [pool.acquire() for _ in range(20)]
+    alive = weakref.WeakSet(things)
+    for thing in things:
+        pool.release(thing)
+    del things, thing
+    gc.collect()
+    assert len(alive) == 20
+    del pool
+    gc.collect()
+    assert not alive
+
+
+def test_cycles_through_the_pool_are_collected():
+    class Maker:
+        def __init__(self):
+            self.pool = ObjectPool(self.make, 5, prefill=0, reset=self.wipe)
+            for _ in range(5):
+                self.pool.release(self.make())
+
+        def make(self):
+            thing = Thing()
+            thing.maker = self
+            return thing
+
+        def wipe(self, thing):
+            pass
+
+    maker = Maker()
+    reference = weakref.ref(maker)
+    del maker
+    gc.collect()
+    assert reference() is None
+
+
+def test_cycles_through_idle_objects_are_collected():
+    pool = ObjectPool(Thing, prefill=0)
+    thing = Thing()
+    thing.pool = pool
+    reference = weakref.ref(pool)
+    pool.release(thing)
+    del thing, pool
+    gc.collect()
+    assert reference() is None
+
+
+def test_the_collector_sees_idle_objects():
+    pool = ObjectPool(Thing, prefill=3)
+    assert sum(isinstance(found, Thing) for found in gc.get_referents(pool)) == 3
+
+
+def test_a_finaliser_in_a_collected_cycle_may_still_call():
+    results = []
+
+    class Last:
+        def __del__(self):
+            try:
+                results.append(self.pool.acquire())
+                self.pool.release(Thing())
+            except Exception as error:
+                results.append(error)
+
+    last = Last()
+    last.pool = ObjectPool(Thing, prefill=1)
+    last.pool.release(last)
+    del last
+    gc.collect()
+    assert len(results) >= 1
+
+
+@pytest.mark.skipif(not hasattr(sys, "gettotalrefcount"), reason="needs a debug interpreter")
+def test_total_reference_count_stays_flat():
+    def scenario():
+        pool = ObjectPool(Resettable, 20, max_idle=50.0, name="flat")
+        for _ in range(30):
+            with pool.lease():
+                pass
+        held = [pool.acquire() for _ in range(40)]
+        for thing in held:
+            pool.release(thing)
+        pool.acquire()
+        pool.resize(10)
+        pool.trim(100)
+        pool.nbytes  # noqa: B018
+        pool._sweep(time.monotonic() + 100)
+        pool.clear()
+        for bad in (lambda: pool.resize(0), lambda: pool.release(None), lambda: ObjectPool(lambda: None)):
+            try:
+                bad()
+            except Exception:
+                pass
+        ObjectPool(int).release(5)
+
+    for _ in range(3):
+        scenario()
+    seen = []
+    for _ in range(6):
+        for _ in range(20):
+            scenario()
+        gc.collect()
+        seen.append(sys.gettotalrefcount())
+    assert min(b - a for a, b in zip(seen, seen[1:], strict=False)) <= 5, seen
+
+
+def test_no_object_stays_behind():
+    class Counted:
+        def reset(self):
+            pass
+
+    def scenario():
+        pool = ObjectPool(Counted, 20, max_idle=50.0)
+        for _ in range(30):
+            with pool.lease():
+                pass
+        held = [pool.acquire() for _ in range(40)]
+        for thing in held:
+            pool.release(thing)
+        pool.resize(10)
+        pool.trim(100)
+        assert pool.nbytes
+        pool.clear()
+        pool.release(Counted())
+
+    scenario()
+    gc.collect()
+    assert not [found for found in gc.get_objects() if type(found) is Counted]
+    before = sys.getrefcount(Counted)
+    for _ in range(50):
+        scenario()
+    gc.collect()
+    assert abs(sys.getrefcount(Counted) - before) < 10
+
+
+# --- memory that runs out ---
+
+
+def nomemory_at_every_allocation(prepare, act, check):
+    testcapi = pytest.importorskip("_testcapi")
+    failed = False
+    for start in range(1, 200):
+        state = prepare()
+        testcapi.set_nomemory(start, start + 1)
+        try:
+            act(state)
+        except MemoryError:
+            failed = True
+        finally:
+            testcapi.remove_mem_hooks()
+        check(state, failed)
+        if not failed and start > 20:
+            return
+        failed = False
+
+
+def whole(pool, expected=None):
+    stats = pool.stats
+    assert stats["pool_size"] == len(pool) <= pool.max_size
+    held = [pool.acquire() for _ in range(len(pool))]
+    assert len({id(thing) for thing in held}) == len(held)
+    assert pool.stats["reused"] - stats["reused"] == stats["pool_size"]
+    if expected is not None:
+        assert stats["pool_size"] == expected
+
+
+@pytest.mark.parametrize("max_idle", [None, 1e6])
+def test_memory_runs_out_in_the_constructor(max_idle):
+    alive = weakref.WeakSet()
+
+    class Tracked:
+        pass
+
+    nomemory_at_every_allocation(
+        lambda: [], lambda state: state.append(ObjectPool(Tracked, 40, prefill=40, max_idle=max_idle)),
+        lambda state, failed: whole(state[0], 40) if state else None,
+    )
+    gc.collect()
+    assert not [found for found in gc.get_objects() if type(found) is Tracked]
+    assert not alive
+
+
+@pytest.mark.parametrize("max_idle", [None, 1e6])
+def test_memory_runs_out_in_acquire(max_idle):
+    def check(state, failed):
+        pool, got = state
+        assert len(got) == (not failed)
+        whole(pool, 0)
+        if failed:
+            assert pool.stats["created"] == 0
+
+    nomemory_at_every_allocation(
+        lambda: (ObjectPool(Thing, prefill=0, max_idle=max_idle), []),
+        lambda state: state[1].append(state[0].acquire()),
+        check,
+    )
+
+
+@pytest.mark.parametrize("max_idle", [None, 1e6])
+@pytest.mark.parametrize("idle", [0, 16, 32, 64])
+def test_memory_runs_out_in_release(max_idle, idle):
+    def act(state):
+        pool, thing, kept = state
+        kept.append(pool.release(thing[0]))
+        thing.clear()
+
+    def check(state, failed):
+        pool, thing, kept = state
+        thing.clear()
+        assert pool.stats["discarded"] == (kept != [True])
+        whole(pool, idle + (kept == [True]))
+
+    nomemory_at_every_allocation(
+        lambda: (ObjectPool(Thing, prefill=idle, max_idle=max_idle), [Thing()], []), act, check
+    )
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda pool: pool.resize(20),
+        lambda pool: pool.resize(2000),
+        lambda pool: pool.clear(),
+        lambda pool: pool.trim(100),
+        lambda pool: pool.nbytes,
+        lambda pool: pool.stats,
+        lambda pool: len(pool),
+        lambda pool: repr(pool),
+        lambda pool: pool.lease().__enter__(),
+        lambda pool: pool._sweep(0.0),
+    ],
+)
+def test_memory_runs_out_elsewhere(act):
+    nomemory_at_every_allocation(
+        lambda: ObjectPool(Thing, 50), act, lambda pool, failed: whole(pool, 50 if failed else None)
+    )
+
+
+# --- threads ---
+
+
+def test_eight_threads():
+    class Exclusive:
+        held = 0
+
+        def reset(self):
+            self.resets = getattr(self, "resets", 0) + 1
+
+    pool = ObjectPool(Exclusive, 50, name="hammered")
+
+    def hammer(seed):
+        chance = random.Random(seed)
+        held = []
+        for _ in range(3000):
+            action = chance.random()
+            if action < 0.5 and len(held) < 10:
+                thing = pool.acquire()
+                assert thing.held == 0, "handed out twice"
+                thing.held = 1
+                held.append(thing)
+                del thing
+            elif held:
+                thing = held.pop()
+                thing.held = 0
+                pool.release(thing)
+                del thing
+            if action > 0.998:
+                pool.resize(chance.choice((20, 50)))
+            elif action > 0.996:
+                pool.trim(200)
+            elif action > 0.994:
+                assert pool.nbytes >= 0
+            elif action > 0.992:
+                pool.clear()
+            elif action > 0.99:
+                assert len(pool) <= 60
+        for thing in held:
+            thing.held = 0
+            pool.release(thing)
+
+    in_threads(*(lambda seed=seed: hammer(seed) for seed in range(8)))
+    pool.resize(50)
+    stats = pool.stats
+    assert stats["pool_size"] == len(pool) <= 50
+    pool.clear()
+    assert len(pool) == 0
+    assert pool.stats["discarded"] == stats["discarded"] + stats["pool_size"]
+
+
+def test_eight_threads_with_idle_times_and_a_sweeper():
+    pool = ObjectPool(Thing, 50, max_idle=1000.0)
+    ends = threading.Event()
+
+    def hammer():
+        for number in range(3000):
+            pool.release(pool.acquire())
+            if number % 100 == 0:
+                with pool.lease():
+                    pool.release(Thing())
+
+    def sweep():
+        while not ends.is_set():
+            pool._sweep(time.monotonic() + 2000)
+            gc.collect()
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        in_threads(*[hammer] * 8)
+    finally:
+        ends.set()
+        sweeper.join()
+    stats = pool.stats
+    assert stats["pool_size"] == len(pool) <= 50
+
+
+def test_counts_add_up_over_threads():
+    pool = ObjectPool(Thing, 1000, prefill=0)
+
+    def use():
+        for _ in range(500):
+            pool.release(pool.acquire())
+
+    in_threads(*[use] * 4)
+    stats = pool.stats
+    assert stats["reused"] + stats["created"] == 2000
+    assert stats["released"] + (0 if not FREE_THREADED else 0) == 2000
+    assert stats["pool_size"] == stats["released"] - stats["reused"] - stats["aliased"] - stats["discarded"]
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="objects belong to no thread on the standard build")
+def test_an_object_of_another_thread_is_let_go():
+    pool = ObjectPool(Thing, prefill=0)
+    thing = pool.acquire()
+    kept = []
+    in_threads(lambda: kept.append(pool.release(thing)))
+    assert kept == [False]
+    assert counts(pool, "discarded", "pool_size") == (1, 0)
+    assert pool.release(thing)
+
+
+@pytest.mark.skipif(FREE_THREADED, reason="objects stay with their thread there")
+def test_an_object_goes_from_thread_to_thread():
+    pool = ObjectPool(Thing, prefill=0)
+    address = []
+
+    def use():
+        thing = pool.acquire()
+        address.append(id(thing))
+        pool.release(thing)
+
+    in_threads(use)
+    assert id(pool.acquire()) == address[0]
+
+
+def test_objects_of_an_ended_thread():
+    pool = ObjectPool(Thing, prefill=0)
+    in_threads(lambda: [pool.release(thing) for thing in [pool.acquire() for _ in range(10)]])
+    assert pool.stats["released"] == 10
+    if FREE_THREADED:
+        assert counts(pool, "discarded", "pool_size") == (10, 0)
+    else:
+        assert counts(pool, "discarded", "pool_size") == (0, 10)
+
+
+def test_a_finaliser_in_an_ending_thread_may_use_the_pool():
+    class Tail:
+        def __del__(self):
+            if pool.stats["created"] < 100:
+                pool.release(pool.acquire())
+                pool.release(Thing())
+
+    pool = ObjectPool(Tail, prefill=0)
+    for _ in range(5):
+        in_threads(*[lambda: [pool.release(thing) for thing in [pool.acquire() for _ in range(10)]]] * 3)
+    assert len(pool) <= pool.max_size
+    local = threading.local()
+
+    def leave_behind():
+        local.tail = pool.acquire()
+
+    in_threads(*[leave_behind] * 3)
+    pool.clear()
+
+
+def test_room_moves_between_threads():
+    pool = ObjectPool(Thing, 100, prefill=0)
+    for thing in [pool.acquire() for _ in range(100)]:
+        pool.release(thing)
+    del thing
+    held = [pool.acquire() for _ in range(100)]
+    kept = []
+    in_threads(lambda: kept.extend(pool.release(Thing()) for _ in range(100)))
+    assert kept == [True] * 100
+    assert len(held) == 100
+
+
+def test_other_threads_clear_trim_and_resize_what_a_thread_holds():
+    pool = ObjectPool(Thing, 100, prefill=0)
+    filled, go_on = threading.Barrier(2), threading.Barrier(2)
+
+    def fill():
+        for _ in range(3):
+            for thing in [Thing() for _ in range(100)]:
+                assert pool.release(thing)
+            del thing
+            filled.wait()
+            go_on.wait()
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    for act, left in ((pool.clear, 0), (lambda: pool.resize(10), 10), (lambda: pool.trim(10**9), 0)):
+        filled.wait()
+        assert len(pool) == 100
+        assert pool.nbytes > 0
+        act()
+        assert len(pool) == left
+        pool.clear()
+        pool.resize(100)
+        go_on.wait()
+    thread.join()
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="about reference counts without the GIL")
+def test_a_pool_many_threads_used_is_freed_by_the_collector():
+    pool = ObjectPool(Thing, prefill=0)
+    in_threads(*[lambda: pool.release(pool.acquire())] * 4)
+    reference = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_fork_while_threads_use_the_pool():
+    pool = ObjectPool(Thing, 100, max_idle=1000.0)
+    ends = threading.Event()
+
+    def use():
+        while not ends.is_set():
+            held = [pool.acquire() for _ in range(5)]
+            for thing in held:
+                pool.release(thing)
+            del held, thing
+            len(pool)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    for _ in range(50):
+                        pool.release(pool.acquire())
+                    others = [
+                        threading.Thread(target=lambda: [pool.release(pool.acquire()) for _ in range(50)])
+                        for _ in range(3)
+                    ]
+                    for other in others:
+                        other.start()
+                    for other in others:
+                        other.join()
+                    gc.collect()
+                    pool.clear()
+                    code = 0 if len(pool) == 0 and pool.nbytes == 0 else 2
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.join()
+
+
+EXIT = """
+import atexit, sys, threading, time
+from synthex_fast._pool import ObjectPool
+
+class Noisy:
+    def __del__(self):
+        pool.release(pool.acquire())
+
+pool = ObjectPool(Noisy, 50, max_idle=1000.0)
+keep = []
+
+def use():
+    while True:
+        with pool.lease():
+            pass
+
+for _ in range(3):
+    threading.Thread(target=use, daemon=True).start()
+time.sleep(0.05)
+sys.modules["kept past the end"] = pool
+atexit.register(pool.acquire)
+print("done")
+"""
+
+
+def test_the_interpreter_ends_well():
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
+        assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+
+
+# --- against a model ---
+
+
+class PoolAgainstAModel(RuleBasedStateMachine):
+    """The model: a list of idle objects, last in first out, and what the caller still holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.max_size = 8
+        self.pool = ObjectPool(self.make, self.max_size, prefill=0, reset=self.wipe)
+        self.idle = []
+        self.held = {}
+        self.number = 0
+        self.fails = False
+        self.counts = collections.Counter(dict.fromkeys(STATS - {"pool_size", "reuse_rate"}, 0))
+
+    def make(self):
+        thing = Thing()
+        self.number += 1
+        thing.number = self.number
+        return thing
+
+    def wipe(self, thing):
+        if self.fails:
+            raise OSError
+
+    @rule()
+    def acquire(self):
+        thing = self.pool.acquire()
+        while self.idle and (self.idle[-1] in self.held or self.idle.count(self.idle[-1]) > 1):
+            self.idle.pop()
+            self.counts["aliased"] += 1
+        if self.idle:
+            assert thing.number == self.idle.pop()
+            self.counts["reused"] += 1
+        else:
+            assert thing.number == self.number
+            self.counts["created"] += 1
+        self.held[thing.number] = thing
+
+    @rule(data=st.data(), keeps=st.booleans(), fails=st.booleans())
+    def release(self, data, keeps, fails):
+        if not self.held:
+            return
+        number = data.draw(st.sampled_from(sorted(self.held)))
+        thing = self.held[number] if keeps else self.held.pop(number)
+        self.fails = fails
+        try:
+            kept = self.pool.release(thing)
+        except OSError:
+            assert fails
+            kept = False
+        else:
+            assert not fails
+            assert kept == (len(self.idle) < self.max_size)
+        if kept:
+            self.idle.append(number)
+        self.counts["released" if kept else "discarded"] += 1
+
+    @rule(data=st.data())
+    def drop(self, data):
+        if self.held:
+            del self.held[data.draw(st.sampled_from(sorted(self.held)))]
+
+    @rule(max_size=st.integers(1, 12))
+    def resize(self, max_size):
+        self.pool.resize(max_size)
+        self.max_size = max_size
+        over = max(0, len(self.idle) - max_size)
+        self.counts["discarded"] += over
+        del self.idle[:over]
+
+    @rule()
+    def clear(self):
+        self.pool.clear()
+        self.counts["discarded"] += len(self.idle)
+        self.idle.clear()
+
+    @rule(number=st.integers(0, 3))
+    def trim(self, number):
+        each = sys.getsizeof(Thing())
+        assert self.pool.trim(number * each) >= min(number, len(self.idle)) * each
+        self.counts["discarded"] += min(number, len(self.idle))
+        del self.idle[:number]
+
+    @rule()
+    def weigh(self):
+        assert (self.pool.nbytes > 0) == bool(self.idle)
+
+    @invariant()
+    def agrees(self):
+        stats = self.pool.stats
+        assert len(self.pool) == stats["pool_size"] == len(self.idle) <= self.max_size
+        assert {name: stats[name] for name in self.counts} == dict(self.counts)
+
+
+PoolAgainstAModel.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+test_pool_against_a_model = PoolAgainstAModel.TestCase
+
+
+def test_the_examples_in_the_docstrings():
+    failed, tried = doctest.testmod(_pool)
+    assert tried > 10
+    assert failed == 0
