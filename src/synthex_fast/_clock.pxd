@@ -1,7 +1,8 @@
 """Clocks, inline: a coarse monotonic clock for deadlines and the wall clock for time stamps.
 
 The coarse clock is the kernel's tick (1 to 16 ms), read without a system call: about 4 ns where the precise one takes
-24. It is on the scale of ``time.monotonic()``, so deadlines can be compared with it.
+24. It is on the scale of ``time.monotonic()``, so deadlines can be compared with it. The wall clock is the precise one
+cut to whole microseconds, as ``datetime.now()`` cuts it, so that the two keep their order.
 """
 
 cdef extern from *:
@@ -29,7 +30,7 @@ cdef extern from *:
           u.LowPart = t.dwLowDateTime;
           u.HighPart = t.dwHighDateTime;
           /* FILETIME counts 100 ns steps from 1601. */
-          return (double)(u.QuadPart - 116444736000000000ULL) * 1e-7;
+          return (double)((u.QuadPart - 116444736000000000ULL) / 10) * 1e-6;
       }
     #else
       #include <time.h>
@@ -54,7 +55,7 @@ cdef extern from *:
       static inline double synthex_wall(void) {
           struct timespec t;
           clock_gettime(CLOCK_REALTIME, &t);
-          return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+          return (double)t.tv_sec + (double)(t.tv_nsec / 1000) * 1e-6;
       }
     #endif
     #endif

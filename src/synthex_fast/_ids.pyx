@@ -1,0 +1,135 @@
+"""Version-4 UUIDs (RFC 9562) as text, from the system's CSPRNG drawn in batches.
+
+One call of ``os.urandom`` serves `BATCH` identifiers, and the bytes of each are wiped as it is made. What a batch still
+holds never crosses a fork: a handler run in the child, for forks made in C as well, throws it away. On the
+free-threaded build each thread has a batch of its own, so no lock is taken there either.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.object cimport PyObject
+from libc.string cimport memcpy, memset
+
+from synthex_fast._sync cimport unlikely
+
+cdef extern from *:
+    """
+    #include <string.h>
+    #include "Python.h"
+    #if !defined(_WIN32)
+      #include <pthread.h>
+    #endif
+
+    #define SYNTHEX_ID_BYTES 16
+    #define SYNTHEX_ID_BATCH 128
+
+    typedef struct {
+        int left;               /* identifiers not yet handed out: the first `left` of the bytes below */
+        unsigned char bytes[SYNTHEX_ID_BATCH * SYNTHEX_ID_BYTES];
+    } synthex_id_batch;
+
+    #ifdef Py_GIL_DISABLED
+      static SYNTHEX_THREAD_LOCAL synthex_id_batch synthex_ids;
+    #else
+      static synthex_id_batch synthex_ids;
+    #endif
+
+    static synthex_id_batch *synthex_ids_here(void) { return &synthex_ids; }
+
+    /* In the child of a fork only the forking thread lives, so its batch is the only one that could be used twice. */
+    static void synthex_ids_after_fork(void) {
+        synthex_ids.left = 0;
+        memset(synthex_ids.bytes, 0, sizeof(synthex_ids.bytes));
+    }
+
+    static int synthex_ids_watch_forks(void) {
+    #if defined(_WIN32)
+        return 0;
+    #else
+        return pthread_atfork(NULL, NULL, synthex_ids_after_fork);
+    #endif
+    }
+
+    static const char synthex_hex[] = "0123456789abcdef";
+
+    static inline char *synthex_hex_pairs(char *text, const unsigned char *bytes, int count) {
+        int i;
+        for (i = 0; i < count; i++) {
+            *text++ = synthex_hex[bytes[i] >> 4];
+            *text++ = synthex_hex[bytes[i] & 15];
+        }
+        return text;
+    }
+
+    /* The 36 characters of a version-4, variant-10 UUID. */
+    static void synthex_id_text(char *text, unsigned char *bytes) {
+        bytes[6] = (unsigned char)((bytes[6] & 0x0F) | 0x40);
+        bytes[8] = (unsigned char)((bytes[8] & 0x3F) | 0x80);
+        text = synthex_hex_pairs(text, bytes, 4);
+        *text++ = '-';
+        text = synthex_hex_pairs(text, bytes + 4, 2);
+        *text++ = '-';
+        text = synthex_hex_pairs(text, bytes + 6, 2);
+        *text++ = '-';
+        text = synthex_hex_pairs(text, bytes + 8, 2);
+        *text++ = '-';
+        synthex_hex_pairs(text, bytes + 10, 6);
+    }
+    """
+    enum:
+        ID_BYTES "SYNTHEX_ID_BYTES"
+        BATCH "SYNTHEX_ID_BATCH"
+    ctypedef struct Batch "synthex_id_batch":
+        int left
+        unsigned char* bytes
+    Batch* batch_here "synthex_ids_here"() noexcept nogil
+    int watch_forks "synthex_ids_watch_forks"() noexcept nogil
+    void write_text "synthex_id_text"(char*, unsigned char*) noexcept nogil
+
+cdef extern from "Python.h":
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+    void* PyUnicode_DATA(object text) noexcept
+
+
+cdef object urandom
+from os import urandom
+
+if watch_forks() != 0:
+    raise MemoryError("no room for a fork handler")
+
+
+cdef int refill() except -1:
+    cdef bytes drawn = urandom(BATCH * ID_BYTES)
+    # Other threads, and a fork in one of them, may have run meanwhile: the batch is looked up and filled only now,
+    # and what it may still hold is overwritten unused.
+    cdef Batch* batch = batch_here()
+    memcpy(batch.bytes, PyBytes_AS_STRING(drawn), BATCH * ID_BYTES)
+    batch.left = BATCH
+    memset(PyBytes_AS_STRING(drawn), 0, BATCH * ID_BYTES)
+    return 0
+
+
+cdef str new_id():
+    cdef str text = PyUnicode_New(36, 127)
+    cdef Batch* batch = batch_here()
+    cdef unsigned char* bytes
+    while unlikely(batch.left == 0):
+        refill()
+        batch = batch_here()
+    batch.left -= 1
+    bytes = batch.bytes + batch.left * ID_BYTES
+    write_text(<char*>PyUnicode_DATA(text), bytes)
+    memset(bytes, 0, ID_BYTES)
+    return text
+
+
+def uuid4_text():
+    """A fresh version-4 UUID (RFC 9562) as 36 lower-case characters, from the system's CSPRNG.
+
+    Constant time; one call in 128 asks the system for more random bytes.
+
+    >>> import uuid
+    >>> uuid.UUID(uuid4_text()).version
+    4
+    """
+    return new_id()
