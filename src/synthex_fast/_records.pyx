@@ -10,12 +10,15 @@ why fields may be NULL here and why the functions below see a record as a row of
 
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject, Py_EQ, Py_NE
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from synthex_fast._clock cimport wall_clock
 from synthex_fast._ids cimport new_id
-from synthex_fast._pool cimport Freelist, freelist_new, freelist_pop, freelist_push
-from synthex_fast._sync cimport FREE_THREADED, Lock, lock, uniquely_referenced, unlikely, unlock
+from synthex_fast._pool cimport (
+    COUNTS, DISCARDED, Freelist, MISSED, RELEASED, REUSED, freelist_new, freelist_pop, freelist_push, freelist_stats,
+)
+from synthex_fast._sync cimport FREE_THREADED, uniquely_referenced, unlikely
 
 from synthex_fast.errors import type_error, value_error
 
@@ -78,6 +81,7 @@ cdef extern from *:
     #define synthex_list_room(op) (((PyListObject *)(op))->allocated)
     #define synthex_list_put(op, i, item) (((PyListObject *)(op))->ob_item[i] = (item))
     #define synthex_list_at(op, i) (((PyListObject *)(op))->ob_item[i])
+    #define synthex_items(op) (((PyTupleObject *)(op))->ob_item)
     #define synthex_resize(op, n) Py_SET_SIZE((PyVarObject *)(op), (n))
 
     /* Whether a tag needs no lower-casing and no stripping; texts beyond ASCII are left to str's own methods. */
@@ -120,6 +124,7 @@ cdef extern from *:
     Py_ssize_t list_room "synthex_list_room"(PyObject*) noexcept
     void list_put "synthex_list_put"(PyObject*, Py_ssize_t, PyObject*) noexcept
     PyObject* list_at "synthex_list_at"(PyObject*, Py_ssize_t) noexcept
+    PyObject** items_of "synthex_items"(object) noexcept
     void resize "synthex_resize"(PyObject*, Py_ssize_t) noexcept
     bint tag_is_clean "synthex_tag_is_clean"(PyObject*) noexcept
     bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
@@ -176,6 +181,7 @@ cdef extern from "Python.h":
     void PyObject_GC_Del(void*) noexcept
     void PyObject_ClearWeakRefs(PyObject*) noexcept
     PyObject* PyObject_Vectorcall(PyObject*, PyObject* const*, size_t, PyObject*) except NULL
+    object PyObject_VectorcallDict(object, PyObject* const*, size_t, dict)
     Py_ssize_t PyVectorcall_NARGS(size_t) noexcept
     bint PyObject_TypeCheck(PyObject*, PyTypeObject*) noexcept
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject*) noexcept
@@ -295,7 +301,6 @@ cdef PyObject* type_members[TYPES]
 cdef PyObject* priority_members[URGENCIES]
 cdef PyObject* datetime_class = NULL
 cdef PyObject* utc = NULL
-cdef Lock loading
 
 cdef tuple QUERY_FIELDS = (
     "title", "content", "requester", "query_type", "priority", "context", "constraints", "deadline", "tags", "id",
@@ -399,10 +404,9 @@ cdef int bind(Names* call, PyObject* const* args, Py_ssize_t nargs, PyObject* kw
 
 
 cdef void publish(PyObject** place, object value) noexcept:
-    lock(&loading)
+    # Without a lock: two threads that come here together both store the same singleton.
     if place[0] == NULL:
         place[0] = Py_NewRef(<PyObject*>value)
-    unlock(&loading)
 
 
 cdef int load_datetime() except -1:
@@ -1269,16 +1273,17 @@ cdef object contents_or_empty(PyObject* op, Container* field):
 
 
 cdef dict counts(Shape* shape):
-    cdef Freelist* idle = shape.idle
-    handed_out = idle.missed + idle.reused
+    cdef int64_t totals[COUNTS]
+    cdef Py_ssize_t idle = freelist_stats(shape.idle, totals)
+    cdef int64_t made = totals[<int>MISSED] + totals[<int>REUSED]
     return {
-        "created": idle.missed,
-        "reused": idle.reused,
-        "released": idle.released,
-        "discarded": idle.discarded,
+        "created": totals[<int>MISSED],
+        "reused": totals[<int>REUSED],
+        "released": totals[<int>RELEASED],
+        "discarded": totals[<int>DISCARDED],
         "aliased": 0,
-        "pool_size": idle.count,
-        "reuse_rate": idle.reused / handed_out if handed_out else 0.0,
+        "pool_size": idle,
+        "reuse_rate": <double>totals[<int>REUSED] / made if made else 0.0,
     }
 
 
@@ -1405,22 +1410,10 @@ cdef class PooledExpertQuery:
 
     __match_args__ = ("title", "content", "requester")
 
-    def __init__(
-        self, title, content, requester, *, query_type="general", priority="medium", context=None, constraints=None,
-        deadline=None, tags=None, id=None, created_at=None
-    ):
+    def __init__(self, *args, **kwargs):
         cdef PyObject* given[QUERY_ARGUMENTS]
-        given[0] = <PyObject*>title
-        given[1] = <PyObject*>content
-        given[2] = <PyObject*>requester
-        given[3] = <PyObject*>query_type
-        given[4] = <PyObject*>priority
-        given[5] = <PyObject*>context
-        given[6] = <PyObject*>constraints
-        given[7] = <PyObject*>deadline
-        given[8] = <PyObject*>tags
-        given[9] = <PyObject*>id
-        given[10] = <PyObject*>created_at
+        names, values = tuple(kwargs), args + tuple(kwargs.values())
+        bind(&QUERY_CALL, items_of(values), len(args), <PyObject*>names, given)
         query_assign(<PyObject*>self, given, False)
 
     def reset(self):
@@ -1484,7 +1477,7 @@ cdef class PooledExpertQuery:
         >>> PooledExpertQuery.from_dict(query.to_dict()) == query
         True
         """
-        return cls(**arguments_of(data, "created_at", QUERY_FIELDS))
+        return PyObject_VectorcallDict(cls, NULL, 0, arguments_of(data, "created_at", QUERY_FIELDS))
 
     def __eq__(self, other):
         if type(other) is not type(self):
@@ -1538,18 +1531,10 @@ cdef class PooledExpertResponse:
 
     __match_args__ = ("query_id", "expert_id", "content", "confidence", "reasoning", "metadata")
 
-    def __init__(
-        self, query_id, expert_id, content="", confidence=0.0, reasoning="", metadata=None, *, id=None, timestamp=None
-    ):
+    def __init__(self, *args, **kwargs):
         cdef PyObject* given[RESPONSE_ARGUMENTS]
-        given[0] = <PyObject*>query_id
-        given[1] = <PyObject*>expert_id
-        given[2] = <PyObject*>content
-        given[3] = <PyObject*>confidence
-        given[4] = <PyObject*>reasoning
-        given[5] = <PyObject*>metadata
-        given[6] = <PyObject*>id
-        given[7] = <PyObject*>timestamp
+        names, values = tuple(kwargs), args + tuple(kwargs.values())
+        bind(&RESPONSE_CALL, items_of(values), len(args), <PyObject*>names, given)
         response_assign(<PyObject*>self, given)
 
     def reset(self):
@@ -1610,7 +1595,7 @@ cdef class PooledExpertResponse:
         >>> PooledExpertResponse.from_dict(response.to_dict()) == response
         True
         """
-        return cls(**arguments_of(data, "timestamp", RESPONSE_FIELDS))
+        return PyObject_VectorcallDict(cls, NULL, 0, arguments_of(data, "timestamp", RESPONSE_FIELDS))
 
     def __eq__(self, other):
         if type(other) is not type(self):
