@@ -13,7 +13,7 @@ from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 
-from synthex_fast._sync cimport FREE_THREADED, unlikely
+from synthex_fast._sync cimport unlikely
 
 from synthex_fast import errors
 
@@ -30,11 +30,9 @@ cdef extern from *:
           capacity = synthex_inline_values(o)[0];
           return ((capacity + 7) & ~(Py_ssize_t)7) + (capacity + 1) * (Py_ssize_t)sizeof(PyObject *);
       }
-      static inline int synthex_is_attribute_view(PyObject *dict, PyObject *owner) {
-          return (Py_TYPE(owner)->tp_flags & Py_TPFLAGS_INLINE_VALUES)
-              && (unsigned char *)((PyDictObject *)dict)->ma_values == synthex_inline_values(owner);
-      }
-      #define synthex_may_be_attribute_view(dict) (((PyDictObject *)(dict))->ma_values != NULL)
+      /* A __dict__ whose values are still the instance's own. */
+      #define synthex_is_attribute_view(dict) \\
+          (((PyDictObject *)(dict))->ma_values && ((unsigned char *)((PyDictObject *)(dict))->ma_values)[2])
       #define synthex_split_prefix(dict) 0
     #else
       /* In a block of their own: a prefix as long as its last byte says, then one slot for each key that fits. */
@@ -54,21 +52,35 @@ cdef extern from *:
           counts = (Py_ssize_t *)(keys + sizeof(Py_ssize_t) + 8);    /* dk_usable, dk_nentries */
           return values[-1] + (counts[0] + counts[1]) * (Py_ssize_t)sizeof(PyObject *);
       }
-      #define synthex_is_attribute_view(dict, owner) 0
-      #define synthex_may_be_attribute_view(dict) 0
+      #define synthex_is_attribute_view(dict) 0
       #define synthex_split_prefix(dict) \\
           (((PyDictObject *)(dict))->ma_values ? ((unsigned char *)((PyDictObject *)(dict))->ma_values)[-1] : 0)
     #endif
 
+    /* 3.13 traverses such values from the instance and passes its __dict__ over; later versions do the reverse. */
+    #if PY_VERSION_HEX >= 0x030D0000 && PY_VERSION_HEX < 0x030E0000
+      #ifdef Py_GIL_DISABLED
+        #define SYNTHEX_DICT_WORD -1
+      #else
+        #define SYNTHEX_DICT_WORD -3
+      #endif
+      #define synthex_hidden_dict(o) \\
+          ((Py_TYPE(o)->tp_flags & Py_TPFLAGS_INLINE_VALUES) ? ((PyObject **)(o))[SYNTHEX_DICT_WORD] : NULL)
+      #define SYNTHEX_HIDES_DICTS 1
+    #else
+      #define synthex_hidden_dict(o) NULL
+      #define SYNTHEX_HIDES_DICTS 0
+    #endif
+
     #ifdef Py_GIL_DISABLED
-      typedef PyCriticalSection2 synthex_section;
-      #define synthex_section_begin(s, a, b) PyCriticalSection2_Begin((s), (a), (b))
-      #define synthex_section_end(s) PyCriticalSection2_End(s)
+      typedef PyCriticalSection synthex_section;
+      #define synthex_section_begin(s, o) PyCriticalSection_Begin((s), (o))
+      #define synthex_section_end(s) PyCriticalSection_End(s)
       #define SYNTHEX_LIST_HEADER ((Py_ssize_t)sizeof(Py_ssize_t))
       #define SYNTHEX_PER_THREAD SYNTHEX_THREAD_LOCAL
     #else
       typedef struct { char unused; } synthex_section;
-      #define synthex_section_begin(s, a, b) ((void)(s))
+      #define synthex_section_begin(s, o) ((void)(s))
       #define synthex_section_end(s) ((void)(s))
       #define SYNTHEX_LIST_HEADER 0
       #define SYNTHEX_PER_THREAD
@@ -124,7 +136,7 @@ cdef extern from *:
 
     ctypedef struct Section "synthex_section":
         pass
-    void section_begin "synthex_section_begin"(Section*, PyObject*, PyObject*) noexcept
+    void section_begin "synthex_section_begin"(Section*, PyObject*) noexcept
     void section_end "synthex_section_end"(Section*) noexcept
 
     ctypedef struct TypeEntry "synthex_type_entry":
@@ -138,8 +150,9 @@ cdef extern from *:
 
     PyCFunction plain_method "synthex_plain_method"(PyObject*) noexcept
     Py_ssize_t attribute_bytes "synthex_attribute_bytes"(PyObject*) noexcept
-    bint is_attribute_view "synthex_is_attribute_view"(PyObject* dict, PyObject* owner) noexcept
-    bint may_be_attribute_view "synthex_may_be_attribute_view"(PyObject*) noexcept
+    bint is_attribute_view "synthex_is_attribute_view"(PyObject*) noexcept
+    PyObject* hidden_dict "synthex_hidden_dict"(PyObject*) noexcept
+    const bint HIDES_DICTS "SYNTHEX_HIDES_DICTS"
     Py_ssize_t split_prefix "synthex_split_prefix"(PyObject*) noexcept
     const Py_ssize_t LIST_HEADER "SYNTHEX_LIST_HEADER"
     PyObject** list_items "synthex_list_items"(PyObject*) noexcept
@@ -232,7 +245,6 @@ cdef struct Walk:
     bint no_memory
     bint cut                  # the collection of referents under way stopped at the budget
     Py_ssize_t settled        # leaves counted by the collection under way
-    PyObject* owner           # whose referents are being collected
     PyObject* roots[2]
     PyObject** seen           # open addressing; NULL until something shared is met
     Py_ssize_t seen_count
@@ -539,26 +551,9 @@ cdef int collect(PyObject* o, void* arg) noexcept:
         w.settled += 1
         return 0
     if nbytes == ENTER:
-        if Py_TYPE(o) == &PyDict_Type and is_attribute_view(o, w.owner):
-            # Its values are the owner's own, which the traversal visits by themselves.
-            w.total += pre_header(&PyDict_Type) + PyDict_Type.tp_basicsize
-            w.left -= 1
-            w.looked_at += 1
-            w.settled += 1
-            return 0
         if hold_referent(w, o):
             return 0
     return 1
-
-
-cdef int find_attribute_view(PyObject* o, void* arg) noexcept:
-    """A visitproc: the owner's __dict__, if it shares the owner's values."""
-    cdef Walk* w = <Walk*>arg
-    if Py_TYPE(o) == &PyDict_Type and is_attribute_view(o, w.owner):
-        Py_INCREF(o)
-        w.owner = o
-        return 1
-    return 0
 
 
 cdef Py_ssize_t children_of(PyObject* o, Py_ssize_t found) noexcept:
@@ -579,20 +574,14 @@ cdef int enter_referents(Walk* w, PyObject* o) except -1:
     """Settles or holds what the object on top of the stack refers to, as its type's traversal shows it."""
     cdef Section section
     cdef Frame* frame = &w.frames[w.depth - 1]
-    cdef PyObject* view = NULL
-    if FREE_THREADED and attribute_bytes(o):
-        # Whoever writes an attribute locks the instance or, once there is one, its __dict__.
-        w.owner = o
-        section_begin(&section, o, o)
-        Py_TYPE(o).tp_traverse(o, find_attribute_view, w)
-        section_end(&section)
-        if w.owner != o:
-            view = w.owner
-    w.owner = o
     w.settled = 0
     w.cut = False
     frame.at = w.referent_count
-    section_begin(&section, o, o if view == NULL else view)
+    section_begin(&section, o)
+    if hidden_dict(o) != NULL:
+        # What it holds is met on both ways, and must be remembered although it has one reference.
+        w.solitary = 0
+        collect(hidden_dict(o), w)
     Py_TYPE(o).tp_traverse(o, collect, w)
     section_end(&section)
     frame.done = w.settled
@@ -600,7 +589,6 @@ cdef int enter_referents(Walk* w, PyObject* o) except -1:
     if w.cut:
         w.exhausted = True
         frame.expected = children_of(o, frame.expected)
-    Py_XDECREF(view)
     if w.no_memory:
         raise MemoryError()
     return 0
@@ -625,7 +613,6 @@ cdef int enter_array(Walk* w, object array) except -1:
         base = <object>PyMemoryView_GET_BASE(<PyObject*>base)
     w.settled = 0
     w.cut = False
-    w.owner = <PyObject*>array
     if base is not None:
         if isinstance(base, (of_class, bytes, bytearray)):
             nbytes = weigh(w, <PyObject*>base)
@@ -684,9 +671,6 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
         pop_frame(w)
         return 0
     if type.tp_traverse != NULL:
-        if may_be_attribute_view(o) if PyDict_Check(o) else False:
-            # An instance's values, reached by its __dict__ alone: the instance may follow, and visits them once more.
-            w.solitary = 0
         enter_referents(w, o)
     if entry.treatment == ARRAY:
         enter_array(w, <object>o)
@@ -700,9 +684,12 @@ cdef int enter(Walk* w, PyObject* o) except -1:
     cdef Py_ssize_t n
     if type == &PyDict_Type:
         push_frame(w, o, DICT, 0, 0)
-        w.total += pre_header(type) + call_sizer(o, dict_sizer) + split_prefix(o)
-        if may_be_attribute_view(o):
-            w.solitary = 0
+        if is_attribute_view(o):
+            w.total += pre_header(type) + type.tp_basicsize
+            if HIDES_DICTS:
+                w.solitary = 0
+        else:
+            w.total += pre_header(type) + call_sizer(o, dict_sizer) + split_prefix(o)
         n = PyDict_GET_SIZE(o)
     elif type == &PyList_Type:
         push_frame(w, o, LIST, 0, 0)
@@ -718,7 +705,7 @@ cdef int enter(Walk* w, PyObject* o) except -1:
     elif type == &PySet_Type or type == &PyFrozenSet_Type:
         push_frame(w, o, SET, 0, 0)
         w.total += pre_header(type) + type.tp_basicsize
-        section_begin(&section, o, o)
+        section_begin(&section, o)
         if set_outside(o):
             w.total += (set_mask(o) + 1) * <Py_ssize_t>SET_ENTRY
         n = set_used(o)
@@ -746,7 +733,7 @@ cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
     cdef Py_ssize_t at = start
     cdef Py_ssize_t stop
     cdef int64_t nbytes
-    section_begin(&section, o, o)
+    section_begin(&section, o)
     items = list_items(o) if frame.kind == LIST else tuple_items(o)
     stop = min(Py_SIZE(o), start + w.left)
     while at < stop:
@@ -775,7 +762,7 @@ cdef PyObject* read_set(Walk* w, Frame* frame) noexcept:
     cdef PyObject* child = NULL
     cdef PyObject* key
     cdef int64_t nbytes
-    section_begin(&section, o, o)
+    section_begin(&section, o)
     while frame.at <= set_mask(o) and w.left > 0:
         key = set_key(o, frame.at)
         frame.at += 1
@@ -808,7 +795,7 @@ cdef PyObject* read_dict(Walk* w, Frame* frame, PyObject** other) noexcept:
     cdef Py_ssize_t entries = 0
     cdef int64_t of_key
     cdef int64_t of_value
-    section_begin(&section, o, o)
+    section_begin(&section, o)
     while 2 * entries < w.left and PyDict_Next(o, &frame.at, &key, &value):
         entries += 1
         of_key = weigh(w, key)
