@@ -21,7 +21,6 @@ cdef struct CodeTable:
 
 
 cdef struct Slab:
-    Lock guard                # of `borrowers`
     Py_ssize_t borrowers      # the buffer, while it fills this slab, and each view of it
     Py_ssize_t capacity       # rows
     Py_ssize_t nbytes         # this struct and all that the pointers below point to: one block
@@ -32,6 +31,12 @@ cdef struct Slab:
     PyObject** responses      # owned by the buffer that fills the slab
     CodeTable queries
     CodeTable experts
+
+
+cdef struct Fill:
+    Slab* slab
+    Slab* spare               # made ahead where removing rows would need one, so that removing can't fail
+    Py_ssize_t count          # rows in use
 
 
 cdef struct Row:
@@ -86,9 +91,7 @@ cdef class Aggregate:
 cdef class ResponseBuffer:
     cdef object __weakref__
     cdef Lock guard           # of everything below that changes
-    cdef Slab* slab
-    cdef Slab* spare          # made ahead where removing rows would need one, so that removing can't fail
-    cdef Py_ssize_t count     # rows
+    cdef Fill fill
     cdef readonly Py_ssize_t capacity
     cdef readonly Py_ssize_t max_batch
     cdef readonly Py_ssize_t nbytes         # of the buffer and a slab; what the responses hold is not counted
@@ -116,6 +119,6 @@ cdef class ResponseBuffer:
     cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1
     cdef list collect(self, object iterable)
     cdef Py_ssize_t begin(self) noexcept
-    cdef list empty(self, bint wanted)
+    cdef list empty(self, bint wanted, Py_ssize_t* freed=*)
     cdef int prepare(self) except -1
     cdef SlabView borrow(self)

@@ -7,7 +7,7 @@ the ids become codes on the way, through a hash table that lies in the slab too.
 cimport cython
 from cpython.list cimport PyList_GetSlice, PyList_New
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.tuple cimport PyTuple_New
 from libc.math cimport ceil
@@ -15,7 +15,7 @@ from libc.stdint cimport INT32_MAX, int32_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
 
 from synthex_fast._records cimport PooledExpertResponse
-from synthex_fast._sync cimport FREE_THREADED, lock, unlikely, unlock
+from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
 
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
 
@@ -57,6 +57,28 @@ cdef extern from *:
             && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)length * (size_t)kind) == 0;
     }
 
+    /* The account of a slab's borrowers; returns what it comes to. */
+    static inline Py_ssize_t synthex_count(Py_ssize_t *count, Py_ssize_t change) {
+    #ifdef Py_GIL_DISABLED
+        return _Py_atomic_add_ssize(count, change) + change;
+    #else
+        return *count += change;
+    #endif
+    }
+
+    static inline Py_ssize_t synthex_str_nbytes(PyObject *o) {
+        return PyUnicode_IS_ASCII(o)
+            ? (Py_ssize_t)sizeof(PyASCIIObject) + PyUnicode_GET_LENGTH(o) + 1
+            : (Py_ssize_t)sizeof(PyCompactUnicodeObject) + (PyUnicode_GET_LENGTH(o) + 1) * (Py_ssize_t)PyUnicode_KIND(o);
+    }
+
+    #define synthex_type_nbytes(o) Py_TYPE(o)->tp_basicsize
+    #define synthex_is_instance(o, type) PyObject_TypeCheck(o, (PyTypeObject *)(type))
+    #define synthex_is_list(o) PyList_CheckExact(o)
+    #define synthex_is_list_or_tuple(o) (PyList_CheckExact(o) || PyTuple_CheckExact(o))
+    #define synthex_items(o) PySequence_Fast_ITEMS(o)
+    #define synthex_items_count(o) PySequence_Fast_GET_SIZE(o)
+
     /* Which process this is, counted in forks, and which of its parent's threads lives on in it. */
     static unsigned long synthex_forks = 0;
     static unsigned long synthex_survivor = 0;
@@ -74,6 +96,14 @@ cdef extern from *:
     bint plain_str "synthex_plain_str"(PyObject*) noexcept nogil
     Py_hash_t str_hash "synthex_str_hash"(PyObject*) noexcept
     bint str_equal "synthex_str_equal"(PyObject*, PyObject*) noexcept nogil
+    Py_ssize_t count_by "synthex_count"(Py_ssize_t*, Py_ssize_t) noexcept nogil
+    Py_ssize_t str_nbytes "synthex_str_nbytes"(PyObject*) noexcept nogil
+    Py_ssize_t type_nbytes "synthex_type_nbytes"(PyObject*) noexcept nogil
+    bint is_instance "synthex_is_instance"(PyObject*, PyObject*) noexcept nogil
+    bint is_list "synthex_is_list"(PyObject*) noexcept nogil
+    bint is_list_or_tuple "synthex_is_list_or_tuple"(PyObject*) noexcept nogil
+    PyObject** items_of "synthex_items"(PyObject*) noexcept nogil
+    Py_ssize_t items_count "synthex_items_count"(PyObject*) noexcept nogil
     unsigned long forks "synthex_forks"
     unsigned long survivor "synthex_survivor"
     int watch_forks "synthex_watch_forks"()
@@ -84,21 +114,17 @@ cdef extern from "Python.h":
     const int PyBUF_FORMAT
     const int PyBUF_ND
     const int PyBUF_STRIDES
-    bint PyObject_TypeCheck(PyObject*, PyTypeObject*) noexcept
     bint PyIndex_Check(object)
     object PyNumber_Index(object)
     double PyFloat_AsDouble(object) except? -1.0
     object PyUnicode_FromObject(object)
+    object PyFrozenSet_New(PyObject*)
+    int PySet_Add(PyObject*, PyObject*) except -1
     void Py_INCREF(PyObject*) noexcept
     void Py_DECREF(PyObject*) noexcept
     void Py_XDECREF(PyObject*) noexcept
     void PyList_SET_ITEM(PyObject*, Py_ssize_t, PyObject*) noexcept
     void PyTuple_SET_ITEM(PyObject*, Py_ssize_t, PyObject*) noexcept
-    PyObject* PyList_GET_ITEM(PyObject*, Py_ssize_t) noexcept
-    PyObject** PySequence_Fast_ITEMS(PyObject*) noexcept
-    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject*) noexcept
-    bint PyList_CheckExact(PyObject*) noexcept
-    bint PyTuple_CheckExact(PyObject*) noexcept
     void PyObject_GC_UnTrack(PyObject*) noexcept
     void PyObject_ClearWeakRefs(PyObject*) noexcept
     ctypedef int (*visitproc)(PyObject*, void*) noexcept
@@ -301,25 +327,16 @@ cdef Slab* slab_new(Py_ssize_t capacity) except NULL:
 
 cdef void slab_release(Slab* self) noexcept:
     """Give up one borrower's share; the last one frees the slab. The responses are not its concern."""
-    cdef Py_ssize_t left
     if self == NULL or self == &NOTHING:
         return
-    lock(&self.guard)
-    self.borrowers -= 1
-    left = self.borrowers
-    unlock(&self.guard)
-    if left == 0:
+    if count_by(&self.borrowers, -1) == 0:
         table_drop_ids(&self.queries, 0)
         table_drop_ids(&self.experts, 0)
         PyMem_RawFree(self)
 
 
-cdef bint slab_is_shared(Slab* self) noexcept:
-    cdef bint shared
-    lock(&self.guard)
-    shared = self.borrowers > 1
-    unlock(&self.guard)
-    return shared
+cdef inline bint slab_is_shared(Slab* self) noexcept:
+    return count_by(&self.borrowers, 0) > 1
 
 
 cdef void slab_move_rows(Slab* to, const Slab* self, Py_ssize_t first, Py_ssize_t rows) noexcept:
@@ -559,13 +576,14 @@ cdef class Aggregate:
     cdef AggregateRow row(self, int32_t query):
         cdef AggregateRow row = AggregateRow.__new__(AggregateRow)
         cdef Py_ssize_t i
-        cdef set experts = set()
+        cdef frozenset experts = PyFrozenSet_New(NULL)
         for i in range(self.start[query], self.start[query + 1]):
-            experts.add(<str>self.experts.ids[self.expert[i]])
+            # A frozenset that nobody has seen yet may still be added to.
+            PySet_Add(<PyObject*>experts, self.experts.ids[self.expert[i]])
         row.count = self.start[query + 1] - self.start[query]
         row.mean = self.mean[query]
         row.variance = self.variance[query]
-        row.experts = frozenset(experts)
+        row.experts = experts
         return row
 
     cdef int32_t find(self, key) except -2:
@@ -708,6 +726,22 @@ cdef object not_a_response(object got, Py_ssize_t index):
     return type_error(f"{name}.expert_id", (<PooledExpertResponse>got).expert_id, "a str")
 
 
+cdef Py_ssize_t sole_nbytes(PyObject* response) noexcept:
+    """What goes with this reference: a response and its texts, as far as nothing else leads to them."""
+    cdef Py_ssize_t nbytes
+    cdef PyObject* text
+    if not uniquely_referenced(response):
+        return 0
+    nbytes = type_nbytes(response)
+    text = <PyObject*>(<PooledExpertResponse>response).content
+    if plain_str(text) and uniquely_referenced(text):
+        nbytes += str_nbytes(text)
+    text = <PyObject*>(<PooledExpertResponse>response).reasoning
+    if plain_str(text) and uniquely_referenced(text):
+        nbytes += str_nbytes(text)
+    return nbytes
+
+
 cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
     """Fill the row with what the response says now, strong references included."""
     cdef PooledExpertResponse response
@@ -775,7 +809,7 @@ cdef class ResponseBuffer:
     """
 
     def __cinit__(self):
-        self.slab = &NOTHING
+        self.fill.slab = &NOTHING
         self.flush_at = PY_SSIZE_T_MAX
 
     def __init__(self, capacity=1000, max_batch=100, *, flush_threshold=0.8, on_flush=None):
@@ -791,15 +825,17 @@ cdef class ResponseBuffer:
             threshold = PyFloat_AsDouble(flush_threshold)
         except TypeError:
             raise type_error("flush_threshold", flush_threshold, "a number above 0 and up to 1") from None
+        except OverflowError:
+            threshold = 2.0
         if not 0.0 < threshold <= 1.0:
             raise value_error("flush_threshold", flush_threshold, "a number above 0 and up to 1")
         if on_flush is not None and not callable(on_flush):
             raise type_error("on_flush", on_flush, "callable or None")
         slab = slab_new(rows)
         lock(&self.guard)
-        fresh = self.slab == &NOTHING
+        fresh = self.fill.slab == &NOTHING
         if fresh:
-            self.slab = slab
+            self.fill.slab = slab
             self.capacity = rows
             self.max_batch = batch
             self.flush_threshold = threshold
@@ -822,7 +858,7 @@ cdef class ResponseBuffer:
             return False
         for i in range(n):
             slab_write(
-                self.slab, self.count + i, rows[i].response, rows[i].query, rows[i].expert,
+                self.fill.slab, self.fill.count + i, rows[i].response, rows[i].query, rows[i].expert,
                 rows[i].confidence, rows[i].timestamp,
             )
             rows[i].response = NULL
@@ -833,15 +869,15 @@ cdef class ResponseBuffer:
     cdef inline bint fits(self, Py_ssize_t n) noexcept:
         """Whether there is room for n rows, and for a new code for each."""
         return (
-            n <= self.capacity - self.count
-            and n <= min(self.capacity, <Py_ssize_t>(INT32_MAX - 1)) - max(self.slab.queries.used, self.slab.experts.used)
+            n <= self.capacity - self.fill.count
+            and n <= min(self.capacity, <Py_ssize_t>(INT32_MAX - 1)) - max(self.fill.slab.queries.used, self.fill.slab.experts.used)
         )
 
     cdef inline void stored(self, Py_ssize_t n) noexcept:
-        self.count += n
+        self.fill.count += n
         self.added += n
-        if self.count > self.high_water:
-            self.high_water = self.count
+        if self.fill.count > self.high_water:
+            self.high_water = self.fill.count
 
     cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept:
         """Add responses straight from a list or tuple that nobody can change meanwhile.
@@ -852,10 +888,10 @@ cdef class ResponseBuffer:
         """
         cdef Py_ssize_t i
         cdef PyObject* item
-        cdef Slab* slab = self.slab
+        cdef Slab* slab = self.fill.slab
         for i in range(n):
             item = items[i]
-            if unlikely(not PyObject_TypeCheck(item, <PyTypeObject*>PooledExpertResponse)):
+            if unlikely(not is_instance(item, <PyObject*>PooledExpertResponse)):
                 return -1
             if unlikely(
                 not plain_str(<PyObject*>(<PooledExpertResponse>item).query_id)
@@ -869,7 +905,7 @@ cdef class ResponseBuffer:
             Py_INCREF(item)
             slab_write(
                 slab,
-                self.count + i,
+                self.fill.count + i,
                 item,
                 <PyObject*>(<PooledExpertResponse>item).query_id,
                 <PyObject*>(<PooledExpertResponse>item).expert_id,
@@ -890,7 +926,7 @@ cdef class ResponseBuffer:
         self.rejected += 1
         unlock(&self.guard)
         return BufferFullError(
-            f"no room for {n} more: the buffer holds {self.count} of {self.capacity} responses; nothing was added"
+            f"no room for {n} more: the buffer holds {self.fill.count} of {self.capacity} responses; nothing was added"
         )
 
     cdef object too_large(self, str n):
@@ -938,7 +974,7 @@ cdef class ResponseBuffer:
         cdef PyObject* item = <PyObject*>response
         if FREE_THREADED or self.store_items(&item, 1) != 1:
             self.add_rows(&item, 1, True)
-        if self.count >= self.flush_at:
+        if self.fill.count >= self.flush_at:
             self.empty(False)
 
     def add_batch(self, responses):
@@ -953,30 +989,30 @@ cdef class ResponseBuffer:
         cdef object items = responses
         cdef Py_ssize_t n
         cdef Py_ssize_t stored
-        cdef bint sequence = PyList_CheckExact(given) or PyTuple_CheckExact(given)
+        cdef bint sequence = is_list_or_tuple(given)
         if not sequence:
             items = self.collect(responses)
-        elif FREE_THREADED and PyList_CheckExact(given):
+        elif FREE_THREADED and is_list(given):
             # Another thread may change the list at any moment.
-            n = PySequence_Fast_GET_SIZE(given)
+            n = items_count(given)
             items = PyList_GetSlice(responses, 0, n)
-        n = PySequence_Fast_GET_SIZE(<PyObject*>items)
+        n = items_count(<PyObject*>items)
         if n > self.max_batch:
             raise self.too_large(str(n))
         if n == 0:
             return 0
         stored = -1
         if not FREE_THREADED:
-            stored = self.store_items(PySequence_Fast_ITEMS(<PyObject*>items), n)
+            stored = self.store_items(items_of(<PyObject*>items), n)
         if unlikely(stored != n):
-            if items is responses and PyList_CheckExact(given):
+            if items is responses and is_list(given):
                 # From here on Python code may run, and change the list.
                 items = PyList_GetSlice(responses, 0, n)
-            self.add_rows(PySequence_Fast_ITEMS(<PyObject*>items), n, False)
+            self.add_rows(items_of(<PyObject*>items), n, False)
         lock(&self.guard)
         self.batches += 1
         unlock(&self.guard)
-        if self.count >= self.flush_at:
+        if self.fill.count >= self.flush_at:
             self.empty(False)
         return n
 
@@ -998,12 +1034,12 @@ cdef class ResponseBuffer:
         if self.flushing and (self.generation == forks or self.flusher == survivor):
             return 0
         # A flush begun before a fork by a thread that is not in this process never ends.
-        self.flushing = self.count > 0
+        self.flushing = self.fill.count > 0
         self.flusher = PyThread_get_thread_ident()
         self.generation = forks
-        return self.count
+        return self.fill.count
 
-    cdef list empty(self, bint wanted):
+    cdef list empty(self, bint wanted, Py_ssize_t* freed=NULL):
         """Flush, and return the responses if they are wanted. All that may fail is done before anything changes."""
         cdef Py_ssize_t rows
         cdef Py_ssize_t left
@@ -1016,7 +1052,7 @@ cdef class ResponseBuffer:
         lock(&self.guard)
         rows = self.begin()
         if rows:
-            shared = slab_is_shared(self.slab) and self.spare == NULL
+            shared = slab_is_shared(self.fill.slab) and self.fill.spare == NULL
         unlock(&self.guard)
         if rows == 0:
             return []
@@ -1029,8 +1065,8 @@ cdef class ResponseBuffer:
                 # These references outlast the rows', so that removing the rows frees no response.
                 kept = PyTuple_New(rows)
                 for i in range(rows):
-                    Py_INCREF(self.slab.responses[i])
-                    PyTuple_SET_ITEM(<PyObject*>kept, i, self.slab.responses[i])
+                    Py_INCREF(self.fill.slab.responses[i])
+                    PyTuple_SET_ITEM(<PyObject*>kept, i, self.fill.slab.responses[i])
                 if wanted:
                     result = list(kept)
                 self.on_flush(list(kept))
@@ -1038,41 +1074,45 @@ cdef class ResponseBuffer:
             lock(&self.guard)
             self.flushing = False
             self.failed += 1
-            spare = self.spare
-            self.spare = NULL
+            spare = self.fill.spare
+            self.fill.spare = NULL
             unlock(&self.guard)
             slab_release(spare)
             raise
         lock(&self.guard)
+        shared = slab_is_shared(self.fill.slab)
         for i in range(rows):
             if kept is None:
-                PyList_SET_ITEM(<PyObject*>result, i, self.slab.responses[i])
+                PyList_SET_ITEM(<PyObject*>result, i, self.fill.slab.responses[i])
             else:
-                Py_DECREF(self.slab.responses[i])
-        left = self.count - rows
-        if slab_is_shared(self.slab):
-            old = self.slab
-            slab_remove(old, self.spare, rows, left)
-            self.slab = self.spare
+                Py_DECREF(self.fill.slab.responses[i])
+        left = self.fill.count - rows
+        if shared:
+            old = self.fill.slab
+            slab_remove(old, self.fill.spare, rows, left)
+            self.fill.slab = self.fill.spare
         else:
-            spare = self.spare
-            slab_remove(self.slab, self.slab, rows, left)
-        self.spare = NULL
-        self.count = left
+            spare = self.fill.spare
+            slab_remove(self.fill.slab, self.fill.slab, rows, left)
+        self.fill.spare = NULL
+        self.fill.count = left
         self.flushing = False
         self.flushes += 1
         self.flushed += rows
         unlock(&self.guard)
         slab_release(old)
         slab_release(spare)
+        if freed != NULL:
+            for i in range(rows):
+                freed[0] += sole_nbytes(items_of(<PyObject*>kept)[i])
         return result
 
     cdef int prepare(self) except -1:
         """See to it that the flush at work has a fresh slab to turn to."""
         cdef Slab* spare = slab_new(self.capacity)
         lock(&self.guard)
-        if self.flushing and self.spare == NULL:
-            self.spare = spare
+        if self.flushing and self.fill.spare == NULL:
+            self.fill.spare = spare
             spare = NULL
         unlock(&self.guard)
         slab_release(spare)
@@ -1088,32 +1128,35 @@ cdef class ResponseBuffer:
         return self.empty(True)
 
     def trim(self, nbytes):
-        """Flush through the handler, if there is one, so that others can free memory; return the bytes freed."""
+        """Flush through the handler, if there is one and `nbytes` is not 0; return the bytes freed, at least.
+
+        The buffer's own size never changes. What counts are the responses that nobody else holds when the handler is
+        done with them: each record with its content and reasoning. 0 without a handler.
+        """
         cdef object wanted
+        cdef Py_ssize_t freed = 0
         if not PyIndex_Check(nbytes) or isinstance(nbytes, bool):
             raise type_error("nbytes", nbytes, "an integer, 0 or more")
         wanted = PyNumber_Index(nbytes)
         if wanted < 0:
             raise value_error("nbytes", nbytes, "an integer, 0 or more")
         if wanted and self.on_flush is not None:
-            self.empty(False)
-        return 0
+            self.empty(False, &freed)
+        return freed
 
     cdef SlabView borrow(self):
         """A view of the rows as they are now. While one lives, the slab is not used again."""
         cdef SlabView view = SlabView.__new__(SlabView)
         lock(&self.guard)
-        while self.flushing and self.spare == NULL:
+        while self.flushing and self.fill.spare == NULL:
             unlock(&self.guard)
             self.prepare()
             lock(&self.guard)
-        lock(&self.slab.guard)
-        self.slab.borrowers += 1
-        unlock(&self.slab.guard)
-        view.slab = self.slab
-        view.rows = self.count
-        view.queries = self.slab.queries.used
-        view.experts = self.slab.experts.used
+        count_by(&self.fill.slab.borrowers, 1)
+        view.slab = self.fill.slab
+        view.rows = self.fill.count
+        view.queries = self.fill.slab.queries.used
+        view.experts = self.fill.slab.experts.used
         unlock(&self.guard)
         return view
 
@@ -1191,13 +1234,13 @@ cdef class ResponseBuffer:
         }
 
     def __len__(self):
-        return self.count
+        return self.fill.count
 
     def __sizeof__(self):
         return self.nbytes
 
     def __repr__(self):
-        return f"<{type(self).__name__} of {self.count} responses, capacity {self.capacity}>"
+        return f"<{type(self).__name__} of {self.fill.count} responses, capacity {self.capacity}>"
 
     def __reduce__(self):
         raise ArgumentTypeError(f"a {type(self).__name__} can't be pickled or copied; the list that flush() returns can")
@@ -1208,53 +1251,62 @@ cdef class ResponseBuffer:
 cdef traverseproc traverse_fields
 cdef inquiry clear_fields
 cdef destructor dealloc_fields
+cdef Py_ssize_t fill_offset
+
+
+cdef inline Fill* fill_of(PyObject* self) noexcept:
+    # By offset: a cast to the class may take a reference for a moment, and the last one must go only once.
+    return <Fill*>(<char*>self + fill_offset)
 
 
 cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
-    cdef Slab* slab = (<ResponseBuffer>self).slab
+    cdef Fill* fill = fill_of(self)
     cdef Py_ssize_t i
     cdef int stop
-    for i in range((<ResponseBuffer>self).count):
-        stop = visit(slab.responses[i], arg)
+    for i in range(fill.count):
+        stop = visit(fill.slab.responses[i], arg)
         if stop:
             return stop
     return traverse_fields(self, visit, arg)
 
 
-cdef void drop_responses(PyObject* self) noexcept:
+cdef void drop_responses(Fill* fill) noexcept:
     # One by one from the end: each may run Python code, which then finds a buffer in order.
-    cdef PyObject* response
-    while (<ResponseBuffer>self).count:
-        (<ResponseBuffer>self).count -= 1
-        response = (<ResponseBuffer>self).slab.responses[(<ResponseBuffer>self).count]
-        Py_DECREF(response)
+    while fill.count:
+        fill.count -= 1
+        Py_DECREF(fill.slab.responses[fill.count])
 
 
 cdef int clear(PyObject* self) noexcept:
-    drop_responses(self)
+    drop_responses(fill_of(self))
     return clear_fields(self)
 
 
 cdef void dealloc(PyObject* self) noexcept:
     # Weak references go first: what the responses run as they go must not find the buffer through one. This is why
     # it is not done in __dealloc__, where the count of references is not 0.
+    cdef Fill* fill = fill_of(self)
     PyObject_GC_UnTrack(self)
     PyObject_ClearWeakRefs(self)
-    drop_responses(self)
-    slab_release((<ResponseBuffer>self).slab)
-    slab_release((<ResponseBuffer>self).spare)
-    (<ResponseBuffer>self).slab = NULL
-    (<ResponseBuffer>self).spare = NULL
+    drop_responses(fill)
+    slab_release(fill.slab)
+    slab_release(fill.spare)
     dealloc_fields(self)
 
 
-cdef Slots* slots = <Slots*>ResponseBuffer
-traverse_fields = slots.tp_traverse
-clear_fields = slots.tp_clear
-dealloc_fields = slots.tp_dealloc
-slots.tp_traverse = traverse
-slots.tp_clear = clear
-slots.tp_dealloc = dealloc
+cdef void take_slots(ResponseBuffer any) noexcept:
+    global traverse_fields, clear_fields, dealloc_fields, fill_offset
+    cdef Slots* slots = <Slots*>ResponseBuffer
+    fill_offset = <char*>&any.fill - <char*><PyObject*>any
+    traverse_fields = slots.tp_traverse
+    clear_fields = slots.tp_clear
+    dealloc_fields = slots.tp_dealloc
+    slots.tp_traverse = traverse
+    slots.tp_clear = clear
+    slots.tp_dealloc = dealloc
+
+
+take_slots(ResponseBuffer.__new__(ResponseBuffer))
 
 if watch_forks():
     raise MemoryError()
