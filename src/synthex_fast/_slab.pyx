@@ -80,17 +80,17 @@ cdef extern from *:
     #define synthex_items_count(o) PySequence_Fast_GET_SIZE(o)
 
     /* Which process this is, counted in forks, and which of its parent's threads lives on in it. */
-    static unsigned long synthex_forks = 0;
-    static unsigned long synthex_survivor = 0;
+    static unsigned long synthex_slab_forks = 0;
+    static unsigned long synthex_slab_survivor = 0;
     #ifndef _WIN32
       #include <pthread.h>
-      static void synthex_after_fork(void) {
-          synthex_forks += 1;
-          synthex_survivor = PyThread_get_thread_ident();
+      static void synthex_slab_forked(void) {
+          synthex_slab_forks += 1;
+          synthex_slab_survivor = PyThread_get_thread_ident();
       }
-      #define synthex_watch_forks() pthread_atfork(NULL, NULL, synthex_after_fork)
+      #define synthex_slab_watch_forks() pthread_atfork(NULL, NULL, synthex_slab_forked)
     #else
-      #define synthex_watch_forks() 0
+      #define synthex_slab_watch_forks() 0
     #endif
     """
     bint plain_str "synthex_plain_str"(PyObject*) noexcept nogil
@@ -104,9 +104,9 @@ cdef extern from *:
     bint is_list_or_tuple "synthex_is_list_or_tuple"(PyObject*) noexcept nogil
     PyObject** items_of "synthex_items"(PyObject*) noexcept nogil
     Py_ssize_t items_count "synthex_items_count"(PyObject*) noexcept nogil
-    unsigned long forks "synthex_forks"
-    unsigned long survivor "synthex_survivor"
-    int watch_forks "synthex_watch_forks"()
+    unsigned long forks "synthex_slab_forks"
+    unsigned long survivor "synthex_slab_survivor"
+    int watch_forks "synthex_slab_watch_forks"()
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -142,7 +142,7 @@ cdef enum:
     STAGED = 32
 
 
-# The code tables ------------------------------------------------------------------------------------------------
+# The code tables --------------------------------------------------------------------------------------------
 
 cdef size_t entries_for(size_t ids) noexcept nogil:
     """At most two thirds of the entries are ever in use: a miss then looks at five of them on average."""
@@ -278,7 +278,7 @@ cdef tuple table_ids(const CodeTable* self, int32_t used):
     return ids
 
 
-# The slab -------------------------------------------------------------------------------------------------------
+# The slab ---------------------------------------------------------------------------------------------------
 
 cdef double NO_ROWS                    # something for the columns of a buffer without memory to point at
 cdef Slab NOTHING                      # what a buffer fills before __init__: it has room for nothing
@@ -501,7 +501,7 @@ cdef class Columns:
 cdef tuple COLUMN_NAMES = ("confidence", "timestamp", "query", "expert")
 
 
-# Consensus ------------------------------------------------------------------------------------------------------
+# Consensus --------------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class AggregateRow:
@@ -714,17 +714,7 @@ cdef Aggregate aggregate_new(SlabView view):
     return self
 
 
-# The buffer -----------------------------------------------------------------------------------------------------
-
-cdef object not_a_response(object got, Py_ssize_t index):
-    """The error for an element that can't be added; `index` is -1 for a single one."""
-    name = "response" if index < 0 else f"responses[{index}]"
-    if not isinstance(got, PooledExpertResponse):
-        return type_error(name, got, "a PooledExpertResponse")
-    if not isinstance((<PooledExpertResponse>got).query_id, str):
-        return type_error(f"{name}.query_id", (<PooledExpertResponse>got).query_id, "a str")
-    return type_error(f"{name}.expert_id", (<PooledExpertResponse>got).expert_id, "a str")
-
+# The buffer -------------------------------------------------------------------------------------------------
 
 cdef Py_ssize_t sole_nbytes(PyObject* response) noexcept:
     """What goes with this reference: a response and its texts, as far as nothing else leads to them."""
@@ -743,20 +733,18 @@ cdef Py_ssize_t sole_nbytes(PyObject* response) noexcept:
 
 
 cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
-    """Fill the row with what the response says now, strong references included."""
+    """Fill the row with what the response says now, strong references included. A lone response has index -1."""
     cdef PooledExpertResponse response
     cdef object query
     cdef object expert
     if not isinstance(got, PooledExpertResponse):
-        raise not_a_response(got, index)
+        raise type_error("response" if index < 0 else f"responses[{index}]", got, "a PooledExpertResponse")
     response = <PooledExpertResponse>got
     with cython.critical_section(response):
         query = response.query_id
         expert = response.expert_id
         self.confidence = response.confidence
         self.timestamp = response.seconds
-    if not isinstance(query, str) or not isinstance(expert, str):
-        raise not_a_response(got, index)
     # A subclass of str may have its own __hash__ and __eq__; its text has not.
     query = PyUnicode_FromObject(query)
     expert = PyUnicode_FromObject(expert)
@@ -1142,7 +1130,11 @@ cdef class ResponseBuffer:
             raise value_error("nbytes", nbytes, "an integer, 0 or more")
         if wanted and self.on_flush is not None:
             self.empty(False, &freed)
-        return freed
+        try:
+            return freed
+        except MemoryError:
+            # The flush is done, and the caller short of memory: a smaller figure serves better than an error.
+            return 0
 
     cdef SlabView borrow(self):
         """A view of the rows as they are now. While one lives, the slab is not used again."""
@@ -1246,7 +1238,7 @@ cdef class ResponseBuffer:
         raise ArgumentTypeError(f"a {type(self).__name__} can't be pickled or copied; the list that flush() returns can")
 
 
-# The collector and the responses --------------------------------------------------------------------------------
+# The collector and the responses ----------------------------------------------------------------------------
 
 cdef traverseproc traverse_fields
 cdef inquiry clear_fields
