@@ -30,12 +30,12 @@ flags = ["/O2"] if sys.platform == "win32" else ["-O2", "-fno-strict-aliasing", 
 
 modules = [
     Extension(
-        f"synthex_fast.{source.stem}",
+        ".".join(source.relative_to("src").with_suffix("").parts),
         [source.as_posix()],
         extra_compile_args=flags + extra_flags,
         extra_link_args=extra_flags,
     )
-    for source in sorted(Path("src/synthex_fast").glob("*.pyx"))
+    for source in sorted(Path("src/synthex_fast").rglob("*.pyx"))
 ]
 
 setup(
