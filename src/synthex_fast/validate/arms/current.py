@@ -1,12 +1,13 @@
 """The service as it runs today.
 
-Where the shape comes from: sections 1 to 5 of the report, and the system it reports on where the report is silent.
+Where the shape comes from: sections 1 to 5 of the report, and the system it reports on where the report is
+silent.
 
-- Records: pydantic models with validated fields and a ``uuid4`` each (section 1). Times are timezone-aware, where the
-  system uses the deprecated ``datetime.utcnow()``; the two cost the same.
-- Caches (section 2A): ``OrderedDict`` in least-recently-used order under an ``RLock``, a dataclass entry per value that
-  carries its own times, TTL and size, statistics, and a size from a shallow ``sys.getsizeof``. The system wraps this class in
-  another that only passes calls on; that layer is left out here.
+- Records: pydantic models with validated fields and a ``uuid4`` each (section 1). Times are timezone-aware,
+  where the system uses the deprecated ``datetime.utcnow()``; the two cost the same.
+- Caches (section 2A): ``OrderedDict`` in least-recently-used order under an ``RLock``, a dataclass entry per
+  value that carries its own times, TTL and size, statistics, and a size from a shallow ``sys.getsizeof``. The
+  system wraps this class in another that only passes calls on; that layer is left out here.
 - Clean-up (sections 2A and 4A): a scan of every entry, every 300 s for queries and every 600 s for responses.
 - Buffer (section 2B): a list without a limit on a batch, handed over when it reaches 800 responses.
 - Collector (section 3A): ``gc.set_threshold(700, 10, 10)``.
@@ -21,7 +22,7 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
@@ -39,7 +40,7 @@ from synthex_fast.validate.arms import (
 )
 
 
-class QueryType(str, Enum):
+class QueryType(StrEnum):
     TECHNICAL = "technical"
     ARCHITECTURAL = "architectural"
     OPTIMIZATION = "optimization"
@@ -49,7 +50,7 @@ class QueryType(str, Enum):
     CODE_REVIEW = "code_review"
 
 
-class QueryPriority(str, Enum):
+class QueryPriority(StrEnum):
     LOW = "low"
     MEDIUM = "medium"
     HIGH = "high"
@@ -255,11 +256,14 @@ def consensus(responses) -> Consensus:
 class Service:
     def __init__(self):
         gc.set_threshold(700, 10, 10)
+        self._monitor = MemoryMonitor()
+        self.restart()
+
+    def restart(self):
         self.flushed = 0
         self._active = TTLDict(ACTIVE_QUERIES, ACTIVE_SECONDS)
         self._responses = TTLDict(RESPONSE_QUERIES, RESPONSE_SECONDS)
         self._buffer = ResponseBuffer(BUFFER_CAPACITY, FLUSH_THRESHOLD, self._process)
-        self._monitor = MemoryMonitor()
 
     def _process(self, batch):
         self.flushed += len(batch)

@@ -1,18 +1,18 @@
 """The service as the report recommends it: section 6, as it stands, on the current system.
 
-What section 6 gives is here unchanged in substance: `ObjectPool` (6A), the models with `reset` (6B), the dict that evicts
-20 % when it is over its limit (6C), `AdaptiveMemoryMonitor` (6D). What it leaves open is filled the way that costs this version
-least:
+What section 6 gives is here unchanged in substance: `ObjectPool` (6A), the models with `reset` (6B), the dict
+that evicts 20 % when it is over its limit (6C), `AdaptiveMemoryMonitor` (6D). What it leaves open is filled
+the way that costs this version least:
 
-- 6B derives from the current system's models, so the factory makes them without validation: a blank title is not
-  a valid one.
-- How a pooled record is filled isn't shown. Here its attributes are assigned, as `reset` assigns them. pydantic doesn't
-  validate assignments unless told to, and if told to refuses the ``title = ""`` of the report's own `reset`; so this version
-  skips the checks that the other two make, which is to its advantage.
-- When a record is released isn't shown either. Here it is when its cache lets it go, the first moment at which
-  nobody holds it: an `on_evict` callback, which the system's cache has.
-- 6C calls an ``_estimate_memory_usage`` that the report doesn't show; here it is the system's running account, which is
-  shallow. The limit is the report's target for the cache.
+- 6B derives from the current system's models, so the factory makes them without validation: a blank title is
+  not a valid one.
+- How a pooled record is filled isn't shown. Here its attributes are assigned, as `reset` assigns them.
+  pydantic doesn't validate assignments unless told to, and if told to refuses the ``title = ""`` of the
+  report's own `reset`; so this version skips the checks that the other two make, which is to its advantage.
+- When a record is released isn't shown either. Here it is when its cache lets it go, the first moment at
+  which nobody holds it: an `on_evict` callback, which the system's cache has.
+- 6C calls an ``_estimate_memory_usage`` that the report doesn't show; here it is the system's running
+  account, which is shallow. The limit is the report's target for the cache.
 - Section 6 has no new buffer, consensus or collector thresholds: those of the current system stay.
 """
 
@@ -170,6 +170,10 @@ def blank_response() -> PooledExpertResponse:
 class Service:
     def __init__(self):
         gc.set_threshold(700, 10, 10)
+        self._monitor = AdaptiveMemoryMonitor()
+        self.restart()
+
+    def restart(self):
         self.flushed = 0
         self._query_pool = ObjectPool(blank_query)
         self._response_pool = ObjectPool(blank_response)
@@ -180,7 +184,6 @@ class Service:
             RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB, self._responses_gone
         )
         self._buffer = ResponseBuffer(BUFFER_CAPACITY, FLUSH_THRESHOLD, self._process)
-        self._monitor = AdaptiveMemoryMonitor()
 
     def _process(self, batch):
         self.flushed += len(batch)

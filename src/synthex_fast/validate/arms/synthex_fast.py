@@ -1,10 +1,13 @@
 """The service with this package in its hot path, used as its documentation says and with its defaults.
 
-- Records: `PooledExpertQuery` and `PooledExpertResponse`, by plain construction. They check the same fields as the current
-  system's models, and recycle themselves, so there is no pool to acquire from and no release to forget.
-- Caches: `TTLDict`s of the same sizes and TTLs, with the memory limit that the report asks for; here the account
-  is deep.
-- Buffer: `ResponseBuffer` of the same capacity and threshold; the consensus is its `aggregate()`.
+- Records: `PooledExpertQuery` and `PooledExpertResponse`, by plain construction. They check the same fields
+  as the current system's models, and recycle themselves, so there is no pool to acquire from and no release
+  to forget.
+- Caches: `TTLDict`s of the same sizes and TTLs, with the memory limit that the report asks for; here the
+  account is deep.
+- Buffer: `ResponseBuffer` of the same capacity; the consensus is a row of its `aggregate()`. The service
+  hands the buffer over at the same threshold, after the aggregation, so that a request's own responses are
+  still there for it.
 - The collector stays at the interpreter's own settings, and nothing samples memory: the package's tuner
   and monitor are not part of this first version of the comparison.
 """
@@ -29,13 +32,14 @@ from synthex_fast.validate.arms import (
 
 class Service:
     def __init__(self):
+        self.restart()
+
+    def restart(self):
         self.flushed = 0
         self._active = create_memory_aware_ttl_dict(ACTIVE_QUERIES, ACTIVE_SECONDS, CACHE_LIMIT_MB)
         self._responses = create_memory_aware_ttl_dict(RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB)
-        self._buffer = ResponseBuffer(BUFFER_CAPACITY, flush_threshold=FLUSH_THRESHOLD, on_flush=self._process)
-
-    def _process(self, batch):
-        self.flushed += len(batch)
+        self._buffer = ResponseBuffer(BUFFER_CAPACITY)
+        self._flush_size = int(BUFFER_CAPACITY * FLUSH_THRESHOLD)
 
     def handle(self, request) -> Consensus:
         query = PooledExpertQuery(
@@ -64,13 +68,15 @@ class Service:
         self._buffer.add_batch(responses)
         self._responses[query_id] = responses
         row = self._buffer.aggregate()[query_id]
+        if len(self._buffer) >= self._flush_size:
+            self.flush()
         return Consensus(row.count, row.mean, row.variance, row.consensus)
 
     def tasks(self):
         return []
 
     def flush(self):
-        self._on_flush(self._buffer.flush())
+        self.flushed += len(self._buffer.flush())
 
     def made(self) -> tuple[int, int]:
         records = PooledExpertQuery.stats(), PooledExpertResponse.stats()

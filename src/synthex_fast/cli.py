@@ -1,0 +1,240 @@
+"""``synthex-fast`` on the command line."""
+
+import argparse
+import math
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from synthex_fast import __version__
+
+# What the shell says of a program that a signal ended.
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser that complains in one line: the usage is there for who asks for it with ``--help``."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: like KeyboardInterrupt, nothing that an ``except Exception`` may swallow."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 for a failure, 2 for bad arguments, 130 after
+    Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        parsed = _parser().parse_args(arguments)
+        return parsed.run(parsed, arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(
+        prog="synthex-fast", description=__import__("synthex_fast").__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"synthex-fast {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_validate(commands)
+    return parser
+
+
+def _add_validate(commands) -> None:
+    validate = commands.add_parser(
+        "validate",
+        help="run the report's workload in three versions and compare them",
+        description="Runs the memory report's workload as the service does it today, as the report recommends "
+        "and with this package, each in its own process, and prints what was measured beside what the report "
+        "promised. Takes less than a minute unless --seconds says otherwise.",
+        allow_abbrev=False,
+    )
+    validate.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="S",
+        help="seconds of load, for all arms together; some seconds of preparation come on top "
+        "(default: what fits into a minute with them)",
+    )
+    validate.add_argument(
+        "--arms",
+        type=_arms,
+        metavar="A,B",
+        default=_known_arms(),
+        help=f"the arms to run, separated by commas (default: {','.join(_known_arms())})",
+    )
+    validate.add_argument(
+        "--seed", type=_seed, metavar="N", default=1, help="the seed of the requests (default: 1)"
+    )
+    validate.add_argument(
+        "--json", type=_writable, metavar="FILE", help="write everything that was measured to FILE as well"
+    )
+    validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
+
+
+def _known_arms() -> tuple[str, ...]:
+    from synthex_fast.validate.arms import ARMS
+
+    return ARMS
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+    return seconds
+
+
+def _arms(text: str) -> tuple[str, ...]:
+    arms, known = tuple(part.strip() for part in text.split(",")), _known_arms()
+    for arm in arms:
+        if arm not in known:
+            raise argparse.ArgumentTypeError(f"knows {', '.join(known)}, not {arm!r}")
+    if len(set(arms)) < len(arms):
+        raise argparse.ArgumentTypeError(f"takes each arm once, not {text!r}")
+    return arms
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
+    return seed
+
+
+def _writable(text: str) -> Path:
+    """The path, if a file can be written there; what is there already is left alone until there is
+    something to write.
+    """
+    path = Path(text)
+    existed = path.exists()
+    try:
+        with path.open("a"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"can't write {text!r}: {error.strerror or error}") from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"can't write {text!r}: not a path") from None
+    return path
+
+
+def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]) -> int:
+    needed = ["rich"] + (["pydantic"] if set(parsed.arms) - {"synthex_fast"} else [])
+    if missing := [name for name in needed if find_spec(name) is None]:
+        parser.error(f"needs {' and '.join(missing)}: pip install synthex-fast[validate]")
+
+    from synthex_fast.validate import rounds
+
+    if parsed.seconds is not None and parsed.seconds < (least := rounds.least_seconds(len(parsed.arms))):
+        parser.error(f"argument --seconds: must be at least {least:.2f} for {len(parsed.arms)} arms")
+
+    from rich.console import Console
+
+    from synthex_fast.validate import report
+
+    results = rounds.Results(parsed.arms, parsed.seed)
+    status = 0
+    with _terminated_in_order():
+        try:
+            with _progress(Console(stderr=True)) as say:
+                rounds.run(results, parsed.seconds, say)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except _Terminated:
+            status = TERMINATED
+        except rounds.ValidationError as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 1
+        if not results.complete and not (results.held or results.rounds):
+            print(f"{parser.prog}: interrupted before anything was measured", file=sys.stderr)
+            return status
+        report.show(results, _table_console())
+        if parsed.json is not None:
+            from json import dumps
+
+            try:
+                text = dumps(report.as_json(results, arguments), indent=1, allow_nan=False)
+                parsed.json.write_text(text + "\n")
+            except OSError as error:
+                print(f"{parser.prog}: can't write {str(parsed.json)!r}: {error.strerror}", file=sys.stderr)
+                return status or 1
+    return status
+
+
+def _table_console():
+    from rich.console import Console
+
+    from synthex_fast.validate.report import PLAIN_WIDTH
+
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+@contextmanager
+def _terminated_in_order():
+    """SIGTERM raises while this lasts, so that the arms' processes are ended and what is finished is
+    shown.
+    """
+
+    def terminate(_signum, _frame):
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread gets signals, and only it may say what they do.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _progress(console):
+    """Gives ``say(what, share)``: a bar on a terminal, a line for each new thing elsewhere."""
+    if not console.is_terminal:
+        said = ""
+
+        def say(what: str, _share: float) -> None:
+            nonlocal said
+            if what != said:
+                said = what
+                print(what, file=sys.stderr, flush=True)
+
+        yield say
+        return
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    # Drawn when there is something to say and not by a thread of its own: the arms are being timed meanwhile.
+    columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def say(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share, refresh=True)
+
+        yield say
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""From rounds to rows: medians with their spread, and what the report says beside them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+BASELINE = "current"
+# The report's load; what happens by the hour is reckoned at it.
+REPORT_RATE = 1_000
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which `share` percent of the `ordered` values lie, interpolated linearly (numpy's
+    default).
+
+    >>> percentile([1, 2, 3, 4], 50)
+    2.5
+    """
+    if not ordered:
+        raise ValueError("no values, no percentile")
+    place = (len(ordered) - 1) * share / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of a measurement's rounds, and the least and the greatest of them."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the least and the greatest."""
+        return (max(self.values) - min(self.values)) / 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the report says shall be reached: a change against the current system, or a figure as such."""
+
+    kind: str  # "less" or "more": percent of change; "below" or "above": the figure itself
+    amount: float
+
+    def verdict(self, now: Figure, before: Figure | None) -> tuple[float | None, bool | None]:
+        """``(percent of improvement, met)``; None where there is nothing to compare with.
+
+        >>> Target("less", 25).verdict(Figure((60.0,)), Figure((100.0,)))
+        (40.0, True)
+        >>> Target("above", 80).verdict(Figure((79.0,)), None)
+        (None, False)
+        """
+        change = improvement(now, before, more_is_better=self.kind in ("more", "above"))
+        if self.kind == "below":
+            return change, now.median < self.amount
+        if self.kind == "above":
+            return change, now.median > self.amount
+        return change, None if change is None else change >= self.amount
+
+
+def improvement(now: Figure, before: Figure | None, more_is_better: bool) -> float | None:
+    """By how many percent `now` is better than `before`: less, or more, of it. None when there was none
+    before.
+    """
+    if before is None or before.median == 0:
+        return None
+    change = 100 * (now.median - before.median) / before.median
+    return change if more_is_better else -change
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row of the table: what is measured, how it is read from the results, and what the report says of
+    it.
+    """
+
+    key: str
+    label: str
+    unit: str
+    read: Callable[[Any, str], list[float]]
+    report_current: str = ""
+    report_target: str = ""
+    target: Target | None = None
+    more_is_better: bool | None = False  # None: neither
+
+
+def _of_rounds(read: Callable[[dict], float]) -> Callable[[Any, str], list[float]]:
+    return lambda results, arm: [read(done) for done in results.rounds.get(arm, ())]
+
+
+def _once(part: str, read: Callable[[dict], float]) -> Callable[[Any, str], list[float]]:
+    return lambda results, arm: [read(found)] if (found := getattr(results, part).get(arm)) else []
+
+
+def _added(results: Any, arm: str) -> list[float]:
+    return [
+        (done["peak_rss"] - results.started[arm]["before_load_rss"]) / 1e6
+        for done in results.rounds.get(arm, ())
+    ]
+
+
+def _reuse(done: dict) -> float:
+    return 100 * done["reused"] / max(1, done["reused"] + done["created"])
+
+
+def _pause(share: float) -> Callable[[dict], float]:
+    # A round without a collection had no pause, and that is what 0 says.
+    return lambda done: 1e3 * percentile(sorted(done["pauses"]), share) if done["pauses"] else 0.0
+
+
+def _collections(generation: int) -> list[Measure]:
+    return [
+        Measure(
+            f"fill_collections_{generation}",
+            f"collections while filling, gen {generation}",
+            "",
+            _of_rounds(lambda done: done["fill_collections"][generation]),
+        ),
+        Measure(
+            f"load_collections_{generation}",
+            f"collections per 1,000 requests, gen {generation}",
+            "",
+            _of_rounds(lambda done: 1e3 * done["collections"][generation] / done["requests"]),
+        ),
+    ]
+
+
+MEASURES = (
+    Measure(
+        "throughput",
+        "requests/s",
+        "",
+        _of_rounds(lambda done: done["requests"] / done["seconds"]),
+        "1,000",
+        "+35 %",
+        Target("more", 35),
+        more_is_better=True,
+    ),
+    Measure("latency_p50", "latency p50", "µs", _of_rounds(lambda done: 1e6 * done["latency_p50"])),
+    Measure(
+        "latency_p99",
+        "latency p99",
+        "µs",
+        _of_rounds(lambda done: 1e6 * done["latency_p99"]),
+        "",
+        "-25 %",
+        Target("less", 25),
+    ),
+    Measure("latency_p99.9", "latency p99.9", "µs", _of_rounds(lambda done: 1e6 * done["latency_p99.9"])),
+    Measure(
+        "cpu_per_request",
+        "CPU per request",
+        "µs",
+        _of_rounds(lambda done: 1e6 * done["cpu_seconds"] / done["requests"]),
+        "",
+        "-20 %",
+        Target("less", 20),
+    ),
+    Measure(
+        "allocated_per_request",
+        "allocated per request [1]",
+        "kB",
+        _once("allocation", lambda found: found["bytes"] / 1e3),
+        "105.6 MB/s",
+        "63.4 MB/s (-40 %)",
+        Target("less", 40),
+    ),
+    *(measure for generation in range(3) for measure in _collections(generation)),
+    Measure(
+        "full_collections_per_hour",
+        "full collections/h at 1,000/s [2]",
+        "",
+        _of_rounds(lambda done: 3_600 * REPORT_RATE * done["collections"][2] / done["requests"]),
+        "12-15",
+        "< 5",
+        Target("below", 5),
+    ),
+    Measure(
+        "pause_p99",
+        "pause p99",
+        "ms",
+        _of_rounds(_pause(99.0)),
+        "50-100 ms",
+        "20-40 ms (-60 %)",
+        Target("less", 60),
+    ),
+    Measure(
+        "pause_max",
+        "pause max",
+        "ms",
+        _of_rounds(_pause(100.0)),
+        "50-100 ms",
+        "20-40 ms (-60 %)",
+        Target("less", 60),
+    ),
+    Measure(
+        "peak_rss",
+        "peak RSS [3]",
+        "MB",
+        _of_rounds(lambda done: done["peak_rss"] / 1e6),
+        "9.25 GB",
+        "5.1 GB (-45 %)",
+        Target("less", 45),
+    ),
+    Measure(
+        "added_rss", "peak RSS added by the load [3]", "MB", _added, "", "heap -45 %", Target("less", 45)
+    ),
+    Measure("settled_rss", "settled RSS", "MB", _of_rounds(lambda done: done["settled_rss"] / 1e6)),
+    Measure(
+        "reuse_rate",
+        "records reused",
+        "%",
+        _of_rounds(_reuse),
+        "",
+        "> 80 %",
+        Target("above", 80),
+        more_is_better=True,
+    ),
+    Measure(
+        "cache_bytes",
+        "caches hold [4]",
+        "MB",
+        _once("held", lambda found: found["bytes"] / 1e6),
+        "14.4 MB",
+        "5.8 MB (-60 %)",
+        Target("less", 60),
+    ),
+    Measure(
+        "cache_account",
+        "caches believe they hold [4]",
+        "MB",
+        _once("held", lambda found: found["account"] / 1e6),
+        more_is_better=None,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure, each arm's figure, and each arm's improvement on the current system and whether it is
+    enough.
+    """
+
+    measure: Measure
+    figures: dict[str, Figure]
+    verdicts: dict[str, tuple[float | None, bool | None]]
+
+
+def rows(results: Any) -> list[Row]:
+    """Every row for which anything has been measured."""
+    table = []
+    for measure in MEASURES:
+        found = {arm: Figure(tuple(values)) for arm in results.arms if (values := measure.read(results, arm))}
+        if not found:
+            continue
+        before = found.get(BASELINE)
+        verdicts = {}
+        for arm, now in found.items():
+            if arm == BASELINE or measure.more_is_better is None:
+                continue
+            if measure.target is None:
+                verdicts[arm] = improvement(now, before, measure.more_is_better), None
+            else:
+                verdicts[arm] = measure.target.verdict(now, before)
+        table.append(Row(measure, found, verdicts))
+    return table

@@ -1,0 +1,210 @@
+"""What the reader gets: one table with its footnotes, and the same as JSON."""
+
+import os
+import platform
+import sys
+import sysconfig
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from synthex_fast.validate.figures import BASELINE, REPORT_RATE, Figure, Row, rows
+
+# A table that is read from a file or a log has no terminal's width to keep to.
+PLAIN_WIDTH = 150
+
+
+def table(results: Any, plus_minus: str = "±") -> Table:
+    """The rows that have been measured: the report's figures, each arm's, and how far each arm got."""
+    drawn = Table(
+        title=_title(results),
+        caption=f"medians of {results.finished()} rounds, {plus_minus} half the distance of the extremes",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    drawn.add_column("")
+    drawn.add_column("report: current", justify="right", style="dim")
+    drawn.add_column("report: target", justify="right", style="dim")
+    for arm in results.arms:
+        drawn.add_column(arm, justify="right", style="bold" if arm == "synthex_fast" else "")
+    compared = [arm for arm in results.arms if arm != BASELINE]
+    for arm in compared:
+        drawn.add_column(f"{arm}: better by", justify="right")
+    for row in rows(results):
+        measure = row.measure
+        drawn.add_row(
+            f"{measure.label}, {measure.unit}" if measure.unit else measure.label,
+            measure.report_current,
+            measure.report_target,
+            *(_cell(row.figures.get(arm), plus_minus) for arm in results.arms),
+            *(_verdict(row, arm) for arm in compared),
+        )
+    return drawn
+
+
+def _title(results: Any) -> str:
+    if results.complete:
+        return f"The report's workload, seed {results.seed}"
+    return f"The report's workload, seed {results.seed}: interrupted, this is what was finished"
+
+
+def number(value: float) -> str:
+    """Three figures that count, and no more.
+
+    >>> number(12345.678), number(12.3456), number(0.01234), number(0.0)
+    ('12,346', '12.3', '0.0123', '0')
+    """
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _cell(figure: Figure | None, plus_minus: str) -> str:
+    if figure is None:
+        return "-"
+    if len(figure.values) == 1 or figure.spread == 0:
+        return number(figure.median)
+    if figure.median == 0:
+        return f"0 {plus_minus}{number(figure.spread)}"
+    return f"{number(figure.median)} {plus_minus}{100 * figure.spread / abs(figure.median):.0f} %"
+
+
+def _verdict(row: Row, arm: str) -> Text:
+    change, met = row.verdicts.get(arm, (None, None))
+    shown = "-" if change is None else f"{change:+,.0f} %"
+    if met is None:
+        return Text(shown)
+    return Text(f"{shown} met", style="green") if met else Text(f"{shown} MISS", style="bold red")
+
+
+def footnotes(results: Any) -> list[str]:
+    """What the table needs said beside it, the report's slips included."""
+    notes = [
+        "[1] The report makes 0.1056 KB times 1,000 requests/s into 105.6 MB/s; it is 105.6 KB/s. Here a request's "
+        "kB are MB/s at 1,000 requests/s. Counted at Python's own allocators, so what pydantic's Rust code takes "
+        "from the C library is not in it."
+    ]
+    served = {arm: sum(done["requests"] for done in rounds) for arm, rounds in results.rounds.items()}
+    if served:
+        one = ", ".join(f"{arm} {3_600 * REPORT_RATE / count:,.1f}" for arm, count in served.items())
+        notes.append(
+            "[2] On full caches the workload frees what it makes and leaves no cycles, so the collector has little to "
+            "run for; it runs while the caches fill, which is the first 1,100 requests of a round. A single full "
+            f"collection in the whole run would read as: {one}. Pauses are of both, filling and load."
+        )
+    if results.started:
+        resident = ", ".join(
+            f"{arm} {number(begun['before_load_rss'] / 1e6)} MB, {number(begun['import_rss'] / 1e6)} of them its imports"
+            for arm, begun in results.started.items()
+        )
+        notes.append(
+            f"[3] Resident before the load, interpreter, corpus and harness included: {resident}. The texts are the "
+            "corpus's and shared, so what the load adds is the service's own."
+        )
+    if results.held:
+        notes.append(
+            "[4] Both caches, full, by tracemalloc, each request's texts its own; then what the service's own account "
+            "says of them. The report's figure is its estimate for the responses alone."
+        )
+    if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
+        notes.append("This system can't reset a peak: each round's peak RSS is the highest since the start.")
+    notes.append(
+        "Other slips of the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance of 0.01 "
+        "needs a unit. Its current figures are from another machine under another load."
+    )
+    if "recommended" in results.arms:
+        notes.append(
+            "recommended skips validation, since the report's reset() sets what its models would refuse if asked; "
+            "the other two check every field."
+        )
+    if "synthex_fast" in results.arms:
+        notes.append(
+            "synthex_fast samples no memory yet; the other two ask psutil as often as the report says."
+        )
+    notes.append("Not measured here: growth per day, leaks, out-of-memory errors, a day's monitoring.")
+    return notes
+
+
+def environment(arguments: list[str]) -> dict:
+    """Where and with what the figures were made."""
+    versions = {}
+    for package in ("synthex-fast", "pydantic", "pydantic-core", "psutil", "rich"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            from synthex_fast import __version__
+
+            versions[package] = __version__ if package == "synthex-fast" else None
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        "debug_build": hasattr(sys, "gettotalrefcount"),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "arguments": arguments,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def as_json(results: Any, arguments: list[str]) -> dict:
+    """Everything that was measured, and what was made of it, for a program to read."""
+    return {
+        "format": 1,
+        "complete": results.complete,
+        "environment": environment(arguments),
+        "seed": results.seed,
+        "corpus": results.corpus,
+        "arms": list(results.arms),
+        "planned_rounds": results.planned_rounds,
+        "finished_rounds": results.finished(),
+        "round_seconds": results.round_seconds,
+        "requests_compared": results.compared,
+        "rows": [_row_as_json(row) for row in rows(results)],
+        "started": results.started,
+        "held": results.held,
+        "allocation": results.allocation,
+        "rounds": results.rounds,
+        "footnotes": footnotes(results),
+    }
+
+
+def _row_as_json(row: Row) -> dict:
+    measure = row.measure
+    return {
+        "key": measure.key,
+        "label": measure.label,
+        "unit": measure.unit,
+        "report_current": measure.report_current,
+        "report_target": measure.report_target,
+        "arms": {
+            arm: {
+                "median": figure.median,
+                "least": min(figure.values),
+                "greatest": max(figure.values),
+                "values": list(figure.values),
+            }
+            for arm, figure in row.figures.items()
+        },
+        "better_by_percent": {arm: change for arm, (change, _) in row.verdicts.items()},
+        "target_met": {arm: met for arm, (_, met) in row.verdicts.items()},
+    }
+
+
+def show(results: Any, console: Console) -> None:
+    """Print the table and its footnotes, as wide as the terminal is."""
+    plus_minus = "±" if (console.encoding or "").lower().startswith("utf") else "+-"
+    console.print(table(results, plus_minus))
+    for note in footnotes(results):
+        console.print(note, markup=False, highlight=False, soft_wrap=False)
