@@ -55,9 +55,9 @@ def _add_validate(commands) -> None:
     validate = commands.add_parser(
         "validate",
         help="run the report's workload in three versions and compare them",
-        description="Runs the memory report's workload as the service does it today, as the report recommends "
-        "and with this package, each in its own process, and prints what was measured beside what the report "
-        "promised. Takes less than a minute unless --seconds says otherwise.",
+        description="Runs the memory report's workload as the service does it today, as the report "
+        "recommends and with this package, each in its own process, and prints what was measured beside "
+        "what the report promised. Takes less than a minute unless --seconds says otherwise.",
         allow_abbrev=False,
     )
     validate.add_argument(

@@ -21,9 +21,10 @@ PLAIN_WIDTH = 150
 
 def table(results: Any, plus_minus: str = "±") -> Table:
     """The rows that have been measured: the report's figures, each arm's, and how far each arm got."""
+    finished = results.finished()
     drawn = Table(
         title=_title(results),
-        caption=f"medians of {results.finished()} rounds, {plus_minus} half the distance of the extremes",
+        caption=f"medians of {finished} round{'s' * (finished != 1)}, {plus_minus} half the distance of the extremes",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -89,42 +90,44 @@ def _verdict(row: Row, arm: str) -> Text:
 def footnotes(results: Any) -> list[str]:
     """What the table needs said beside it, the report's slips included."""
     notes = [
-        "[1] The report makes 0.1056 KB times 1,000 requests/s into 105.6 MB/s; it is 105.6 KB/s. Here a request's "
-        "kB are MB/s at 1,000 requests/s. Counted at Python's own allocators, so what pydantic's Rust code takes "
-        "from the C library is not in it."
+        "[1] The report makes 0.1056 KB times 1,000 requests/s into 105.6 MB/s; it is 105.6 KB/s. Here a "
+        "request's kB are MB/s at 1,000 requests/s. Counted at Python's own allocators, so what pydantic's "
+        "Rust code takes from the C library is not in it."
     ]
     served = {arm: sum(done["requests"] for done in rounds) for arm, rounds in results.rounds.items()}
     if served:
         one = ", ".join(f"{arm} {3_600 * REPORT_RATE / count:,.1f}" for arm, count in served.items())
         notes.append(
-            "[2] On full caches the workload frees what it makes and leaves no cycles, so the collector has little to "
-            "run for; it runs while the caches fill, which is the first 1,100 requests of a round. A single full "
-            f"collection in the whole run would read as: {one}. Pauses are of both, filling and load."
+            "[2] On full caches the workload frees what it makes and leaves no cycles, so the collector has "
+            "little to run for; it runs while the caches fill, which is the first 1,100 requests of a "
+            f"round. A single full collection in the whole run would read as: {one}. Pauses are of both, "
+            "filling and load."
         )
     if results.started:
         resident = ", ".join(
-            f"{arm} {number(begun['before_load_rss'] / 1e6)} MB, {number(begun['import_rss'] / 1e6)} of them its imports"
+            f"{arm} {number(begun['before_load_rss'] / 1e6)} MB, {number(begun['import_rss'] / 1e6)} of them "
+            "its imports"
             for arm, begun in results.started.items()
         )
         notes.append(
-            f"[3] Resident before the load, interpreter, corpus and harness included: {resident}. The texts are the "
-            "corpus's and shared, so what the load adds is the service's own."
+            f"[3] Resident before the load, interpreter, corpus and harness included: {resident}. The texts "
+            "are the corpus's and shared, so what the load adds is the service's own."
         )
     if results.held:
         notes.append(
-            "[4] Both caches, full, by tracemalloc, each request's texts its own; then what the service's own account "
-            "says of them. The report's figure is its estimate for the responses alone."
+            "[4] Both caches, full, by tracemalloc, each request's texts its own; then what the service's "
+            "own account says of them. The report's figure is its estimate for the responses alone."
         )
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append("This system can't reset a peak: each round's peak RSS is the highest since the start.")
     notes.append(
-        "Other slips of the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance of 0.01 "
-        "needs a unit. Its current figures are from another machine under another load."
+        "Other slips of the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance "
+        "of 0.01 needs a unit. Its current figures are from another machine under another load."
     )
     if "recommended" in results.arms:
         notes.append(
-            "recommended skips validation, since the report's reset() sets what its models would refuse if asked; "
-            "the other two check every field."
+            "recommended skips validation, since the report's reset() sets what its models would refuse if "
+            "asked; the other two check every field."
         )
     if "synthex_fast" in results.arms:
         notes.append(

@@ -1,0 +1,273 @@
+"""The command as its users run it: on all arms in a process of its own, interrupted, with bad arguments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from synthex_fast import cli
+from synthex_fast.validate import figures
+from synthex_fast.validate.arms import ARMS
+from synthex_fast.validate.rounds import _environment
+
+pytest.importorskip("rich")
+
+COMMAND = [sys.executable, "-m", "synthex_fast.cli"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """One real run of all arms, as short as may be: ``(what it printed, its JSON)``."""
+    pytest.importorskip("pydantic")
+    path = tmp_path_factory.mktemp("validate") / "results.json"
+    arguments = ["validate", "--seconds", "1.1", "--seed", "5", "--json", str(path)]
+    finished = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, env=_environment(), timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished, json.loads(path.read_text())
+
+
+class TestWholeRun:
+    def test_every_row_has_every_arm(self, whole_run):
+        _, found = whole_run
+        assert found["complete"]
+        assert found["arms"] == list(ARMS)
+        assert [row["key"] for row in found["rows"]] == [measure.key for measure in figures.MEASURES]
+        for row in found["rows"]:
+            assert set(row["arms"]) == set(ARMS), row["key"]
+            for figure in row["arms"].values():
+                assert figure["least"] <= figure["median"] <= figure["greatest"]
+
+    def test_figures_are_of_the_rounds(self, whole_run):
+        _, found = whole_run
+        rows = {row["key"]: row["arms"] for row in found["rows"]}
+        for arm in ARMS:
+            rounds = found["rounds"][arm]
+            assert len(rounds) == found["planned_rounds"] == found["finished_rounds"] == 7
+            for done in rounds:
+                assert done["requests"] > 10
+                assert done["seconds"] >= found["round_seconds"] * 0.99
+                assert 0 < done["cpu_seconds"] < 3 * done["seconds"] + 0.1
+                assert 0 < done["latency_p50"] <= done["latency_p99"] <= done["latency_p99.9"]
+                assert done["latency_p99.9"] <= done["latency_max"] <= done["seconds"]
+                # Half of the latencies are at least the median.
+                assert done["latency_p50"] * done["requests"] / 2 <= done["seconds"]
+                assert len(done["pauses"]) == sum(done["collections"]) + sum(done["fill_collections"])
+                assert done["settled_rss"] > 10_000_000
+                assert done["peak_rss"] > 0.95 * done["settled_rss"]
+                assert done["reused"] + done["created"] == 6 * done["requests"]
+                # All but what is still in the buffer has been handed over.
+                made = 5 * (done["requests"] + done["fill_requests"])
+                assert made - 800 <= done["responses_flushed"] <= made
+            assert rows["throughput"][arm]["values"] == [
+                done["requests"] / done["seconds"] for done in rounds
+            ]
+            # Rounds that are measured differ; a constant would not.
+            assert len(set(rows["throughput"][arm]["values"])) > 1
+
+    def test_what_the_caches_hold_is_more_than_their_texts(self, whole_run):
+        _, found = whole_run
+        held = {arm: found["held"][arm]["bytes"] for arm in ARMS}
+        # 1,000 queries of 1,100 characters and 2,500 responses of 1,400 are 4.6 MB before any record is made.
+        assert all(4_000_000 < bytes_held < 40_000_000 for bytes_held in held.values())
+        # The shallow account sees the outermost object only; the package's sees what is held.
+        assert found["held"]["current"]["account"] < held["current"] / 20
+        assert found["held"]["synthex_fast"]["account"] == pytest.approx(held["synthex_fast"], rel=0.1)
+
+    def test_reuse_and_allocation_tell_the_arms_apart(self, whole_run):
+        _, found = whole_run
+        rows = {row["key"]: row for row in found["rows"]}
+        reuse = rows["reuse_rate"]["arms"]
+        assert reuse["current"]["median"] == 0
+        assert reuse["recommended"]["median"] > 80
+        assert reuse["synthex_fast"]["median"] > 80
+        assert rows["reuse_rate"]["target_met"]["synthex_fast"] is True
+        allocated = rows["allocated_per_request"]["arms"]
+        assert 0 < allocated["synthex_fast"]["median"] < allocated["current"]["median"]
+
+    def test_environment_and_seed_are_told(self, whole_run):
+        _, found = whole_run
+        assert found["seed"] == 5
+        assert found["requests_compared"] == 200
+        assert len(found["corpus"]["digest"]) == 64
+        environment = found["environment"]
+        assert environment["python"] == sys.version.split()[0]
+        assert environment["platform"]
+        assert environment["versions"]["pydantic"]
+        assert environment["arguments"][:3] == ["validate", "--seconds", "1.1"]
+
+    def test_the_table_shows_it(self, whole_run):
+        finished, found = whole_run
+        for arm in ARMS:
+            assert arm in finished.stdout
+        for measure in figures.MEASURES:
+            assert measure.label in finished.stdout
+        for text in ("105.6 KB/s", "0.25 % of one core", "medians of 7 rounds", "report: target"):
+            assert text in finished.stdout
+        missed = sum(met is False for row in found["rows"] for met in row["target_met"].values())
+        assert finished.stdout.count("MISS") == missed
+        assert "round 7 of 7: synthex_fast" in finished.stderr
+        assert "Traceback" not in finished.stderr
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            ([], "COMMAND"),
+            (["nonsense"], "nonsense"),
+            (["validate", "--seconds", "0"], "above 0, not '0'"),
+            (["validate", "--seconds=-3"], "above 0, not '-3'"),
+            (["validate", "--seconds", "nan"], "above 0, not 'nan'"),
+            (["validate", "--seconds", "inf"], "above 0, not 'inf'"),
+            (["validate", "--seconds", "soon"], "above 0, not 'soon'"),
+            (["validate", "--seconds", "0.2"], "at least 1.05 for 3 arms"),
+            (["validate", "--arms", "current,fastest"], "not 'fastest'"),
+            (["validate", "--arms", ""], "not ''"),
+            (["validate", "--arms", "current,current"], "each arm once"),
+            (["validate", "--seed", "-1"], "whole number from 0, not '-1'"),
+            (["validate", "--seed", "1.5"], "whole number from 0, not '1.5'"),
+            (["validate", "--json", "/nowhere/at/all.json"], "can't write '/nowhere/at/all.json'"),
+            (["validate", "--json", os.curdir], "can't write"),
+            (["validate", "--json", ""], "can't write"),
+            (["validate", "--sec", "5"], "--sec"),
+            (["validate", "surplus"], "surplus"),
+        ],
+    )
+    def test_bad_ones_end_in_one_line_and_2(self, arguments, complaint, capsys):
+        pytest.importorskip("pydantic")
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.count("\n") == 1
+        assert complaint in shown.err
+
+    def test_a_file_that_is_there_survives_a_refusal(self, tmp_path, capsys):
+        kept, new = tmp_path / "kept.json", tmp_path / "new.json"
+        kept.write_text("mine")
+        for path in (kept, new):
+            with pytest.raises(SystemExit):
+                cli.main(["validate", "--json", str(path), "--seconds", "0.01"])
+        capsys.readouterr()
+        assert kept.read_text() == "mine"
+        assert not new.exists()
+
+    @pytest.mark.parametrize("missing", ["rich", "pydantic"])
+    def test_a_missing_extra_is_named_in_one_line(self, missing, capsys, monkeypatch):
+        monkeypatch.setattr(cli, "find_spec", lambda name: None if name == missing else object())
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["validate"])
+        assert ended.value.code == 2
+        shown = capsys.readouterr()
+        assert shown.err.count("\n") == 1
+        assert "pip install synthex-fast[validate]" in shown.err
+        assert missing in shown.err
+
+    def test_version_and_help_are_no_errors(self, capsys):
+        for arguments in (["--version"], ["--help"], ["validate", "--help"]):
+            with pytest.raises(SystemExit) as ended:
+                cli.main(arguments)
+            assert ended.value.code == 0
+        assert "--seconds" in capsys.readouterr().out
+
+    def test_the_command_line_alone_imports_no_extra(self):
+        extras = "{'rich', 'pydantic', 'psutil', 'numpy'}"
+        shown = subprocess.run(
+            [sys.executable, "-c", f"import sys, synthex_fast.cli; print({extras} & set(sys.modules))"],
+            capture_output=True,
+            text=True,
+            env=_environment(),
+            check=True,
+        )
+        assert shown.stdout.strip() == "set()"
+
+
+class Running:
+    """The command under way on one arm, its children known."""
+
+    def __init__(self, *arguments):
+        self.popen = subprocess.Popen(
+            [*COMMAND, "validate", "--arms", "synthex_fast", "--seconds", "30", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+        )
+        self.said = []
+
+    def wait_for(self, words):
+        for line in self.popen.stderr:
+            self.said.append(line)
+            if words in line:
+                break
+        else:
+            raise AssertionError("".join(self.said))
+        self.children = psutil.Process(self.popen.pid).children(recursive=True)
+
+    def no_child_is_left(self):
+        assert self.children
+        _, alive = psutil.wait_procs(self.children, timeout=10)
+        return not alive
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as POSIX has them")
+class TestInterruption:
+    def test_ctrl_c_shows_what_is_finished_and_leaves_no_process(self, tmp_path):
+        path = tmp_path / "partial.json"
+        running = Running("--json", str(path))
+        running.wait_for("round 2 of")
+        running.popen.send_signal(signal.SIGINT)
+        shown, complaints = running.popen.communicate(timeout=30)
+        assert running.popen.returncode == 130
+        assert running.no_child_is_left()
+        assert "interrupted, this is what was finished" in shown
+        assert "Traceback" not in complaints
+        found = json.loads(path.read_text())
+        assert found["complete"] is False
+        assert found["finished_rounds"] == len(found["rounds"]["synthex_fast"]) == 1
+        assert "medians of 1 round," in shown
+
+    def test_ctrl_c_before_anything_is_measured(self):
+        running = Running()
+        running.wait_for("filling the caches")
+        running.popen.send_signal(signal.SIGINT)
+        shown, complaints = running.popen.communicate(timeout=30)
+        assert running.popen.returncode == 130
+        assert shown == ""
+        assert "interrupted before anything was measured" in complaints
+
+    def test_sigterm_ends_in_order_too(self):
+        running = Running()
+        running.wait_for("round 1 of")
+        running.popen.send_signal(signal.SIGTERM)
+        shown, _ = running.popen.communicate(timeout=30)
+        assert running.popen.returncode == 143
+        assert running.no_child_is_left()
+        assert "caches hold" in shown
+
+    def test_sigkill_leaves_no_orphan(self):
+        running = Running()
+        running.wait_for("round 1 of")
+        running.popen.kill()
+        running.popen.communicate(timeout=30)
+        assert running.no_child_is_left()
+
+    def test_a_worker_that_dies_is_a_clear_error(self):
+        running = Running()
+        running.wait_for("round 1 of")
+        time.sleep(0.1)
+        for child in running.children:
+            child.kill()
+        shown, complaints = running.popen.communicate(timeout=30)
+        assert running.popen.returncode == 1
+        assert shown == ""
+        assert "validate: the process of arm 'synthex_fast' was ended by signal 9" in complaints
+        assert "Traceback" not in complaints
