@@ -21,10 +21,10 @@ PLAIN_WIDTH = 150
 
 def table(results: Any, plus_minus: str = "±") -> Table:
     """The rows that have been measured: the report's figures, each arm's, and how far each arm got."""
-    finished = results.finished()
+    finished = f"{results.finished()} round{'s' * (results.finished() != 1)}"
     drawn = Table(
         title=_title(results),
-        caption=f"medians of {finished} round{'s' * (finished != 1)}, {plus_minus} half the distance of the extremes",
+        caption=f"medians of {finished}, {plus_minus} half the distance of the extremes",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
