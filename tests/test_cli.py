@@ -108,7 +108,7 @@ class TestWholeRun:
             assert arm in finished.stdout
         for measure in figures.MEASURES:
             assert measure.label in finished.stdout
-        for text in ("105.6 KB/s", "0.25 % of one core", "medians of 7 rounds", "report: target"):
+        for text in ("105.6 KB/s", "0.25 % of one core", "medians of 7 rounds", "better by"):
             assert text in finished.stdout
         missed = sum(met is False for row in found["rows"] for met in row["target_met"].values())
         assert finished.stdout.count("MISS") == missed

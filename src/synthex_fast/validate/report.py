@@ -29,13 +29,13 @@ def table(results: Any, plus_minus: str = "±") -> Table:
         pad_edge=False,
     )
     drawn.add_column("")
-    drawn.add_column("report: current", justify="right", style="dim")
-    drawn.add_column("report: target", justify="right", style="dim")
+    drawn.add_column("report:\ncurrent", justify="right", style="dim")
+    drawn.add_column("report:\ntarget", justify="right", style="dim")
     for arm in results.arms:
         drawn.add_column(arm, justify="right", style="bold" if arm == "synthex_fast" else "")
     compared = [arm for arm in results.arms if arm != BASELINE]
     for arm in compared:
-        drawn.add_column(f"{arm}: better by", justify="right")
+        drawn.add_column(f"{arm}\nbetter by", justify="right")
     for row in rows(results):
         measure = row.measure
         drawn.add_row(
@@ -110,8 +110,9 @@ def footnotes(results: Any) -> list[str]:
             for arm, begun in results.started.items()
         )
         notes.append(
-            f"[3] Resident before the load, interpreter, corpus and harness included: {resident}. The texts "
-            "are the corpus's and shared, so what the load adds is the service's own."
+            "[3] Resident before the load, with the interpreter, the corpus, the harness and this package in "
+            f"every arm: {resident}. The texts are the corpus's and shared, so what the load adds is the "
+            "service's own."
         )
     if results.held:
         notes.append(
