@@ -328,7 +328,7 @@ class TestRounds:
             process = running["synthex_fast"]
             process.answer()
             process.order(do="round", seconds="long")
-            with pytest.raises(rounds.ValidationError, match="'synthex_fast' failed: ValueError"):
+            with pytest.raises(rounds.ValidationError, match="'synthex_fast' failed: TypeError"):
                 process.answer()
 
     def test_a_worker_ends_with_the_pipe_even_in_a_round(self):

@@ -30,8 +30,6 @@ COMPARED_REQUESTS = 200
 # What a run may take when nobody says how much load there shall be: everything included, within a minute.
 DEFAULT_LOAD = 45.0
 DEFAULT_TOTAL = 56.0
-# Beyond its own length: filling the caches, a collection, the answer's way back.
-ROUND_OVERHEAD = 0.4
 # A process that says nothing for so long beyond what it was asked is taken to hang.
 PATIENCE = 120.0
 
@@ -207,13 +205,16 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
             results.started[arm] = process.answer()[0]
         _same_corpus(results)
         _same_consensus(results, working)
+        counting = time.monotonic()
         for arm, process in working.items():
             say(f"{arm}: counting allocations", 0.06)
             process.order(do="allocation")
             results.allocation[arm] = process.answer()[0]
         if seconds is None:
-            spent = time.monotonic() - began
-            left = DEFAULT_TOTAL - spent - FEWEST_ROUNDS * len(arms) * ROUND_OVERHEAD
+            now = time.monotonic()
+            # A round fills the caches before its load, and counting allocations took as long as that and some more.
+            filling = FEWEST_ROUNDS * (now - counting)
+            left = DEFAULT_TOTAL - (now - began) - filling
             seconds = max(least_seconds(len(arms)), min(DEFAULT_LOAD, left))
         rounds, turn = plan(len(arms), seconds)
         results.planned_rounds, results.round_seconds = rounds, turn
