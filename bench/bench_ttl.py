@@ -215,6 +215,13 @@ def probe_stall(kind, count):
 
         mapping = TTLDict(ttl=HOUR, memory_limit=1 << 40, sweep=kind == "ours-sweep")
         insert = mapping.set
+    elif kind == "dict":
+        # Nothing expires: how far p99.99 lies from the median on this machine as it is.
+        mapping = {}
+
+        def insert(key, value, life):
+            mapping[key] = life
+
     else:
         from cachetools import TLRUCache
 
@@ -249,7 +256,7 @@ def probe_stall(kind, count):
         set_ = clock()
         get("no such key")
         missed = clock()
-        pop(new)
+        pop(new, None)
         popped = clock()
         append(read - start)
         append(set_ - read)
@@ -266,20 +273,26 @@ def probe_stall(kind, count):
 
 
 def claim_expiry_stall():
-    """1,000,000 entries fall due at once: p99.99 of the operations that follow, over their median."""
+    """1,000,000 entries fall due at once: p99.99 of the operations that follow, over their median.
+
+    The figure is the least of several rounds. A stall of the dict's own making recurs in every round; what
+    the machine adds (50 of 500,000 operations interrupted are enough) does not, and a dict in which nothing
+    expires shows how much that is.
+    """
     count = 200_000 if QUICK else 1_000_000
-    rounds = 3 if QUICK else 5
-    runs = {
-        kind: [_probe("probe_stall", kind, count) for _ in range(rounds)] for kind in ("ours-sweep", "ours")
-    }
     # With the sweeper at work and without: the worse of the two is what is claimed.
-    results = {kind: paired([(p9999, median) for median, p9999, _ in run]) for kind, run in runs.items()}
-    worse = max(results, key=lambda kind: results[kind].ratio)
-    _, _, stall = _probe("probe_stall", "cachetools", count)
-    worst = statistics.median(worst for run in runs.values() for _, _, worst in run)
-    note = ", ".join(f"{kind} {result.ratio:.1f}" for kind, result in results.items())
-    note += f"; slowest operation {worst / 1e3:.0f} us, of cachetools {stall / 1e3:,.0f} us"
-    return results[worse]._replace(note=note)
+    kinds = ("ours-sweep", "ours", "dict")
+    rounds = [[_probe("probe_stall", kind, count) for kind in kinds] for _ in range(3 if QUICK else 9)]
+    stalls = {}
+    for kind, runs in zip(kinds, zip(*rounds, strict=True), strict=True):
+        stalls[kind] = sorted((p9999 / median, p9999, median, worst) for median, p9999, worst in runs)
+    ours = max(stalls["ours-sweep"], stalls["ours"], key=lambda runs: runs[0])
+    ratio, p9999, median, _ = ours[0]
+    worst = statistics.median(run[3] for run in ours)
+    *_, stall = _probe("probe_stall", "cachetools", count)
+    note = ", ".join(f"{kind} {runs[0][0]:.1f} to {runs[-1][0]:.1f}" for kind, runs in stalls.items())
+    note += f"; slowest operation {worst / 1e3:,.0f} us, of cachetools {stall / 1e3:,.0f} us"
+    return Comparison(p9999, median, ratio, (ours[0][0], ours[-1][0]), note)
 
 
 # Hit ratios

@@ -142,7 +142,7 @@ def run_claim(name):
 def measure(row, python):
     """The claim's figures as a dict; with the key ``missing`` instead if there are none."""
     if row.free_threaded and python is None:
-        return {"missing": "no free-threaded interpreter: give one with --free-threaded"}
+        return {"missing": "no free-threaded interpreter with the package: give one with --free-threaded"}
     done = subprocess.run(
         [str(python) if row.free_threaded else sys.executable, __file__, "--claim", row.claim],
         capture_output=True,
@@ -197,8 +197,10 @@ def free_threaded_python(given):
     home = HERE.parent / "build/bench-free-threaded"
     print(f"building the package for {python} in {home}", file=sys.stderr)
     subprocess.run([python, "-m", "venv", home], check=True)
-    subprocess.run([home / "bin/pip", "install", "-q", HERE.parent], check=True, stdout=sys.stderr)
-    return home / "bin/python"
+    installed = subprocess.run(
+        [home / "bin/pip", "install", "-q", HERE.parent], check=False, stdout=sys.stderr
+    )
+    return home / "bin/python" if installed.returncode == 0 else None
 
 
 def table(rows, markdown):

@@ -76,8 +76,8 @@ def share_of_sampling():
         times.append(perf_counter() - start)
     sample = statistics.median(times)
     return (
-        f"2.5 ms a second is {2.5e-3:.2%} of a core; one sample took {sample * 1e3:.3f} ms here: {sample:.4%} "
-        f"of a core at one a second"
+        f"2.5 ms a second is {2.5e-3:.2%} of a core; one sample took {sample * 1e3:.3f} ms here, "
+        f"{sample:.4%} of a core at one a second"
     )
 
 
