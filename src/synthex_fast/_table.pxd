@@ -141,7 +141,7 @@ cdef inline void table_free(Table* t) noexcept nogil:
     t.layout += 1
 
 
-# ---- hash index -----------------------------------------------------------------------------------------------------
+# ---- hash index ----
 
 cdef inline uint32_t mix_hash(Py_hash_t value, uint64_t seed) noexcept nogil:
     """32 well-spread bits of a Python hash, whatever pattern its integers had (multiply and shift, twice)."""
@@ -289,7 +289,7 @@ cdef inline bint reserve_wide(Table* t) noexcept nogil:
     return True
 
 
-# ---- byte account ---------------------------------------------------------------------------------------------------
+# ---- byte account ----
 
 cdef inline uint64_t slot_size(const Table* t, uint32_t slot) noexcept nogil:
     return t.wide[slot] if t.wide != NULL else t.slots[slot].meta >> SIZE_SHIFT
@@ -305,7 +305,7 @@ cdef inline void slot_set_size(Table* t, uint32_t slot, uint64_t size) noexcept 
     t.slots[slot].meta = kept
 
 
-# ---- queues ---------------------------------------------------------------------------------------------------------
+# ---- queues ----
 
 cdef inline void queue_push(Table* t, int queue, uint32_t slot) noexcept nogil:
     """Put the slot at the newer end."""
@@ -340,7 +340,7 @@ cdef inline void queue_unlink(Table* t, uint32_t slot) noexcept nogil:
     t.count[queue] -= 1
 
 
-# ---- expiry heap ----------------------------------------------------------------------------------------------------
+# ---- expiry heap ----
 
 cdef inline uint32_t tick_at_or_after(const Table* t, double when) noexcept nogil:
     cdef double ticks = ceil((when - t.base) * TICKS_PER_SECOND)
@@ -510,7 +510,7 @@ cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, ui
     return NONE
 
 
-# ---- entries --------------------------------------------------------------------------------------------------------
+# ---- entries ----
 
 cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
     """Whether the hash is among the ghosts; it no longer is."""

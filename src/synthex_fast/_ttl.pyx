@@ -16,7 +16,9 @@ from cpython.object cimport Py_EQ, PyObject, visitproc
 
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._sizeof cimport pair_sizeof
-from synthex_fast._sync cimport FREE_THREADED, Lock, forks_seen, likely, lock, this_thread_number, unlikely, unlock, watch_forks
+from synthex_fast._sync cimport (
+    FREE_THREADED, Lock, forks_seen, lock, this_thread_number, unlikely, unlock, watch_forks,
+)
 from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Slot, Table, ghost_remember,
     heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
@@ -31,6 +33,9 @@ from _collections_abc import ItemsView, KeysView, MutableMapping, ValuesView
 from types import GenericAlias
 
 from synthex_fast.errors import ArgumentValueError, ValueTooLargeError, type_error, value_error
+
+
+__all__ = ["Items", "TTLDict", "Values", "create_memory_aware_ttl_dict"]
 
 
 cdef extern from *:
@@ -112,7 +117,7 @@ cdef struct Victims:
     int reasons[VICTIMS]
 
 
-# ---- locks of the free-threaded build (nothing at all on the standard one) --------------------------------------------
+# ---- locks of the free-threaded build (nothing at all on the standard one) ----
 
 cdef void repair_after_fork(TTLDict self) noexcept:
     # A thread that only exists in the parent may have held stripes while it waited for others; it had changed nothing.
@@ -158,7 +163,7 @@ cdef inline void leave(TTLDict self) noexcept:
             unlock(&self.stripes[i].lock)
 
 
-# ---- lookup -----------------------------------------------------------------------------------------------------------
+# ---- lookup ----
 
 cdef int compare(TTLDict self, uint32_t slot, PyObject* key, Stripe* shared) except -1:
     """Ask Python whether the slot's key equals `key`: 1, 0, or 2 when the table changed meanwhile.
@@ -215,7 +220,7 @@ cdef inline double now_of(TTLDict self) except? -1.0:
     return monotonic_coarse() if self.clock is None else read_timer(self.clock)
 
 
-# ---- letting entries go -----------------------------------------------------------------------------------------------
+# ---- letting entries go ----
 
 cdef inline void kill(TTLDict self, uint32_t slot, int reason, Victims* victims) noexcept:
     """Take an entry out of the table; its references move to `victims` (locked for writing)."""
@@ -406,7 +411,7 @@ cdef void make_room(TTLDict self, uint64_t bytes_left, uint32_t entries_left, do
         kill(self, slot, reason, victims)
 
 
-# ---- the sweeper ------------------------------------------------------------------------------------------------------
+# ---- the sweeper ----
 
 cdef void wake_sweeper(TTLDict self) noexcept:
     """Have the package's sweeper come when the first entry is due. What fails here is tried again by the next store."""
@@ -427,7 +432,7 @@ cdef inline bint sweeper_late(TTLDict self) noexcept:
     return self.sweepable and self.table.next_due + 0.5 < self.sweep_at
 
 
-# ---- arguments --------------------------------------------------------------------------------------------------------
+# ---- arguments ----
 
 cdef object whole_number(str name, object value, str unit):
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
@@ -1413,7 +1418,7 @@ cdef int restore(TTLDict self, object key, object value, double deadline) except
     return 0
 
 
-# ---- iteration --------------------------------------------------------------------------------------------------------
+# ---- iteration ----
 
 cdef enum Kind:
     KEYS = 0
@@ -1506,7 +1511,7 @@ class Values(ValuesView):
         return any(found is value or found == value for found in self)
 
 
-# ---- garbage collection -----------------------------------------------------------------------------------------------
+# ---- garbage collection ----
 
 # Cython sees the fields that are objects; the table's references it can't see.
 cdef traverseproc traverse_fields = (<FullType*>TTLDict).tp_traverse
