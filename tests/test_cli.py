@@ -58,12 +58,12 @@ class TestWholeRun:
                 assert done["latency_p99.9"] <= done["latency_max"] <= done["seconds"]
                 # Half of the latencies are at least the median.
                 assert done["latency_p50"] * done["requests"] / 2 <= done["seconds"]
-                assert len(done["pauses"]) == sum(done["collections"]) + sum(done["fill_collections"])
+                assert len(done["pauses"]) == sum(done["collections"]) + sum(done["refill_collections"])
                 assert done["settled_rss"] > 10_000_000
                 assert done["peak_rss"] > 0.95 * done["settled_rss"]
                 assert done["reused"] + done["created"] == 6 * done["requests"]
                 # All but what is still in the buffer has been handed over.
-                made = 5 * (done["requests"] + done["fill_requests"])
+                made = 5 * (done["requests"] + done["refill_requests"])
                 assert made - 800 <= done["responses_flushed"] <= made
             assert rows["throughput"][arm]["values"] == [
                 done["requests"] / done["seconds"] for done in rounds
@@ -251,7 +251,7 @@ class TestInterruption:
         shown, _ = running.popen.communicate(timeout=30)
         assert running.popen.returncode == 143
         assert running.no_child_is_left()
-        assert "caches hold" in shown
+        assert "caches and pools hold" in shown
 
     def test_sigkill_leaves_no_orphan(self):
         running = Running()

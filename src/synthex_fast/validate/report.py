@@ -36,16 +36,27 @@ def table(results: Any, plus_minus: str = "±") -> Table:
     compared = [arm for arm in results.arms if arm != BASELINE]
     for arm in compared:
         drawn.add_column(f"{arm}\nbetter by", justify="right")
-    for row in rows(results):
-        measure = row.measure
+    for line in _lines(rows(results)):
+        measure = line[0].measure
+        cells = [[_cell(row.figures.get(arm), plus_minus) for row in line] for arm in results.arms]
         drawn.add_row(
             f"{measure.label}, {measure.unit}" if measure.unit else measure.label,
             measure.report_current,
             measure.report_target,
-            *(_cell(row.figures.get(arm), plus_minus) for arm in results.arms),
-            *(_verdict(row, arm) for arm in compared),
+            *(" / ".join(shown) for shown in cells),
+            *(_verdict(line[0], arm) if len(line) == 1 else "" for arm in compared),
         )
     return drawn
+
+
+def _lines(table: list[Row]) -> list[list[Row]]:
+    lines: list[list[Row]] = []
+    for row in table:
+        if row.measure.in_line:
+            lines[-1].append(row)
+        else:
+            lines.append([row])
+    return lines
 
 
 def _title(results: Any) -> str:
@@ -99,9 +110,9 @@ def footnotes(results: Any) -> list[str]:
         one = ", ".join(f"{arm} {3_600 * REPORT_RATE / count:,.1f}" for arm, count in served.items())
         notes.append(
             "[2] On full caches the workload frees what it makes and leaves no cycles, so the collector has "
-            "little to run for; it runs while the caches fill, which is the first 1,100 requests of a "
-            f"round. A single full collection in the whole run would read as: {one}. Pauses are of both, "
-            "filling and load."
+            "little to run for. It runs while the caches fill: for the first time, and again after the mass "
+            "expiry that begins each round (1,100 requests each). A single full collection under load in the "
+            f"whole run would read as: {one}. Pauses are of refill and load."
         )
     if results.started:
         resident = ", ".join(
@@ -116,8 +127,8 @@ def footnotes(results: Any) -> list[str]:
         )
     if results.held:
         notes.append(
-            "[4] Both caches, full, by tracemalloc, each request's texts its own; then what the service's "
-            "own account says of them. The report's figure is its estimate for the responses alone."
+            "[4] The service with full caches, by tracemalloc, each request's texts its own; then what the "
+            "caches' own account says. The report's figure is its estimate for the responses alone."
         )
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append("This system can't reset a peak: each round's peak RSS is the highest since the start.")
@@ -178,6 +189,7 @@ def as_json(results: Any, arguments: list[str]) -> dict:
         "rows": [_row_as_json(row) for row in rows(results)],
         "started": results.started,
         "held": results.held,
+        "first_fill": results.first_fill,
         "allocation": results.allocation,
         "rounds": results.rounds,
         "footnotes": footnotes(results),

@@ -29,7 +29,7 @@ SHORTEST_ROUND = 0.05
 COMPARED_REQUESTS = 200
 # What a run may take when nobody says how much load there shall be: everything included, within a minute.
 DEFAULT_LOAD = 45.0
-DEFAULT_TOTAL = 56.0
+DEFAULT_TOTAL = 54.0
 # A process that says nothing for so long beyond what it was asked is taken to hang.
 PATIENCE = 120.0
 
@@ -49,6 +49,7 @@ class Results:
     corpus: dict = field(default_factory=dict)
     started: dict[str, dict] = field(default_factory=dict)
     held: dict[str, dict] = field(default_factory=dict)
+    first_fill: dict[str, dict] = field(default_factory=dict)
     allocation: dict[str, dict] = field(default_factory=dict)
     rounds: dict[str, list[dict]] = field(default_factory=dict)
     compared: int = 0  # requests for which the arms were seen to return the same
@@ -204,6 +205,11 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
         for arm, process in working.items():
             results.started[arm] = process.answer()[0]
         _same_corpus(results)
+        for arm, process in working.items():
+            say(f"{arm}: filling the caches", 0.05)
+            process.order(do="first fill")
+            results.first_fill[arm] = process.answer()[0]
+            results.first_fill[arm]["pauses"] = [pause / 1e9 for pause in results.first_fill[arm]["pauses"]]
         _same_consensus(results, working)
         counting = time.monotonic()
         for arm, process in working.items():
@@ -212,7 +218,7 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
             results.allocation[arm] = process.answer()[0]
         if seconds is None:
             now = time.monotonic()
-            # A round fills the caches before its load, and counting allocations took as long as that and some more.
+            # A round fills the caches before its load; counting allocations took that long and some more.
             filling = FEWEST_ROUNDS * (now - counting)
             left = DEFAULT_TOTAL - (now - began) - filling
             seconds = max(least_seconds(len(arms)), min(DEFAULT_LOAD, left))

@@ -70,12 +70,12 @@ class Arm:
         self.collections = Collections()
         gc.collect()
         self.before_import = process_memory.resident()
-        make_service = service(name)
+        self.make_service = service(name)
         gc.collect()
         # The collector shall walk what the load makes, not the harness, its corpus or what was imported.
         gc.freeze()
         self.before_load = process_memory.resident()
-        self.service = make_service()
+        self.service = self.make_service()
         self.background = Background(self.service.tasks())
 
     def fill(self) -> None:
@@ -85,6 +85,17 @@ class Arm:
         for request in requests[: FILL_REQUESTS - len(requests)]:
             handle(request)
 
+    def first_fill(self) -> dict:
+        """Fill the caches for the first time in this process, and say how often the collector ran meanwhile."""
+        before = collected()
+        with self.collections.watch():
+            self.fill()
+        return {
+            "requests": FILL_REQUESTS,
+            "collections": [late - early for early, late in zip(before, collected(), strict=True)],
+            "pauses": list(self.collections.pauses),
+        }
+
     def consensus(self, count: int) -> list[tuple]:
         """What the first `count` requests return, for comparing the arms."""
         return [tuple(self.service.handle(request)) for request in self.requests[:count]]
@@ -93,7 +104,7 @@ class Arm:
         """Bytes and blocks requested from Python's allocators by each of some further requests, on full
         caches.
         """
-        self.service.restart()
+        self.service.expire()
         self.fill()
         handle, requests = self.service.handle, self.requests[:ALLOCATION_REQUESTS]
         gc.collect()
@@ -109,23 +120,24 @@ class Arm:
         return {"bytes": requested / len(requests), "blocks": blocks / len(requests)}
 
     def held(self) -> dict:
-        """Bytes that the filled caches hold, by tracemalloc, and what the service believes they hold.
+        """Bytes that a service with full caches holds, by tracemalloc, and what its caches believe they hold.
 
-        Meant for a process of its own, in which nothing was served before: what is allocated between the
-        first requests and the last, and is still there when the buffer has been emptied, is in the caches.
-        Every request arrives as fresh objects here, as from a network, so that the texts count for whoever
-        keeps them.
+        Meant for a process of its own, in which nothing was served before. What is allocated from the making of
+        the service to its last request, and is still there when the buffer has been emptied, is in its caches
+        and pools. Every request arrives as fresh objects here, as from a network, so that the texts count for
+        whoever keeps them.
         """
         import tracemalloc
 
         arriving = [pickle.dumps(self.requests[i % len(self.requests)]) for i in range(FILL_REQUESTS)]
         tracemalloc.start()
-        # What is made on the first requests and stays, in no cache, is on the books before the caches fill.
+        # What a first request makes once and for all is on the books before the service that counts is made.
         for request in arriving[:FIRST_REQUESTS]:
             self.service.handle(pickle.loads(request))
-        self.service.restart()
+        self.service = None
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
+        self.service = self.make_service()
         for request in arriving:
             self.service.handle(pickle.loads(request))
         self.service.flush()
@@ -135,16 +147,15 @@ class Arm:
         return {"bytes": after - before, "account": self.service.account(), "requests": FILL_REQUESTS}
 
     def round(self, seconds: float) -> tuple[dict, memoryview]:
-        """Begin anew, fill the caches, then serve requests one after the other for `seconds`; say what that
-        took.
+        """Let everything expire, fill the caches again, then serve one request after the other for `seconds`.
 
-        Filling is the same number of requests for every arm and is where memory grows; what is timed is the
-        load on full caches that follows.
+        Filling is the same number of requests for every arm and is where memory grows; what is timed is the load
+        on full caches that follows.
         """
         requests, latencies, handle = self.requests, self.latencies, self.service.handle
         clock = time.perf_counter_ns
         corpus_size, served = len(requests), 0
-        self.service.restart()
+        self.service.expire()
         gc.collect()
         peak_is_of_this_round = process_memory.restart_peak()
         before = collected()
@@ -176,8 +187,8 @@ class Arm:
             "requests": served,
             "seconds": (now - begin) / 1e9,
             "cpu_seconds": cpu / 1e9,
-            "fill_requests": FILL_REQUESTS,
-            "fill_collections": [late - early for early, late in zip(before, filled, strict=True)],
+            "refill_requests": FILL_REQUESTS,
+            "refill_collections": [late - early for early, late in zip(before, filled, strict=True)],
             "collections": [late - early for early, late in zip(filled, after, strict=True)],
             "pauses": list(self.collections.pauses),
             "peak_rss": peak,
@@ -240,6 +251,8 @@ def main(name: str, seed: int) -> None:
         while True:
             command = channel.receive()
             match command["do"]:
+                case "first fill":
+                    channel.send(arm.first_fill())
                 case "consensus":
                     channel.send({"consensus": arm.consensus(command["count"])})
                 case "allocation":

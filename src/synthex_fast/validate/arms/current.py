@@ -177,6 +177,11 @@ class TTLDict:
     def _estimate_memory_usage(self):
         return self.stats.memory_bytes
 
+    def clear(self):
+        with self._lock:
+            while self._entries:
+                self._evict_oldest()
+
     def cleanup(self):
         with self._lock:
             expired = [key for key, entry in self._entries.items() if entry.is_expired()]
@@ -256,14 +261,11 @@ def consensus(responses) -> Consensus:
 class Service:
     def __init__(self):
         gc.set_threshold(700, 10, 10)
-        self._monitor = MemoryMonitor()
-        self.restart()
-
-    def restart(self):
         self.flushed = 0
         self._active = TTLDict(ACTIVE_QUERIES, ACTIVE_SECONDS)
         self._responses = TTLDict(RESPONSE_QUERIES, RESPONSE_SECONDS)
         self._buffer = ResponseBuffer(BUFFER_CAPACITY, FLUSH_THRESHOLD, self._process)
+        self._monitor = MemoryMonitor()
 
     def _process(self, batch):
         self.flushed += len(batch)
@@ -294,6 +296,12 @@ class Service:
         self._buffer.add_batch(responses)
         self._responses[query.id] = responses
         return consensus(self._responses.get(query.id))
+
+    def expire(self):
+        self.flush()
+        self._active.clear()
+        self._responses.clear()
+        self.flushed = 0
 
     def tasks(self):
         return [

@@ -170,10 +170,6 @@ def blank_response() -> PooledExpertResponse:
 class Service:
     def __init__(self):
         gc.set_threshold(700, 10, 10)
-        self._monitor = AdaptiveMemoryMonitor()
-        self.restart()
-
-    def restart(self):
         self.flushed = 0
         self._query_pool = ObjectPool(blank_query)
         self._response_pool = ObjectPool(blank_response)
@@ -184,6 +180,7 @@ class Service:
             RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB, self._responses_gone
         )
         self._buffer = ResponseBuffer(BUFFER_CAPACITY, FLUSH_THRESHOLD, self._process)
+        self._monitor = AdaptiveMemoryMonitor()
 
     def _process(self, batch):
         self.flushed += len(batch)
@@ -219,6 +216,12 @@ class Service:
         self._buffer.add_batch(responses)
         self._responses[query.id] = responses
         return consensus(self._responses.get(query.id))
+
+    def expire(self):
+        self.flush()
+        self._active.clear()
+        self._responses.clear()
+        self.flushed = 0
 
     def tasks(self):
         return [

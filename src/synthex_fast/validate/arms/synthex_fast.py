@@ -32,9 +32,6 @@ from synthex_fast.validate.arms import (
 
 class Service:
     def __init__(self):
-        self.restart()
-
-    def restart(self):
         self.flushed = 0
         self._active = create_memory_aware_ttl_dict(ACTIVE_QUERIES, ACTIVE_SECONDS, CACHE_LIMIT_MB)
         self._responses = create_memory_aware_ttl_dict(RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB)
@@ -71,6 +68,12 @@ class Service:
         if len(self._buffer) >= self._flush_size:
             self.flush()
         return Consensus(row.count, row.mean, row.variance, row.consensus)
+
+    def expire(self):
+        self.flush()
+        self._active.clear()
+        self._responses.clear()
+        self.flushed = 0
 
     def tasks(self):
         return []
