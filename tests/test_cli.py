@@ -195,7 +195,7 @@ class Running:
 
     def __init__(self, *arguments):
         self.popen = subprocess.Popen(
-            [*COMMAND, "validate", "--arms", "synthex_fast", "--seconds", "30", *arguments],
+            [*COMMAND, "validate", "--arms", "synthex_fast", "--seconds", "10", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -16,7 +16,7 @@ from rich.text import Text
 from synthex_fast.validate.figures import BASELINE, REPORT_RATE, Figure, Row, rows
 
 # A table that is read from a file or a log has no terminal's width to keep to.
-PLAIN_WIDTH = 150
+PLAIN_WIDTH = 160
 
 
 def table(results: Any, plus_minus: str = "±") -> Table:
@@ -28,7 +28,7 @@ def table(results: Any, plus_minus: str = "±") -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    drawn.add_column("")
+    drawn.add_column("", no_wrap=True)
     drawn.add_column("report:\ncurrent", justify="right", style="dim")
     drawn.add_column("report:\ntarget", justify="right", style="dim")
     for arm in results.arms:

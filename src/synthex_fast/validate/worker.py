@@ -86,7 +86,7 @@ class Arm:
             handle(request)
 
     def first_fill(self) -> dict:
-        """Fill the caches for the first time in this process, and say how often the collector ran meanwhile."""
+        """Fill the caches for the first time in this process; what the collector had to do meanwhile."""
         before = collected()
         with self.collections.watch():
             self.fill()
@@ -122,8 +122,8 @@ class Arm:
     def held(self) -> dict:
         """Bytes that a service with full caches holds, by tracemalloc, and what its caches believe they hold.
 
-        Meant for a process of its own, in which nothing was served before. What is allocated from the making of
-        the service to its last request, and is still there when the buffer has been emptied, is in its caches
+        Meant for a process of its own, in which nothing was served before. What is allocated from the making
+        of the service to its last request, and is still there when the buffer has been emptied, is in its caches
         and pools. Every request arrives as fresh objects here, as from a network, so that the texts count for
         whoever keeps them.
         """
@@ -149,8 +149,8 @@ class Arm:
     def round(self, seconds: float) -> tuple[dict, memoryview]:
         """Let everything expire, fill the caches again, then serve one request after the other for `seconds`.
 
-        Filling is the same number of requests for every arm and is where memory grows; what is timed is the load
-        on full caches that follows.
+        Filling is the same number of requests for every arm and is where memory grows; what is timed is the
+        load on full caches that follows.
         """
         requests, latencies, handle = self.requests, self.latencies, self.service.handle
         clock = time.perf_counter_ns
