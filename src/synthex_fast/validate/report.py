@@ -17,35 +17,48 @@ from synthex_fast.validate.figures import BASELINE, REPORT_RATE, Figure, Row, ro
 
 # A table that is read from a file or a log has no terminal's width to keep to.
 PLAIN_WIDTH = 160
+# Below this the table is shown in two halves, one above the other.
+WHOLE_WIDTH = 155
 
 
-def table(results: Any, plus_minus: str = "±") -> Table:
-    """The rows that have been measured: the report's figures, each arm's, and how far each arm got."""
+def table(results: Any, plus_minus: str = "±", *, measured: bool = True, judged: bool = True) -> Table:
+    """The rows that have been measured: each arm's figures, and the report's with how far each arm got."""
     finished = f"{results.finished()} round{'s' * (results.finished() != 1)}"
     drawn = Table(
         title=_title(results),
-        caption=f"medians of {finished}, {plus_minus} half the distance of the extremes",
+        caption=f"medians of {finished}, {plus_minus} half the distance of the extremes"
+        if measured
+        else None,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    drawn.add_column("", no_wrap=True)
-    drawn.add_column("report:\ncurrent", justify="right", style="dim")
-    drawn.add_column("report:\ntarget", justify="right", style="dim")
-    for arm in results.arms:
-        drawn.add_column(arm, justify="right", style="bold" if arm == "synthex_fast" else "")
     compared = [arm for arm in results.arms if arm != BASELINE]
-    for arm in compared:
-        drawn.add_column(f"{arm}\nbetter by", justify="right")
+    drawn.add_column("", overflow="fold")
+    if judged:
+        drawn.add_column("report:\ncurrent", justify="right", style="dim")
+        drawn.add_column("report:\ntarget", justify="right", style="dim")
+    if measured:
+        for arm in results.arms:
+            drawn.add_column(
+                arm, justify="right", no_wrap=True, style="bold" if arm == "synthex_fast" else ""
+            )
+    if judged:
+        for arm in compared:
+            drawn.add_column(f"{arm}\nbetter by", justify="right", no_wrap=True)
     for line in _lines(rows(results)):
         measure = line[0].measure
-        cells = [[_cell(row.figures.get(arm), plus_minus) for row in line] for arm in results.arms]
-        drawn.add_row(
-            f"{measure.label}, {measure.unit}" if measure.unit else measure.label,
-            measure.report_current,
-            measure.report_target,
-            *(" / ".join(shown) for shown in cells),
-            *(_verdict(line[0], arm) if len(line) == 1 else "" for arm in compared),
-        )
+        if not measured and (len(line) > 1 or measure.more_is_better is None):
+            continue
+        cells = [f"{measure.label}, {measure.unit}" if measure.unit else measure.label]
+        if judged:
+            cells += [measure.report_current, measure.report_target]
+        if measured:
+            cells += [
+                " / ".join(_cell(row.figures.get(arm), plus_minus) for row in line) for arm in results.arms
+            ]
+        if judged:
+            cells += [_verdict(line[0], arm) if len(line) == 1 else "" for arm in compared]
+        drawn.add_row(*cells)
     return drawn
 
 
@@ -92,7 +105,8 @@ def _cell(figure: Figure | None, plus_minus: str) -> str:
 
 def _verdict(row: Row, arm: str) -> Text:
     change, met = row.verdicts.get(arm, (None, None))
-    shown = "-" if change is None else f"{change:+,.0f} %"
+    # Cut, not rounded: 59.6 % is not the 60 % that were asked.
+    shown = "-" if change is None else f"{int(change):+,d} %"
     if met is None:
         return Text(shown)
     return Text(f"{shown} met", style="green") if met else Text(f"{shown} MISS", style="bold red")
@@ -221,6 +235,10 @@ def _row_as_json(row: Row) -> dict:
 def show(results: Any, console: Console) -> None:
     """Print the table and its footnotes, as wide as the terminal is."""
     plus_minus = "±" if (console.encoding or "").lower().startswith("utf") else "+-"
-    console.print(table(results, plus_minus))
+    if console.width >= WHOLE_WIDTH:
+        console.print(table(results, plus_minus))
+    else:
+        console.print(table(results, plus_minus, judged=False))
+        console.print(table(results, plus_minus, measured=False))
     for note in footnotes(results):
-        console.print(note, markup=False, highlight=False, soft_wrap=False)
+        console.print(note, markup=False, highlight=False)

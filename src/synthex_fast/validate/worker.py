@@ -123,9 +123,9 @@ class Arm:
         """Bytes that a service with full caches holds, by tracemalloc, and what its caches believe they hold.
 
         Meant for a process of its own, in which nothing was served before. What is allocated from the making
-        of the service to its last request, and is still there when the buffer has been emptied, is in its caches
-        and pools. Every request arrives as fresh objects here, as from a network, so that the texts count for
-        whoever keeps them.
+        of the service to its last request, and is still there when the buffer has been emptied, is in its
+        caches and pools. Every request arrives as fresh objects here, as from a network, so that the texts
+        count for whoever keeps them.
         """
         import tracemalloc
 
