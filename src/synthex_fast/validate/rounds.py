@@ -81,7 +81,8 @@ class Process:
             **apart,
         )
         self._answers: queue.SimpleQueue[tuple[dict, bytes] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         with suppress(OSError, ValueError):
@@ -132,6 +133,8 @@ class Process:
     def end(self) -> None:
         """See the killed process off and close what led to it."""
         self._popen.wait()
+        self._reader.join()
+        self._popen.stdout.close()
         with suppress(OSError):
             self._popen.stdin.close()
         self._complaints.close()
