@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from synthex_fast import __version__
+import synthex_fast
 
 # What the shell says of a program that a signal ended.
 INTERRUPTED = 128 + signal.SIGINT
@@ -42,10 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(
-        prog="synthex-fast", description=__import__("synthex_fast").__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"synthex-fast {__version__}")
+    parser = _OneLineParser(prog="synthex-fast", description=synthex_fast.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"synthex-fast {synthex_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_validate(commands)
     return parser

@@ -1,9 +1,10 @@
 """Bytes requested from Python's allocators, counted exactly.
 
-tracemalloc knows what is alive, not what was ever asked for, and what a pool saves is the asking. So for the length
-of one untimed pass this module stands in front of the interpreter's three allocation domains (PEP 445) and adds up
-the sizes that one thread requests. What an extension takes straight from C's ``malloc`` (pydantic-core's Rust, for
-one) isn't seen, nor is an object that the interpreter hands out from a free list of its own.
+tracemalloc knows what is alive, not what was ever asked for, and what a pool saves is the asking. So for the
+length of one untimed pass this module stands in front of the interpreter's three allocation domains (PEP 445)
+and adds up the sizes that one thread requests. What an extension takes straight from C's ``malloc``
+(pydantic-core's Rust, for one) isn't seen, nor is an object that the interpreter hands out from a free list
+of its own.
 """
 
 
@@ -50,7 +51,7 @@ cdef void *counting_realloc(void *ctx, void *block, size_t size) noexcept nogil:
     cdef void *after = behind.realloc(behind.ctx, block, size)
     if counted:
         leave()
-        # Growing in place asks for no new block, and by how much it grew isn't known: only a move counts, in full.
+        # Growing in place asks for no new block, and by how much it grew isn't known: only a move counts.
         if <size_t>after == before:
             requested -= size
             blocks -= 1
@@ -71,10 +72,10 @@ cdef PyMemAllocatorDomain domain_at(int place) noexcept nogil:
 
 
 def start() -> None:
-    """Count what the calling thread requests from now on, from zero. Raises `RuntimeError` if counting already.
+    """Count what the calling thread requests from now on, from zero. `RuntimeError` if counting already.
 
-    No other thread may allocate while this runs or while `stop` does: the interpreter swaps an allocator's five
-    fields without a lock.
+    No other thread may allocate while this runs or while `stop` does: the interpreter swaps an allocator's
+    five fields without a lock.
 
     >>> start()
     >>> data = bytearray(100_000)
