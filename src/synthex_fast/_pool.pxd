@@ -56,14 +56,14 @@ cdef extern from *:
       } synthex_thread;
       static synthex_thread synthex_no_thread;
       /* One copy in each module that cimports this file: a module reads its own without a call. */
-      static SYNTHEX_THREAD_LOCAL synthex_thread *synthex_this_thread = &synthex_no_thread;
+      static SYNTHEX_THREAD_LOCAL synthex_thread *synthex_magazines = &synthex_no_thread;
       static inline void *synthex_find_magazine(uint64_t serial, size_t slot) {
-          synthex_thread *thread = synthex_this_thread;
+          synthex_thread *thread = synthex_magazines;
           if (synthex_likely(slot < thread->count && thread->slots[slot].serial == serial))
               return thread->slots[slot].magazine;
           return NULL;
       }
-      #define synthex_thread_variable() (&synthex_this_thread)
+      #define synthex_thread_variable() (&synthex_magazines)
     #else
       typedef struct { char unused; } synthex_spin;
       #define synthex_spin_lock(lock) ((void)(lock))

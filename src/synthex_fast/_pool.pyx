@@ -9,9 +9,10 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 
 from synthex_fast._clock cimport monotonic_coarse
+from synthex_fast._sizeof cimport deep_sizeof
 from synthex_fast._sync cimport owned_by_this_thread, uniquely_referenced
 
-from sys import getsizeof
+from time import monotonic
 
 from synthex_fast.errors import FactoryError, SynthexFastError, type_error, value_error
 
@@ -27,7 +28,7 @@ cdef extern from *:
           return synthex_ended == PyThreadState_GetID(PyThreadState_Get());
       }
       static synthex_thread *synthex_current_thread(void) {
-          return synthex_this_thread == &synthex_no_thread ? NULL : synthex_this_thread;
+          return synthex_magazines == &synthex_no_thread ? NULL : synthex_magazines;
       }
       /* From now on `variable`, a module's own, leads to this thread's magazines. */
       static void synthex_tell(synthex_thread *thread, synthex_thread **variable) {
@@ -38,11 +39,11 @@ cdef extern from *:
       static void synthex_forget(synthex_thread *thread) {
           /* A guard that goes in another thread (in a forked child, at the end of the interpreter) leaves the variables
              of its own alone: that thread runs no more, and the memory may be another's. */
-          if (synthex_this_thread != thread) return;
+          if (synthex_magazines != thread) return;
           while (thread->variable_count) *thread->variables[--thread->variable_count] = &synthex_no_thread;
           synthex_ended = PyThreadState_GetID(PyThreadState_Get());
       }
-      #define synthex_own_variable() (&synthex_this_thread)
+      #define synthex_own_variable() (&synthex_magazines)
       #define SYNTHEX_DEFER(o) ((void)PyUnstable_Object_EnableDeferredRefcount(o))
       #define SYNTHEX_LOAD(p) _Py_atomic_load_uint64_relaxed(p)
       #define SYNTHEX_STORE(p, v) _Py_atomic_store_uint64_relaxed(p, v)
@@ -861,9 +862,6 @@ cdef void freelist_give_back(Freelist* self, Borrowed* borrowed) noexcept:
 cdef Py_ssize_t SAMPLES = 64      # objects weighed for one reading of nbytes
 cdef Py_ssize_t DUE = 8           # idle objects that one acquire or release lets go because their time is up
 
-cdef object _schedule = None      # the sweeper's `schedule`, once somebody needs it
-
-
 cdef void let_object_go(void* block) noexcept:
     decref(<PyObject*>block)
 
@@ -894,8 +892,9 @@ cdef double seconds_argument(str name, object value) except -1.0:
 
 
 cdef Py_ssize_t weigh(object obj) noexcept:
+    cdef bint exhausted = False
     try:
-        return getsizeof(obj)
+        return deep_sizeof(obj, &exhausted)
     except Exception:
         # An object that can't say what it holds must not stop the others from being freed.
         return Py_TYPE(<PyObject*>obj).tp_basicsize
@@ -919,13 +918,10 @@ cdef object pool_make(ObjectPool pool):
 cdef int pool_fill(ObjectPool pool) except -1:
     """Make one object and keep it."""
     obj = pool_make(pool)
-    incref(<PyObject*>obj)
-    if freelist_push_since(pool.idle, <PyObject*>obj, pool.timed, monotonic_coarse()):
+    if pool_keep(pool, <PyObject*>obj):
         freelist_note(pool.idle, RELEASED, -1)
-        return 0
-    decref(<PyObject*>obj)
     # A factory that releases objects itself may have filled the pool; anything else is want of memory.
-    if freelist_stats(pool.idle, NULL) < pool.idle.limit:
+    elif freelist_stats(pool.idle, NULL) < pool.idle.limit:
         raise MemoryError()
     return 0
 
@@ -1017,9 +1013,21 @@ cdef int pool_reset(ObjectPool pool, PyObject* obj) except -1:
     return 0
 
 
+cdef inline bint pool_keep(ObjectPool pool, PyObject* obj) noexcept:
+    """Make the object idle if there is room; the caller keeps its reference."""
+    cdef bint kept
+    incref(obj)
+    if unlikely(pool.timed):
+        kept = pool_push_timed(pool, obj)
+    else:
+        kept = freelist_push(pool.idle, obj)
+    if unlikely(not kept):
+        decref(obj)
+    return kept
+
+
 cdef bint pool_release(ObjectPool pool, object obj) except -1:
     cdef PyObject* block = <PyObject*>obj
-    cdef bint kept
     if unlikely(load(&pool.known) != type_version(block) << 1 or pool.calls_reset):
         if obj is None or not pool.ready:
             refuse(pool, obj)
@@ -1027,18 +1035,10 @@ cdef bint pool_release(ObjectPool pool, object obj) except -1:
     if FREE_THREADED and not owned_by_this_thread(block):
         freelist_note(pool.idle, DISCARDED, 1)
         return False
-    incref(block)
-    if unlikely(pool.timed):
-        kept = pool_push_timed(pool, block)
-    else:
-        kept = freelist_push(pool.idle, block)
-    if unlikely(not kept):
-        decref(block)
-    return kept
+    return pool_keep(pool, block)
 
 
 cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
-    global _schedule
     cdef double now = monotonic_coarse()
     cdef bint kept
     pool_let_due_go(pool, now)
@@ -1046,10 +1046,8 @@ cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
     if kept and not pool.scheduled:
         pool.scheduled = True
         try:
-            if _schedule is None:
-                from synthex_fast._sweeper import schedule
-                _schedule = schedule
-            _schedule(pool, now + pool.idle_seconds)
+            from synthex_fast._sweeper import schedule
+            schedule(pool, now + pool.idle_seconds)
         except BaseException:
             # No memory or no new thread: the next release tries again, and each operation lets go what is due.
             pool.scheduled = False
@@ -1216,10 +1214,15 @@ cdef class ObjectPool:
             freed += weigh(steal(<PyObject*>taken[0]))
         return freed
 
-    def _sweep(self, double now):
-        """Let go what has been idle for too long; when the next object is due, or infinity. For the sweeper."""
+    def _sweep(self, double budget, now=None):
+        """For the sweeper: let go what has been idle for too long, for at most `budget` seconds. When to come again,
+        on the scale of ``time.monotonic()``; infinity for not before it is told."""
+        cdef double stop = monotonic() + budget
+        cdef double at = monotonic_coarse() if now is None else now
         cdef double due
-        freelist_let_go(self.idle, PY_SSIZE_T_MAX, now - self.idle_seconds)
+        while freelist_let_go(self.idle, DUE, at - self.idle_seconds) == DUE:
+            if monotonic() > stop:
+                return at
         # A release from here on finds the pool unscheduled and schedules it, at worst once too often.
         self.scheduled = False
         due = freelist_oldest(self.idle) + self.idle_seconds
