@@ -341,17 +341,18 @@ cdef int check_text(PyObject* value, Text* text) except -1:
     return 0
 
 
-cdef int code_of(PyObject* value, const char* name, PyObject** names, int count) except -1:
+cdef int code_of(PyObject* value, const char* name, PyObject** names, tuple allowed) except -1:
     cdef int i
+    cdef int count = <int>PyTuple_GET_SIZE(<PyObject*>allowed)
     for i in range(count):
         if names[i] == value:
             return i
     if not is_text(value):
-        wrong_type(name, value, "one of " + ", ".join([<str>names[i] for i in range(count)]))
+        wrong_type(name, value, "one of " + ", ".join(allowed))
     for i in range(count):
         if same_text(names[i], value):
             return i
-    wrong_value(name, value, "one of " + ", ".join([<str>names[i] for i in range(count)]))
+    wrong_value(name, value, "one of " + ", ".join(allowed))
 
 
 cdef int bad_call(Names* call, str complaint) except -1:
@@ -438,12 +439,10 @@ cdef PyObject* moment_at(double seconds) except NULL:
 cdef int load_kinds() except -1:
     cdef int i
     from synthex_fast.kinds import QueryPriority, QueryType
-    members = [QueryType(text) for text in QUERY_TYPES]
     for i in range(TYPES):
-        publish(&type_members[i], members[i])
-    members = [QueryPriority(text) for text in PRIORITIES]
+        publish(&type_members[i], QueryType(QUERY_TYPES[i]))
     for i in range(URGENCIES):
-        publish(&priority_members[i], members[i])
+        publish(&priority_members[i], QueryPriority(PRIORITIES[i]))
     return 0
 
 
@@ -922,8 +921,8 @@ cdef int plan_query(PyObject** given, bint restoring, Plan* plan) except -1:
     plan.slots[TITLE] = given[0]
     plan.slots[CONTENT] = given[1]
     plan.slots[REQUESTER] = given[2]
-    plan.query_type = GENERAL if given[3] == NULL else code_of(given[3], "query_type", type_names, TYPES)
-    plan.priority = MEDIUM if given[4] == NULL else code_of(given[4], "priority", priority_names, URGENCIES)
+    plan.query_type = GENERAL if given[3] == NULL else code_of(given[3], "query_type", type_names, QUERY_TYPES)
+    plan.priority = MEDIUM if given[4] == NULL else code_of(given[4], "priority", priority_names, PRIORITIES)
     plan.slots[CONTEXT] = value = absent(given[5])
     if value != NULL:
         check_dict(value, &CONTEXT_DICT)
@@ -1223,7 +1222,7 @@ cdef PyObject* get_query_type(PyObject* op, void* closure) except NULL:
 cdef int set_query_type(PyObject* op, PyObject* value, void* closure) except -1:
     if value == NULL:
         not_deletable("query_type")
-    (<Record*>op).query_type = code_of(value, "query_type", type_names, TYPES)
+    (<Record*>op).query_type = code_of(value, "query_type", type_names, QUERY_TYPES)
     return 0
 
 
@@ -1237,7 +1236,7 @@ cdef PyObject* get_priority(PyObject* op, void* closure) except NULL:
 cdef int set_priority(PyObject* op, PyObject* value, void* closure) except -1:
     if value == NULL:
         not_deletable("priority")
-    (<Record*>op).priority = code_of(value, "priority", priority_names, URGENCIES)
+    (<Record*>op).priority = code_of(value, "priority", priority_names, PRIORITIES)
     return 0
 
 
@@ -1326,7 +1325,11 @@ cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
 
 
 cdef str shown(object self, tuple fields, tuple values):
-    parts = [f"{name}={value!r}" for name, value in zip(fields, values)]
+    cdef list parts = []
+    # No comprehension: Cython 3.3.1 drops an item twice where appending it fails for want of memory.
+    for name, value in zip(fields, values):
+        part = f"{name}={value!r}"
+        parts.append(part)
     return f"{type(self).__qualname__}({', '.join(parts)})"
 
 
