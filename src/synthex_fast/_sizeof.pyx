@@ -111,6 +111,17 @@ cdef extern from *:
         return descr->d_method->ml_meth;
     }
 
+    /* The value of an int of one digit; -1 for other ints and for all else. */
+    static inline int64_t synthex_small_size(PyObject *size) {
+        if (!PyLong_CheckExact(size)) return -1;
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyUnstable_Long_IsCompact((PyLongObject *)size) ?
+            (int64_t)PyUnstable_Long_CompactValue((PyLongObject *)size) : -1;
+    #else
+        return Py_SIZE(size) == 1 ? (int64_t)((PyLongObject *)size)->ob_digit[0] : -1;
+    #endif
+    }
+
     #define synthex_list_items(o) (((PyListObject *)(o))->ob_item)
     #define synthex_list_allocated(o) (((PyListObject *)(o))->allocated)
     #define synthex_tuple_items(o) (((PyTupleObject *)(o))->ob_item)
@@ -121,7 +132,7 @@ cdef extern from *:
     #define synthex_set_key(o, i) (((PySetObject *)(o))->table[i].hash == -1 ? NULL : ((PySetObject *)(o))->table[i].key)
     #define synthex_set_entry sizeof(setentry)
     """
-    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*) noexcept
+    ctypedef object (*PyCFunction)(PyObject*, PyObject*)
     ctypedef int (*visitproc)(PyObject*, void*) noexcept
     ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
 
@@ -148,6 +159,7 @@ cdef extern from *:
         PyCFunction sizer         # its __sizeof__ in C, or NULL
     TypeEntry* type_slot "synthex_type_slot"(TypeObject*) noexcept
 
+    int64_t small_size "synthex_small_size"(PyObject*) noexcept
     PyCFunction plain_method "synthex_plain_method"(PyObject*) noexcept
     Py_ssize_t attribute_bytes "synthex_attribute_bytes"(PyObject*) noexcept
     bint is_attribute_view "synthex_is_attribute_view"(PyObject*) noexcept
@@ -209,6 +221,8 @@ cdef enum:
     SHALLOW = 2               # themselves, without what they refer to
     DEEP = 3                  # themselves and everything that they refer to
     ARRAY = 4                 # numpy.ndarray: besides, the memory that a view keeps alive
+    MAPPING = 5               # a dict subclass: its traversal doesn't show the keys
+    PLAIN_MAPPING = 6         # the same, with nothing worth a traversal besides
     OWN_SIZER = 8             # added to the others: __sizeof__ is looked up and called each time
 
     LIST = 0
@@ -436,6 +450,8 @@ cdef bint is_program_type(object cls) except -1:
         return False
     try:
         return cls.__module__ == module
+    except MemoryError:
+        raise
     except Exception:
         # A metaclass may answer with anything; then it isn't one of the classes meant here.
         return False
@@ -452,6 +468,8 @@ cdef bint is_numpy_array(TypeObject* type) noexcept:
 cdef int treatment_of(TypeObject* type) except -1:
     if (
         type.tp_flags & Py_TPFLAGS_TYPE_SUBCLASS
+        or type == Py_TYPE(<PyObject*>Ellipsis)
+        or type == Py_TYPE(<PyObject*>NotImplemented)
         or type == &PyFunction_Type
         or type == &PyCode_Type
         or type == &PyMethodDescr_Type
@@ -480,6 +498,10 @@ cdef int treatment_of(TypeObject* type) except -1:
     for cls in (<object>(<PyObject*>type)).__mro__:
         if is_program_type(cls):
             return NOTHING
+    if PyType_IsSubtype(type, &PyDict_Type):
+        if strcmp(type.tp_name, "collections.defaultdict") == 0 or strcmp(type.tp_name, "collections.OrderedDict") == 0:
+            return PLAIN_MAPPING
+        return MAPPING
     return ARRAY if is_numpy_array(type) else DEEP
 
 
@@ -524,8 +546,9 @@ cdef int64_t checked_size(PyObject* o, object size) except -1:
 
 
 cdef inline int64_t call_sizer(PyObject* o, PyCFunction sizer) except -1:
-    cdef object size = <object>sizer(o, NULL)
-    return checked_size(o, size)
+    cdef object size = sizer(o, NULL)
+    cdef int64_t nbytes = small_size(<PyObject*>size)
+    return nbytes if nbytes >= 0 else checked_size(o, size)
 
 
 cdef inline void add(Walk* w, int64_t nbytes) noexcept:
@@ -560,7 +583,7 @@ cdef Py_ssize_t children_of(PyObject* o, Py_ssize_t found) noexcept:
     """How many referents an object has when only `found` could be looked at, as far as one can tell."""
     cdef Py_ssize_t n = found
     if PyDict_Check(o):
-        n = 2 * PyDict_GET_SIZE(o)
+        n = PyDict_GET_SIZE(o)
     elif PyAnySet_Check(o):
         n = set_used(o)
     elif PyType_IsSubtype(Py_TYPE(o), &PyList_Type) or PyType_IsSubtype(Py_TYPE(o), &PyTuple_Type):
@@ -600,6 +623,7 @@ cdef int enter_array(Walk* w, object array) except -1:
     cdef Py_ssize_t start = w.referent_count
     cdef Py_ssize_t expected = 0
     cdef Py_ssize_t i
+    cdef Py_ssize_t n
     cdef int64_t before = w.total
     cdef int64_t nbytes
     cdef PyObject* child
@@ -626,14 +650,14 @@ cdef int enter_array(Walk* w, object array) except -1:
             add(w, of_class.nbytes.__get__(array))
     elif of_class.dtype.__get__(array).char == "O":
         PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT)
-        expected = view.len // <Py_ssize_t>sizeof(PyObject*)
-        for i in range(expected):
+        n = view.len // <Py_ssize_t>sizeof(PyObject*)
+        for i in range(n):
             child = (<PyObject**>view.buf)[i]
             if child != NULL and collect(child, w):
                 break
         PyBuffer_Release(&view)
-        if w.cut:
-            w.exhausted = True
+        # An element that was never set is NULL: only an array cut short is taken to have no such gaps.
+        expected = n if w.cut else w.settled + w.referent_count - start
     if w.no_memory:
         raise MemoryError()
     push_frame(w, NULL, REFERENTS, start, expected)
@@ -648,10 +672,12 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
     cdef TypeEntry* known = type_slot(type)
     cdef TypeEntry entry
     cdef int64_t nbytes
-    cdef object size
+    cdef object cls, size
     # A copy: Python code that runs below may put another type into the slot.
     entry = known[0]
     if entry.type != type or (type.tp_flags & Py_TPFLAGS_HEAPTYPE and entry.version != type.tp_version_tag):
+        # Held, because a metaclass may give the instance another type while it is asked.
+        cls = <object>(<PyObject*>type)
         describe(type, &entry)
     if entry.treatment == NOTHING:
         pop_frame(w)
@@ -660,7 +686,8 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
     if entry.sizer != NULL:
         nbytes += call_sizer(o, entry.sizer)
     elif entry.treatment & OWN_SIZER:
-        size = (<object>(<PyObject*>type)).__sizeof__(<object>o)
+        cls = <object>(<PyObject*>type)
+        size = cls.__sizeof__(<object>o)
         add(w, checked_size(o, size))
     elif entry.each:
         nbytes += entry.each * abs(Py_SIZE(o))
@@ -670,8 +697,18 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
     if entry.treatment == SHALLOW:
         pop_frame(w)
         return 0
-    if type.tp_traverse != NULL:
+    if entry.treatment == PLAIN_MAPPING:
+        w.frames[w.depth - 1].kind = DICT
+        w.frames[w.depth - 1].at = 0
+        return 0
+    if entry.treatment == MAPPING:
+        # The traversal and the reading below both meet the values.
+        w.solitary = 0
+    if Py_TYPE(o).tp_traverse != NULL:
         enter_referents(w, o)
+    if entry.treatment == MAPPING:
+        Py_INCREF(o)
+        push_frame(w, o, DICT, 0, 0)
     if entry.treatment == ARRAY:
         enter_array(w, <object>o)
     return 0
@@ -860,11 +897,12 @@ cdef int settle(Walk* w) except -1:
     while w.depth:
         frame = &w.frames[w.depth - 1]
         if w.left <= 0:
-            estimate(w, frame)
+            if children(frame) > frame.done:
+                estimate(w, frame)
+                # What comes beside the part cut short may be of another kind: half of the reserve goes to each level.
+                w.left = w.reserve >> 1
+                w.reserve -= w.left
             pop_frame(w)
-            # What comes beside the part cut short may be of another kind: half of the reserve goes to each level.
-            w.left = w.reserve >> 1
-            w.reserve -= w.left
             continue
         key = NULL
         if frame.kind == DICT:
@@ -963,16 +1001,24 @@ cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* ex
             Py_DECREF(second)
 
 
-def sizeof(value, *, budget=DEFAULT_BUDGET):
+cdef Py_ssize_t checked_budget(object budget) except -1:
+    if not isinstance(budget, int) or isinstance(budget, bool):
+        raise errors.type_error("budget", budget, "an integer")
+    if budget < 1:
+        raise errors.value_error("budget", budget, "at least 1")
+    return PY_SSIZE_T_MAX >> 1 if budget > PY_SSIZE_T_MAX >> 1 else budget
+
+
+def sizeof(value, *, budget=20_000):
     """Bytes that `value` holds, nested values included; what it holds twice or in a cycle counts once.
 
     Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with all that
     they refer to. What belongs to the running program counts 0 and isn't entered: types, modules, functions, enum
-    members, loggers, threads, interned text, immortal objects, small integers. Weak references, bound methods,
-    generators and frames count by themselves, without what they refer to.
+    members, loggers, threads, interned text that others refer to as well, immortal objects, small integers. Weak
+    references, bound methods, generators and frames count by themselves, without what they refer to.
 
     After `budget` objects the rest is estimated: a container cut short is taken to go on like the part that was
-    looked at. A value with up to `budget` objects is counted exactly. O(min(objects, budget)).
+    looked at. A value of up to `budget` objects is counted exactly. O(min(objects, budget)).
 
     Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no size; what
     a ``__sizeof__`` raises passes through.
@@ -983,13 +1029,27 @@ def sizeof(value, *, budget=DEFAULT_BUDGET):
     8
     """
     cdef bint exhausted = False
-    cdef Py_ssize_t limit
-    if not isinstance(budget, int) or isinstance(budget, bool):
-        raise errors.type_error("budget", budget, "an integer")
-    if budget < 1:
-        raise errors.value_error("budget", budget, "at least 1")
-    limit = PY_SSIZE_T_MAX >> 1 if budget > PY_SSIZE_T_MAX >> 1 else budget
-    return walk(<PyObject*>value, NULL, limit, &exhausted)
+    return walk(<PyObject*>value, NULL, checked_budget(budget), &exhausted)
+
+
+def sizeof_pair(key, value, *, budget=20_000):
+    """Bytes that a key and its value hold together, as a dict counts an entry, and whether part of it was estimated.
+
+    What both refer to counts once. Everything else is as `sizeof` has it.
+
+    >>> name = "expert-%d" % 7
+    >>> nbytes, estimated = sizeof_pair(name, {"expert": name})
+    >>> nbytes == sizeof(name) + sizeof({"expert": 0}), estimated
+    (True, False)
+    """
+    cdef bint exhausted = False
+    cdef Py_ssize_t limit = checked_budget(budget)
+    cdef int64_t nbytes
+    if limit == DEFAULT_BUDGET:
+        nbytes = pair_sizeof(key, value, &exhausted)
+    else:
+        nbytes = walk(<PyObject*>key, <PyObject*>value, limit, &exhausted)
+    return nbytes, bool(exhausted)
 
 
 def _find_header():
