@@ -25,7 +25,7 @@ from synthex_fast import _sizeof, errors
 from synthex_fast._sizeof import sizeof, sizeof_pair
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-LIST_HEADER = 8 if FREE_THREADED else 0     # list.__sizeof__ leaves it out there
+LIST_HEADER = 8 if FREE_THREADED else 0  # list.__sizeof__ leaves it out there
 UNLIMITED = sys.maxsize
 
 
@@ -106,9 +106,9 @@ def by_code(i):
 
 
 def response(i):
-    made = synthex_fast.PooledExpertResponse(
-        fresh(f"query {i}"), fresh(f"expert {i}"), fresh(f"content {i} " * 20), 0.5, fresh(f"reasoning {i} " * 5)
-    )
+    content, reasoning = fresh(f"content {i} " * 20), fresh(f"reasoning {i} " * 5)
+    query, expert = fresh(f"query {i}"), fresh(f"expert {i}")
+    made = synthex_fast.PooledExpertResponse(query, expert, content, 0.5, reasoning)
     if hasattr(made, "metadata"):
         made.metadata = by_code(i)
     return made
@@ -129,8 +129,8 @@ REALISTIC = {
     "slots": lambda i: [Slotted(i + j) for j in range(30)],
     "dataclass": lambda i: Data(fresh(f"data {i}"), i + 0.5, by_code(i)),
     "deque": lambda i: collections.deque(fresh(f"entry {i + j}") for j in range(100)),
-    "ordered dict": lambda i: collections.OrderedDict((fresh(f"key {i + j}"), i + j + 0.5) for j in range(50)),
-    "default dict": lambda i: collections.defaultdict(list, {fresh(f"key {j}"): [i + 0.5] for j in range(50)}),
+    "ordered dict": lambda i: collections.OrderedDict((fresh(f"key {j}"), i + j + 0.5) for j in range(50)),
+    "default dict": lambda i: collections.defaultdict(list, {fresh(f"key {j}"): [i + 0.5] for j in range(9)}),
     "a set of text": lambda i: {fresh(f"key {i + j}") for j in range(50)},
     "bytes": lambda i: [bytes([i % 256]) * 100, bytearray(200), memoryview(bytes(1000))],
     "array": lambda i: array.array("d", bytes(8 * 200)),
@@ -156,7 +156,7 @@ def allocated(make, times):
 
 
 def check_against_tracemalloc(make):
-    kept = [make(i) for i in range(100)]    # types are known, shared keys settled, freelists drained
+    kept = [make(i) for i in range(100)]  # types are known, shared keys settled, freelists drained
     nbytes, values = allocated(make, 200)
     assert sum(map(sizeof, values)) / len(values) == pytest.approx(nbytes, rel=0.05)
     assert kept
@@ -167,7 +167,7 @@ def test_account_is_within_5_percent_of_tracemalloc(make):
     check_against_tracemalloc(make)
 
 
-@pytest.mark.skipif(not hasattr(synthex_fast.PooledExpertResponse, "metadata"), reason="records without their fields")
+@pytest.mark.skipif(not hasattr(synthex_fast.PooledExpertResponse, "metadata"), reason="records lack fields")
 def test_account_of_pooled_records_is_within_5_percent_of_tracemalloc():
     check_against_tracemalloc(response)
 
@@ -185,14 +185,14 @@ def as_numpy(n):
 
 
 def test_interned_text_counts_where_nothing_else_refers_to_it():
-    # Before 3.12, and with mortal interned text after it, such text dies with the value; immortal text stays behind.
+    # Before 3.12, and as mortal interned text after it, such text dies with the value; immortal text stays.
     texts = [fresh(f"interned only here {i}") for i in range(50)]
     value = [sys.intern(text) for text in texts]
     del texts
     expected = sizeof([None for _ in range(50)])
     lone = sizeof(value) - expected
     keep = list(value)
-    assert sizeof(value) == expected            # somebody else's as well: the process's
+    assert sizeof(value) == expected  # somebody else's as well: the process's
     assert keep
     mortal = sum(map(sys.getsizeof, keep))
     assert lone == mortal if sys.version_info < (3, 12) else lone in (0, mortal)
@@ -212,7 +212,7 @@ def model(value):
         if isinstance(o, int):
             total += 0 if -5 <= o <= 256 else max(sys.getsizeof(o), int.__basicsize__ + 8)
         elif isinstance(o, str):
-            total += 0 if len(o) < 2 and o.isascii() or len(o) == 1 and ord(o) < 256 else sys.getsizeof(o)
+            total += 0 if o == "" or (len(o) == 1 and ord(o) < 256) else sys.getsizeof(o)
         elif isinstance(o, bytes):
             total += 0 if len(o) < 2 else sys.getsizeof(o)
         elif isinstance(o, tuple) and not o:
@@ -264,9 +264,8 @@ values = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(values)
 def test_account_equals_the_plain_model(value):
-    # Hypothesis holds on to what it drew, and small parts of it may be constants of the interpreter or of this module.
     value = [value]
-    if not FREE_THREADED:
+    if not FREE_THREADED:  # where parts of what was drawn may have become immortal
         assert sizeof(value) == model(value)
     assert sizeof(value, budget=1) >= 0
 
@@ -277,7 +276,7 @@ def test_pair_counts_what_both_hold_once(key, value):
     nbytes, estimated = sizeof_pair(key, [value, key])
     assert not estimated
     if not FREE_THREADED:
-        assert nbytes == model([key, value]) - model([None, None]) + model([None, None])
+        assert nbytes == model([key, [value, key]]) - model([None, None])
 
 
 # --- sharing and cycles ---
@@ -293,9 +292,8 @@ def test_shared_parts_count_once():
     assert sizeof([text] * 1000) - sizeof([text] * 999) == slot
     first, second = Instance(1), Instance(2)
     first.other = second.other = part
-    assert sizeof([first, second]) == sizeof([first]) + sizeof([second]) - sizeof([None]) * 2 - sizeof(part) + sizeof(
-        [None, None]
-    )
+    both = sizeof(first) + sizeof(second) - sizeof(part)
+    assert sizeof([first, second]) == sizeof([None, None]) + both
 
 
 def test_a_number_shared_by_a_list_counts_once():
@@ -427,9 +425,10 @@ class Text(str):
 
 
 def test_subclasses_of_containers_count_contents_and_attributes():
-    for made, empty in ((Plain([fresh("some text"), 1000.5]), Plain()), (Mapping(a=fresh("text"), b=1000.5), Mapping())):
+    keyed = Mapping({fresh("key"): fresh("text")})
+    for made, empty in ((Plain([fresh("some text"), 1000.5]), Plain()), (keyed, Mapping())):
         made.note = fresh("an attribute of its own")
-        contents = list(made.values()) if isinstance(made, dict) else list(made)
+        contents = [*made.keys(), *made.values()] if isinstance(made, dict) else list(made)
         assert sizeof(made) > sizeof(empty) + sum(map(sizeof, contents)) + sizeof(made.note)
     text = Text("x" * 100)
     text.note = fresh("another attribute")
@@ -540,9 +539,11 @@ def test_nesting_100_000_deep_neither_crashes_nor_is_cut(wrap):
         value = wrap(value)
     assert sizeof(value, budget=UNLIMITED) == 100_000 * sizeof(wrap(None))
     assert sizeof(value) > 0
-    while value:    # by hand: not every type unwinds a deep value without the C stack
-        value = value.pop() if hasattr(value, "pop") and not isinstance(value, dict) else next(
-            iter(value.values() if isinstance(value, dict) else value)
+    while value:  # by hand: not every type unwinds a deep value without the C stack
+        value = (
+            value.pop()
+            if hasattr(value, "pop") and not isinstance(value, dict)
+            else next(iter(value.values() if isinstance(value, dict) else value))
         )
 
 
@@ -570,7 +571,7 @@ def test_budget_bounds_the_objects_looked_at(shape, size):
 
 
 def test_up_to_the_budget_nothing_is_estimated():
-    value = [[float(i), float(i + 1)] for i in range(100)]      # 300 objects beside the outer list
+    value = [[float(i), float(i + 1)] for i in range(100)]  # 300 objects beside the outer list
     exact = sizeof(value, budget=UNLIMITED)
     assert sizeof_pair(None, value, budget=300) == (exact, False)
     nbytes, estimated = sizeof_pair(None, value, budget=299)
@@ -590,7 +591,7 @@ def test_up_to_the_budget_nothing_is_estimated():
         lambda: [fresh("x" * 1_000_000), [float(i) for i in range(100_000)]],
         lambda: Plain([i + 0.5] for i in range(50_000)),
     ],
-    ids=["lists", "dicts", "instances", "deque", "set", "siblings after", "large text before", "list subclass"],
+    ids=["lists", "dicts", "instances", "deque", "set", "siblings after", "large text before", "subclass"],
 )
 def test_estimates_come_near(make):
     value = make()
@@ -672,7 +673,7 @@ def test_containers_changed_under_the_walk_are_safe(kind, how):
     for position in range(4):
         holder = {}
 
-        def act():
+        def act(holder=holder):
             it = holder["it"]
             if how == "drop":
                 holder["outer"].clear()
@@ -789,7 +790,8 @@ def test_out_of_memory_at_any_allocation_leaves_nothing_behind():
     if not hasattr(testcapi, "set_nomemory"):
         pytest.skip("no set_nomemory")
     value = everything()
-    watched = [value, value["shared"], value["shared"][0][0], value["deep"], value["many"], value["many"][0], value["own"]]
+    shared, many = value["shared"], value["many"]
+    watched = [value, shared, shared[0], shared[0][0], value["deep"], many, many[0], value["own"]]
     expected = sizeof(value)
     counts = [sys.getrefcount(o) for o in watched]
     for start in range(2000):
@@ -829,12 +831,15 @@ def test_out_of_memory_while_a_type_is_first_seen():
 
 @pytest.mark.skipif(not hasattr(sys, "gettotalrefcount"), reason="needs the debug interpreter")
 def test_references_are_balanced():
+    def liar(answer):
+        return type("Liar", (), {"__sizeof__": lambda self: answer})()
+
     def once():
         sizeof(everything())
         sizeof_pair(("k", 1.5), everything(), budget=50)
         for bad in (-1, None, 2**70):
             with pytest.raises(errors.SynthexFastError):
-                sizeof([[Hostile(lambda: None)], type("Liar", (), {"__sizeof__": lambda self, bad=bad: bad})()])
+                sizeof([[Hostile(lambda: None)], liar(bad)])
         with pytest.raises(errors.SynthexFastError):
             sizeof([], budget=0)
 

@@ -1,4 +1,4 @@
-"""What a Python value holds in bytes, nested values included: the account's entry points and their inline fast path."""
+"""What a Python value holds in bytes, nested values included: the account's C face and its inline fast path."""
 
 from libc.stdint cimport int64_t
 
@@ -11,7 +11,7 @@ cdef extern from *:
     #define SYNTHEX_SIZEOF
     #include <stddef.h>
 
-    /* Text that the value owns; 0 for what the process shares, -1 for layouts that only str.__sizeof__ knows. */
+    /* Text that the value owns; 0 for what the process shares, -1 for layouts only str.__sizeof__ knows. */
     static inline int64_t synthex_text_bytes(PyObject *o) {
         PyCompactUnicodeObject *text = (PyCompactUnicodeObject *)o;
         int64_t n, bytes;
@@ -52,7 +52,7 @@ cdef extern from *:
       #define synthex_immortal(o) 0
     #endif
 
-    /* Bytes of a value that holds no other, shared or not; 0 for what belongs to the process; -1 for the rest. */
+    /* Bytes of a value that holds no other; 0 for what belongs to the process; -1 for all the rest. */
     static inline int64_t synthex_leaf_bytes(PyObject *o) {
         PyTypeObject *type = Py_TYPE(o);
         if (type == &PyUnicode_Type) return synthex_text_bytes(o);
@@ -80,7 +80,7 @@ cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* ex
 
 
 cdef inline int64_t deep_sizeof(object value, bint* exhausted) except -1:
-    """Bytes that `value` holds. `*exhausted` becomes True when part of it had to be estimated, else it stays."""
+    """Bytes that `value` holds. `*exhausted` becomes True when part had to be estimated, else it stays."""
     cdef int64_t nbytes = leaf_bytes(<PyObject*>value)
     if nbytes > 0:
         return 0 if immortal(<PyObject*>value) else nbytes

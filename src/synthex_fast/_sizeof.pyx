@@ -1,9 +1,9 @@
-"""The byte account: what a Python value really holds, shared and cyclic parts once, within a bounded amount of work.
+"""The byte account: what a Python value really holds, shared and cyclic parts once, in a bounded amount of work.
 
-The walk is depth first on a stack of its own, so nesting can't overflow the C stack. Everything on that stack is held by
-a strong reference, because a ``__sizeof__`` written in Python may do anything to the value that is being walked.
-Only objects with more than one reference are remembered as seen: one with a single reference can be reached only
-by the path that the walk came on.
+The walk is depth first on a stack of its own, so nesting can't overflow the C stack. Everything on that stack is
+held by a strong reference, because a ``__sizeof__`` written in Python may do anything to the value being walked.
+Only objects with more than one reference are remembered as seen: one with a single reference can be reached
+only by the path that the walk came on.
 """
 
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
@@ -22,7 +22,7 @@ cdef extern from *:
     """
     /* Where the interpreter keeps an instance's attributes while nobody has asked for its __dict__. */
     #if PY_VERSION_HEX >= 0x030D0000
-      /* In the instance, behind its basic size: capacity, size, embedded, valid, the insertion order, the values. */
+      /* In the instance, behind its basic size: capacity, size, embedded, valid, their order, the values. */
       #define synthex_inline_values(o) ((unsigned char *)(o) + Py_TYPE(o)->tp_basicsize)
       static inline Py_ssize_t synthex_attribute_bytes(PyObject *o) {
           Py_ssize_t capacity;
@@ -35,7 +35,7 @@ cdef extern from *:
           (((PyDictObject *)(dict))->ma_values && ((unsigned char *)((PyDictObject *)(dict))->ma_values)[2])
       #define synthex_split_prefix(dict) 0
     #else
-      /* In a block of their own: a prefix as long as its last byte says, then one slot for each key that fits. */
+      /* In a block of their own: a prefix as long as its last byte says, then a slot for each key that fits. */
       static inline Py_ssize_t synthex_attribute_bytes(PyObject *o) {
           unsigned char *values, *keys;
           Py_ssize_t *counts;
@@ -53,11 +53,13 @@ cdef extern from *:
           return values[-1] + (counts[0] + counts[1]) * (Py_ssize_t)sizeof(PyObject *);
       }
       #define synthex_is_attribute_view(dict) 0
-      #define synthex_split_prefix(dict) \\
-          (((PyDictObject *)(dict))->ma_values ? ((unsigned char *)((PyDictObject *)(dict))->ma_values)[-1] : 0)
+      static inline Py_ssize_t synthex_split_prefix(PyObject *dict) {
+          unsigned char *values = (unsigned char *)((PyDictObject *)dict)->ma_values;
+          return values == NULL ? 0 : values[-1];
+      }
     #endif
 
-    /* 3.13 traverses such values from the instance and passes its __dict__ over; later versions do the reverse. */
+    /* 3.13 traverses such values from the instance and passes over its __dict__; later ones do the reverse. */
     #if PY_VERSION_HEX >= 0x030D0000 && PY_VERSION_HEX < 0x030E0000
       #ifdef Py_GIL_DISABLED
         #define SYNTHEX_DICT_WORD -1
@@ -86,8 +88,8 @@ cdef extern from *:
       #define SYNTHEX_PER_THREAD
     #endif
 
-    /* What the account does with a type's instances, remembered by type. A heap type's version changes, and is never
-       used again, whenever one of its attributes does; other types don't change and don't die. */
+    /* What the account does with a type's instances, remembered by type. A heap type's version changes whenever
+       one of its attributes does, and is never used again; other types don't change and don't die. */
     typedef struct {
         PyTypeObject *type;
         unsigned int version;
@@ -103,7 +105,7 @@ cdef extern from *:
         return &synthex_types[(at ^ (at >> 6)) & (SYNTHEX_TYPE_ENTRIES - 1)];
     }
 
-    /* The C function behind a method descriptor of a type that can't go away; NULL for every other callable. */
+    /* The C function behind a method descriptor of a type that can't go away; NULL for other callables. */
     static inline PyCFunction synthex_plain_method(PyObject *method) {
         PyMethodDescrObject *descr = (PyMethodDescrObject *)method;
         if (!Py_IS_TYPE(method, &PyMethodDescr_Type) || descr->d_method->ml_flags != METH_NOARGS
@@ -129,7 +131,10 @@ cdef extern from *:
     #define synthex_set_mask(o) (((PySetObject *)(o))->mask)
     #define synthex_set_outside(o) (((PySetObject *)(o))->table != ((PySetObject *)(o))->smalltable)
     /* The key in a slot, NULL where it is empty or deleted: only a deleted one has the hash -1. */
-    #define synthex_set_key(o, i) (((PySetObject *)(o))->table[i].hash == -1 ? NULL : ((PySetObject *)(o))->table[i].key)
+    static inline PyObject *synthex_set_key(PyObject *o, Py_ssize_t i) {
+        setentry *slot = &((PySetObject *)o)->table[i];
+        return slot->hash == -1 ? NULL : slot->key;
+    }
     #define synthex_set_entry sizeof(setentry)
     """
     ctypedef object (*PyCFunction)(PyObject*, PyObject*)
@@ -176,11 +181,12 @@ cdef extern from *:
     PyObject* set_key "synthex_set_key"(PyObject*, Py_ssize_t) noexcept
     const Py_ssize_t SET_ENTRY "synthex_set_entry"
 
-    TypeObject PyType_Type, PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type, PyUnicode_Type
+    TypeObject PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type
     TypeObject PyModule_Type, PyFunction_Type, PyCFunction_Type, PyCode_Type
-    TypeObject PyMethodDescr_Type, PyClassMethodDescr_Type, PyWrapperDescr_Type, PyGetSetDescr_Type, PyMemberDescr_Type
-    TypeObject PyMethod_Type, PyFrame_Type, PyGen_Type, PyCoro_Type, PyAsyncGen_Type, PyTraceBack_Type, PyCapsule_Type
-    TypeObject PyContext_Type
+    TypeObject PyMethodDescr_Type, PyClassMethodDescr_Type, PyWrapperDescr_Type
+    TypeObject PyGetSetDescr_Type, PyMemberDescr_Type
+    TypeObject PyMethod_Type, PyFrame_Type, PyGen_Type, PyCoro_Type, PyAsyncGen_Type
+    TypeObject PyTraceBack_Type, PyCapsule_Type, PyContext_Type
     TypeObject _PyWeakref_RefType, _PyWeakref_ProxyType, _PyWeakref_CallableProxyType
     const unsigned long Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_HAVE_GC, Py_TPFLAGS_TYPE_SUBCLASS
     const int PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT
@@ -236,7 +242,7 @@ cdef enum:
     SEEN_SLOTS = 128          # a power of two
     MEAN_BYTES = 64           # of an object, as long as none was looked at
 
-# Where the total stops: sizes from here on are a __sizeof__'s fancy. The headroom above is more than any real memory.
+# Where the total stops: more is a __sizeof__'s fancy. The headroom above it exceeds any real memory.
 cdef int64_t MOST = INT64_MAX - (<int64_t>1 << 60)
 
 
@@ -278,7 +284,7 @@ cdef object object_sizeof = object.__sizeof__
 cdef PyCFunction dict_sizer = plain_method(<PyObject*>dict.__sizeof__)
 cdef Py_ssize_t gc_header = 0
 
-# Bare name of a class and the module it must come from. What inherits from one of these is part of the running program.
+# Bare names of classes and the modules they come from. What inherits from one is part of the running program.
 cdef dict PROGRAM_TYPES = {
     b"Enum": "enum",
     b"Filterer": "logging",
@@ -293,7 +299,7 @@ cdef dict PROGRAM_TYPES = {
 
 
 cdef inline Py_ssize_t pre_header(TypeObject* type) noexcept:
-    """What an allocation has in front of the object: the collector's links, pointers to dict and weak references."""
+    """What an allocation has in front of the object: the collector's links, the dict and the weak references."""
     cdef Py_ssize_t nbytes = 0
     if type.tp_flags & Py_TPFLAGS_HAVE_GC:
         nbytes = gc_header
@@ -365,7 +371,7 @@ cdef inline int met_before(Walk* w, PyObject* o) noexcept:
 
 
 cdef inline int64_t weigh(Walk* w, PyObject* o) noexcept:
-    """Bytes of a leaf, 0 for what was met before or isn't the value's own; ENTER, NO_MEMORY. Runs no Python code."""
+    """Bytes of a leaf, 0 for what was met before or isn't the value's own; ENTER; NO_MEMORY. Runs no Python."""
     cdef int64_t nbytes = leaf_bytes(o)
     cdef int met
     if nbytes == 0:
@@ -499,7 +505,9 @@ cdef int treatment_of(TypeObject* type) except -1:
         if is_program_type(cls):
             return NOTHING
     if PyType_IsSubtype(type, &PyDict_Type):
-        if strcmp(type.tp_name, "collections.defaultdict") == 0 or strcmp(type.tp_name, "collections.OrderedDict") == 0:
+        if strcmp(type.tp_name, "collections.defaultdict") == 0:
+            return PLAIN_MAPPING
+        if strcmp(type.tp_name, "collections.OrderedDict") == 0:
             return PLAIN_MAPPING
         return MAPPING
     return ARRAY if is_numpy_array(type) else DEEP
@@ -618,7 +626,7 @@ cdef int enter_referents(Walk* w, PyObject* o) except -1:
 
 
 cdef int enter_array(Walk* w, object array) except -1:
-    """What a numpy array refers to and its traversal doesn't show: the owner of its memory, its Python objects."""
+    """What a numpy array refers to without showing it: the owner of its memory, its Python objects."""
     cdef TypeObject* plain = Py_TYPE(<PyObject*>array)
     cdef Py_ssize_t start = w.referent_count
     cdef Py_ssize_t expected = 0
@@ -646,7 +654,7 @@ cdef int enter_array(Walk* w, object array) except -1:
                 hold_referent(w, <PyObject*>base)
                 expected = 1
         else:
-            # A mapped file or another library's buffer: the array's own extent is all that can be known of it.
+            # A mapped file or another library's buffer: the array's own extent is all that is known of it.
             add(w, of_class.nbytes.__get__(array))
     elif of_class.dtype.__get__(array).char == "O":
         PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT)
@@ -715,7 +723,7 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
 
 
 cdef int enter(Walk* w, PyObject* o) except -1:
-    """Counts a container or an instance and makes ready to read what it holds. Takes over the reference to it."""
+    """Counts a container or an instance and makes ready to read what it holds. Takes over the reference."""
     cdef TypeObject* type = Py_TYPE(o)
     cdef Section section
     cdef Py_ssize_t n
@@ -761,7 +769,7 @@ cdef int enter(Walk* w, PyObject* o) except -1:
 # --- reading what was entered ---
 
 cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
-    """Counts leaves up to the first child that must be entered, which it returns with a reference; NULL at the end."""
+    """Counts leaves up to the first child that must be entered, returned with a reference; NULL at the end."""
     cdef Section section
     cdef PyObject* o = frame.owner
     cdef PyObject* child = NULL
@@ -793,7 +801,7 @@ cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
 
 
 cdef PyObject* read_set(Walk* w, Frame* frame) noexcept:
-    """As `read_list` does. Slots cost something too: a set that was once large may be nearly all empty slots."""
+    """As `read_list`. Slots cost something too: a set that was once large may be nearly all empty slots."""
     cdef Section section
     cdef PyObject* o = frame.owner
     cdef PyObject* child = NULL
@@ -899,7 +907,7 @@ cdef int settle(Walk* w) except -1:
         if w.left <= 0:
             if children(frame) > frame.done:
                 estimate(w, frame)
-                # What comes beside the part cut short may be of another kind: half of the reserve goes to each level.
+                # What comes beside the part cut short may be of another kind: half the reserve goes to each level.
                 w.left = w.reserve >> 1
                 w.reserve -= w.left
             pop_frame(w)
@@ -937,7 +945,7 @@ cdef int settle(Walk* w) except -1:
             frame = NULL
             try:
                 push_frame(w, NULL, REFERENTS, w.referent_count - 1, 1)
-            except:
+            except MemoryError:
                 Py_DECREF(child)
                 raise
         enter(w, child)
@@ -1012,16 +1020,16 @@ cdef Py_ssize_t checked_budget(object budget) except -1:
 def sizeof(value, *, budget=20_000):
     """Bytes that `value` holds, nested values included; what it holds twice or in a cycle counts once.
 
-    Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with all that
-    they refer to. What belongs to the running program counts 0 and isn't entered: types, modules, functions, enum
-    members, loggers, threads, interned text that others refer to as well, immortal objects, small integers. Weak
-    references, bound methods, generators and frames count by themselves, without what they refer to.
+    Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with all
+    that they refer to. What belongs to the running program counts 0 and isn't entered: types, modules, functions,
+    enum members, loggers, threads, interned text that others refer to as well, immortal objects, small integers.
+    Weak references, bound methods, generators and frames count without what they refer to.
 
     After `budget` objects the rest is estimated: a container cut short is taken to go on like the part that was
     looked at. A value of up to `budget` objects is counted exactly. O(min(objects, budget)).
 
-    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no size; what
-    a ``__sizeof__`` raises passes through.
+    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no size;
+    what a ``__sizeof__`` raises passes through.
 
     >>> text = "x" * 1000
     >>> once, twice = sizeof([text]), sizeof([text, text])
@@ -1033,7 +1041,7 @@ def sizeof(value, *, budget=20_000):
 
 
 def sizeof_pair(key, value, *, budget=20_000):
-    """Bytes that a key and its value hold together, as a dict counts an entry, and whether part of it was estimated.
+    """Bytes that a key and its value hold together, as a dict counts an entry, and whether part was estimated.
 
     What both refer to counts once. Everything else is as `sizeof` has it.
 
