@@ -1,4 +1,4 @@
-"""What a Python value holds in bytes, nested values included: the account's C face and its inline fast path."""
+"""What a Python value holds in bytes, nested values included: the account's C face and inline fast path."""
 
 from libc.stdint cimport int64_t
 

@@ -1,7 +1,7 @@
-"""The byte account: what a Python value really holds, shared and cyclic parts once, in a bounded amount of work.
+"""The byte account: what a Python value really holds, shared and cyclic parts once, in bounded work.
 
-The walk is depth first on a stack of its own, so nesting can't overflow the C stack. Everything on that stack is
-held by a strong reference, because a ``__sizeof__`` written in Python may do anything to the value being walked.
+The walk is depth first on a stack of its own, so nesting can't overflow the C stack. Everything on that stack
+is held by a strong reference, because a ``__sizeof__`` written in Python may do anything to the value walked.
 Only objects with more than one reference are remembered as seen: one with a single reference can be reached
 only by the path that the walk came on.
 """
@@ -16,6 +16,8 @@ from cpython.object cimport PyObject
 from synthex_fast._sync cimport unlikely
 
 from synthex_fast import errors
+
+__all__ = ["sizeof", "sizeof_pair"]
 
 
 cdef extern from *:
@@ -35,7 +37,7 @@ cdef extern from *:
           (((PyDictObject *)(dict))->ma_values && ((unsigned char *)((PyDictObject *)(dict))->ma_values)[2])
       #define synthex_split_prefix(dict) 0
     #else
-      /* In a block of their own: a prefix as long as its last byte says, then a slot for each key that fits. */
+      /* In a block of their own: a prefix as long as its last byte says, then a slot for each key. */
       static inline Py_ssize_t synthex_attribute_bytes(PyObject *o) {
           unsigned char *values, *keys;
           Py_ssize_t *counts;
@@ -59,7 +61,7 @@ cdef extern from *:
       }
     #endif
 
-    /* 3.13 traverses such values from the instance and passes over its __dict__; later ones do the reverse. */
+    /* 3.13 traverses such values from the instance and passes over its __dict__; later ones reverse it. */
     #if PY_VERSION_HEX >= 0x030D0000 && PY_VERSION_HEX < 0x030E0000
       #ifdef Py_GIL_DISABLED
         #define SYNTHEX_DICT_WORD -1
@@ -88,8 +90,8 @@ cdef extern from *:
       #define SYNTHEX_PER_THREAD
     #endif
 
-    /* What the account does with a type's instances, remembered by type. A heap type's version changes whenever
-       one of its attributes does, and is never used again; other types don't change and don't die. */
+    /* What the account does with instances, by type. A heap type's version changes whenever one of its
+       attributes does, and is never used again; other types don't change and don't die. */
     typedef struct {
         PyTypeObject *type;
         unsigned int version;
@@ -299,7 +301,7 @@ cdef dict PROGRAM_TYPES = {
 
 
 cdef inline Py_ssize_t pre_header(TypeObject* type) noexcept:
-    """What an allocation has in front of the object: the collector's links, the dict and the weak references."""
+    """What an allocation has in front of the object: the collector's links, dict and weak references."""
     cdef Py_ssize_t nbytes = 0
     if type.tp_flags & Py_TPFLAGS_HAVE_GC:
         nbytes = gc_header
@@ -371,7 +373,7 @@ cdef inline int met_before(Walk* w, PyObject* o) noexcept:
 
 
 cdef inline int64_t weigh(Walk* w, PyObject* o) noexcept:
-    """Bytes of a leaf, 0 for what was met before or isn't the value's own; ENTER; NO_MEMORY. Runs no Python."""
+    """Bytes of a leaf, 0 for what was met before or isn't the value's own; ENTER; NO_MEMORY."""
     cdef int64_t nbytes = leaf_bytes(o)
     cdef int met
     if nbytes == 0:
@@ -769,7 +771,7 @@ cdef int enter(Walk* w, PyObject* o) except -1:
 # --- reading what was entered ---
 
 cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
-    """Counts leaves up to the first child that must be entered, returned with a reference; NULL at the end."""
+    """Counts leaves up to the first child that must be entered, returned with a reference, else NULL."""
     cdef Section section
     cdef PyObject* o = frame.owner
     cdef PyObject* child = NULL
@@ -907,7 +909,7 @@ cdef int settle(Walk* w) except -1:
         if w.left <= 0:
             if children(frame) > frame.done:
                 estimate(w, frame)
-                # What comes beside the part cut short may be of another kind: half the reserve goes to each level.
+                # What comes beside the part cut short may differ in kind: each level gets half the reserve.
                 w.left = w.reserve >> 1
                 w.reserve -= w.left
             pop_frame(w)
@@ -1020,16 +1022,16 @@ cdef Py_ssize_t checked_budget(object budget) except -1:
 def sizeof(value, *, budget=20_000):
     """Bytes that `value` holds, nested values included; what it holds twice or in a cycle counts once.
 
-    Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with all
-    that they refer to. What belongs to the running program counts 0 and isn't entered: types, modules, functions,
-    enum members, loggers, threads, interned text that others refer to as well, immortal objects, small integers.
-    Weak references, bound methods, generators and frames count without what they refer to.
+    Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with
+    all that they refer to. What belongs to the running program counts 0 and isn't entered: types, modules,
+    functions, enum members, loggers, threads, interned text that others refer to as well, immortal objects,
+    small integers. Weak references, bound methods, generators and frames count without what they refer to.
 
-    After `budget` objects the rest is estimated: a container cut short is taken to go on like the part that was
-    looked at. A value of up to `budget` objects is counted exactly. O(min(objects, budget)).
+    After `budget` objects the rest is estimated: a container cut short is taken to go on like the part that
+    was looked at. A value of up to `budget` objects is counted exactly. O(min(objects, budget)).
 
-    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no size;
-    what a ``__sizeof__`` raises passes through.
+    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no
+    size; what a ``__sizeof__`` raises passes through.
 
     >>> text = "x" * 1000
     >>> once, twice = sizeof([text]), sizeof([text, text])
@@ -1041,7 +1043,7 @@ def sizeof(value, *, budget=20_000):
 
 
 def sizeof_pair(key, value, *, budget=20_000):
-    """Bytes that a key and its value hold together, as a dict counts an entry, and whether part was estimated.
+    """Bytes that a key and its value hold together, as a dict counts them, and whether part was estimated.
 
     What both refer to counts once. Everything else is as `sizeof` has it.
 
