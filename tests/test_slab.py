@@ -513,6 +513,7 @@ def address(buffer):
     return buffer.columns().confidence.__array_interface__["data"][0]
 
 
+@pytest.mark.skipif(FREE_THREADED, reason="a fresh slab at each flush")
 def test_a_flush_without_views_reuses_the_slab():
     buffer = ResponseBuffer()
     buffer.add_batch(answers(5))
@@ -551,7 +552,7 @@ def test_an_aggregate_does_not_keep_the_slab():
     rows = dict(aggregate)
     buffer.flush()
     buffer.add_batch([answer("other", "other", 1.0)] * 10)
-    assert address(buffer) == before
+    assert FREE_THREADED or address(buffer) == before
     assert dict(aggregate) == rows
 
 

@@ -120,5 +120,6 @@ cdef class ResponseBuffer:
     cdef list collect(self, object iterable)
     cdef Py_ssize_t begin(self) noexcept
     cdef list empty(self, bint wanted, Py_ssize_t* freed=*)
+    cdef bint needs_spare(self) noexcept
     cdef int prepare(self) except -1
     cdef SlabView borrow(self)

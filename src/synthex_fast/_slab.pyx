@@ -214,7 +214,7 @@ cdef void table_wipe(CodeTable* self) noexcept:
 
 
 cdef void table_drop_ids(CodeTable* self, int32_t first) noexcept:
-    # Freeing a plain str runs no Python code, so this may be done under a lock.
+    """Let go of the ids from a code on. It runs no Python code."""
     cdef int32_t code
     for code in range(first, self.used):
         Py_DECREF(self.ids[code])
@@ -348,30 +348,26 @@ cdef void slab_move_rows(Slab* to, const Slab* self, Py_ssize_t first, Py_ssize_
     memmove(to.responses, self.responses + first, <size_t>rows * sizeof(PyObject*))
 
 
-cdef void table_copy_ids(CodeTable* to, const CodeTable* self) noexcept:
-    cdef int32_t code
-    for code in range(self.used):
-        Py_INCREF(self.ids[code])
-        to.ids[code] = self.ids[code]
-    to.used = self.used
-
-
-cdef void slab_remove(Slab* self, Slab* to, Py_ssize_t first, Py_ssize_t rows) noexcept:
-    """Leave only `rows` rows from `first` on, at the front, in `self` or in the fresh slab `to`."""
-    if to != self:
-        if rows:
-            table_copy_ids(&to.queries, &self.queries)
-            table_copy_ids(&to.experts, &self.experts)
-    else:
-        table_wipe(&to.queries)
-        table_wipe(&to.experts)
+cdef void slab_keep(Slab* self, Py_ssize_t first, Py_ssize_t rows) noexcept:
+    """Leave only `rows` rows from `first` on, at the front. It lets ids go: not under a lock that is one."""
+    table_wipe(&self.queries)
+    table_wipe(&self.experts)
     if rows:
-        slab_move_rows(to, self, first, rows)
-        table_recode(&to.queries, to.query, rows)
-        table_recode(&to.experts, to.expert, rows)
+        slab_move_rows(self, self, first, rows)
+        table_recode(&self.queries, self.query, rows)
+        table_recode(&self.experts, self.expert, rows)
     else:
-        table_drop_ids(&to.queries, 0)
-        table_drop_ids(&to.experts, 0)
+        table_drop_ids(&self.queries, 0)
+        table_drop_ids(&self.experts, 0)
+
+
+cdef void slab_copy(Slab* to, const Slab* self, Py_ssize_t first, Py_ssize_t rows) noexcept:
+    """Put `rows` rows from `first` on into the fresh slab `to`; here they stay as they are."""
+    cdef Py_ssize_t row
+    slab_move_rows(to, self, first, rows)
+    for row in range(rows):
+        to.query[row] = code_of(&to.queries, self.queries.ids[to.query[row]])
+        to.expert[row] = code_of(&to.experts, self.experts.ids[to.expert[row]])
 
 
 cdef inline void slab_write(
@@ -1040,7 +1036,7 @@ cdef class ResponseBuffer:
         lock(&self.guard)
         rows = self.begin()
         if rows:
-            shared = slab_is_shared(self.fill.slab) and self.fill.spare == NULL
+            shared = self.needs_spare()
         unlock(&self.guard)
         if rows == 0:
             return []
@@ -1068,20 +1064,17 @@ cdef class ResponseBuffer:
             slab_release(spare)
             raise
         lock(&self.guard)
-        shared = slab_is_shared(self.fill.slab)
-        for i in range(rows):
-            if kept is None:
+        if kept is None:
+            for i in range(rows):
                 PyList_SET_ITEM(<PyObject*>result, i, self.fill.slab.responses[i])
-            else:
-                Py_DECREF(self.fill.slab.responses[i])
         left = self.fill.count - rows
-        if shared:
+        if FREE_THREADED or slab_is_shared(self.fill.slab):
             old = self.fill.slab
-            slab_remove(old, self.fill.spare, rows, left)
+            slab_copy(self.fill.spare, old, rows, left)
             self.fill.slab = self.fill.spare
         else:
             spare = self.fill.spare
-            slab_remove(self.fill.slab, self.fill.slab, rows, left)
+            slab_keep(self.fill.slab, rows, left)
         self.fill.spare = NULL
         self.fill.count = left
         self.flushing = False
@@ -1090,10 +1083,22 @@ cdef class ResponseBuffer:
         unlock(&self.guard)
         slab_release(old)
         slab_release(spare)
+        if kept is not None:
+            # What the rows held; `kept` still holds its own.
+            for i in range(rows):
+                Py_DECREF(items_of(<PyObject*>kept)[i])
         if freed != NULL:
             for i in range(rows):
                 freed[0] += sole_nbytes(items_of(<PyObject*>kept)[i])
         return result
+
+    cdef inline bint needs_spare(self) noexcept:
+        """Whether a flush that ended now would lack a fresh slab to turn to. The caller holds the lock.
+
+        On the free-threaded build each flush takes one: letting ids or responses go may wait for another thread, which
+        must not happen under a lock, and the old slab is there until they are gone.
+        """
+        return self.fill.spare == NULL and (FREE_THREADED or slab_is_shared(self.fill.slab))
 
     cdef int prepare(self) except -1:
         """See to it that the flush at work has a fresh slab to turn to."""
@@ -1157,8 +1162,9 @@ cdef class ResponseBuffer:
 
         `confidence` and `timestamp` (seconds since the epoch, UTC) are float64, `query` and `expert` int32 codes, by
         attribute or by name; ``columns.queries[code]`` is the id. What an array shows never changes, and it keeps
-        its memory alive: a flush leaves the slab to the arrays and goes on in a fresh one, or in the same one if
-        no array is left. Raises MemoryError; needs numpy, which is imported at the first call.
+        its memory alive: a flush leaves the slab to the arrays and goes on in a fresh one. Where no array is left it goes on
+        in the same one, except on the free-threaded build. Raises MemoryError; needs numpy, which is imported at
+        the first call.
         """
         cdef SlabView view = self.borrow()
         cdef Columns columns = Columns.__new__(Columns)
