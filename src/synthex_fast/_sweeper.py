@@ -30,7 +30,7 @@ _LATE_SECONDS = 0.5
 _order = itertools.count()
 _state = threading.Condition()
 _agenda: list = []
-_purge_at = 64
+_purge_at = 8
 _thread: threading.Thread | None = None
 _over = False
 
@@ -47,7 +47,7 @@ def schedule(client, due):
             # Many short-lived clients with distant deadlines must not pile up here.
             _agenda = [entry for entry in _agenda if entry[2]() is not None]
             heapq.heapify(_agenda)
-            _purge_at = max(64, 2 * len(_agenda))
+            _purge_at = max(8, 2 * len(_agenda))
         if _thread is None:
             _start()
         elif _agenda[0][2] is reference:
