@@ -1028,7 +1028,8 @@ cdef inline bint pool_keep(ObjectPool pool, PyObject* obj) noexcept:
 
 cdef bint pool_release(ObjectPool pool, object obj) except -1:
     cdef PyObject* block = <PyObject*>obj
-    if unlikely(load(&pool.known) != type_version(block) << 1 or pool.calls_reset):
+    # What matches here is known to have no reset. A pool that was given one, or was never set up, knows no type.
+    if unlikely(load(&pool.known) != type_version(block) << 1):
         if obj is None or not pool.ready:
             refuse(pool, obj)
         pool_reset(pool, block)
@@ -1139,6 +1140,8 @@ cdef class ObjectPool:
         if self.idle != NULL:
             freelist_delete(self.idle)
 
+    # Without keywords these are METH_NOARGS and METH_O, which the interpreter calls without packing arguments.
+    @cython.always_allow_keywords(False)
     def acquire(self):
         """Hand out an idle object, or a new one. O(1).
 
@@ -1150,7 +1153,8 @@ cdef class ObjectPool:
         """
         return pool_acquire(self)
 
-    def release(self, obj):
+    @cython.always_allow_keywords(False)
+    def release(self, obj, /):
         """Take an object back, after its reset: True where it is kept, False where the pool is full. O(1).
 
         Where the reset raises, the object is let go and the error passed on. Without the GIL an object that another
@@ -1162,6 +1166,7 @@ cdef class ObjectPool:
         """
         return pool_release(self, obj)
 
+    @cython.always_allow_keywords(False)
     def lease(self):
         """A context manager: an object on entry, released on exit, also when the body raises.
 
@@ -1316,6 +1321,7 @@ cdef class Lease:
 
     __class_getitem__ = classmethod(type(list[int]))
 
+    @cython.always_allow_keywords(False)
     def __enter__(self):
         cdef ObjectPool pool = self.pool
         if self.leased is not None:
