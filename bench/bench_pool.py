@@ -1,8 +1,8 @@
 """ObjectPool beside a bare list, the report's deque-and-lock pool, and itself in two threads.
 
-The pooled objects are of a plain Python class; where the claim's name doesn't say otherwise it has no ``reset``. The
-name that held the object is gone when it is acquired again, as in a service that hands it to a function: a name that
-is still there would make it an alias.
+The pooled objects are of a plain Python class; where the claim's name doesn't say otherwise it has no
+``reset``. The name that held the object is gone when it is acquired again, as in a service that hands it to a
+function: a name that is still there would make it an alias.
 """
 
 import sysconfig
@@ -72,7 +72,9 @@ def claim_named_vs_list():
     """The same with the object bound to a name in between."""
     return compare(
         statement("thing = pool.acquire(); pool.release(thing); thing = None", pool=ObjectPool(Plain)),
-        statement("thing = items.pop(); items.append(thing); thing = None", items=[Plain() for _ in range(100)]),
+        statement(
+            "thing = items.pop(); items.append(thing); thing = None", items=[Plain() for _ in range(100)]
+        ),
     )
 
 

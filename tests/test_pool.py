@@ -15,6 +15,7 @@ import sysconfig
 import threading
 import time
 import weakref
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -131,7 +132,7 @@ def test_bad_arguments_are_named(arguments, error, name):
 @pytest.mark.parametrize("bad", [0, -5, 2**70, 1.5, "5", None, math.nan])
 def test_bad_resize_leaves_the_pool_as_it_was(bad):
     pool = ObjectPool(Thing, 50)
-    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="^max_size must be"):
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match=r"^max_size must be"):
         pool.resize(bad)
     assert (pool.max_size, len(pool)) == (50, 50)
 
@@ -139,7 +140,7 @@ def test_bad_resize_leaves_the_pool_as_it_was(bad):
 @pytest.mark.parametrize("bad", [-5, 2**70, 1.5, "5", None, math.nan])
 def test_bad_trim_leaves_the_pool_as_it_was(bad):
     pool = ObjectPool(Thing, 50)
-    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="^nbytes must be"):
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match=r"^nbytes must be"):
         pool.trim(bad)
     assert len(pool) == 50
 
@@ -155,7 +156,7 @@ def test_an_argument_whose_index_raises_passes_its_error_on():
 
 def test_none_cannot_be_released():
     pool = ObjectPool(Thing, prefill=3)
-    with pytest.raises(ArgumentTypeError, match="^obj must be"):
+    with pytest.raises(ArgumentTypeError, match=r"^obj must be"):
         pool.release(None)
     assert counts(pool, "released", "pool_size") == (0, 3)
 
@@ -403,12 +404,10 @@ def test_reset_of_a_type_that_changes_more_often_than_the_interpreter_counts():
 
 def test_reset_is_found_by_type_in_a_mixed_pool():
     pool = ObjectPool(Thing, prefill=0)
-    things = [Thing(), Resettable(), {}, Resettable(), Thing(), []] * 20
+    things = [kind() for _ in range(20) for kind in (Thing, Resettable, dict, Resettable, Thing, list)]
     for thing in things:
         pool.release(thing)
-    assert [thing.resets for thing in things if isinstance(thing, Resettable)] == [2] * 0 + [1] * 40 or all(
-        thing.resets == 20 for thing in things if isinstance(thing, Resettable)
-    )
+    assert [thing.resets for thing in things if isinstance(thing, Resettable)] == [1] * 40
 
 
 def test_an_object_that_changes_its_class():
@@ -532,8 +531,8 @@ def test_finalisers_that_use_the_pool(deed, max_idle):
             assert pool.stats["pool_size"] == len(pool)
         held = [pool.acquire() for _ in range(30)]
         assert len({id(thing) for thing in held}) == 30
-        del pool, held
-        gc.collect()
+        held.clear()
+        pool.clear()
     finally:
         Hostile.pool, Hostile.deeds = None, ()
 
@@ -568,7 +567,7 @@ def test_lease_releases_at_the_end():
 def test_lease_releases_when_the_body_raises():
     pool = ObjectPool(Thing, prefill=1)
     with pytest.raises(ZeroDivisionError), pool.lease():
-        1 / 0
+        raise ZeroDivisionError
     assert counts(pool, "released", "pool_size") == (1, 1)
 
 
@@ -591,7 +590,7 @@ def test_lease_whose_reset_raises():
 
     pool = ObjectPool(Thing, prefill=1, reset=fail)
     with pytest.raises(OSError, match="cannot") as caught, pool.lease():
-        1 / 0
+        raise ZeroDivisionError
     assert isinstance(caught.value.__context__, ZeroDivisionError)
     assert counts(pool, "discarded", "pool_size") == (1, 0)
 
@@ -937,7 +936,9 @@ def test_memory_runs_out_in_acquire(fail_allocations, max_idle):
         whole(pool, 0)
 
     made = fail_allocations(
-        lambda pool: pool.acquire(), prepare=lambda: ObjectPool(Thing, prefill=0, max_idle=max_idle), check=check
+        lambda pool: pool.acquire(),
+        prepare=lambda: ObjectPool(Thing, prefill=0, max_idle=max_idle),
+        check=check,
     )
     assert made > 0
 
@@ -1072,7 +1073,7 @@ def test_counts_add_up_over_threads():
     in_threads(*[use] * 4)
     stats = pool.stats
     assert stats["reused"] + stats["created"] == 2000
-    assert stats["released"] + (0 if not FREE_THREADED else 0) == 2000
+    assert stats["released"] == 2000
     assert stats["pool_size"] == stats["released"] - stats["reused"] - stats["aliased"] - stats["discarded"]
 
 
@@ -1172,7 +1173,7 @@ def test_other_threads_clear_trim_and_resize_what_a_thread_holds():
 @pytest.mark.skipif(not FREE_THREADED, reason="about reference counts without the GIL")
 def test_a_pool_many_threads_used_is_freed_by_the_collector():
     pool = ObjectPool(Thing, prefill=0)
-    in_threads(*[lambda: pool.release(pool.acquire())] * 4)
+    in_threads(*[partial(lambda pool: pool.release(pool.acquire()), pool)] * 4)
     reference = weakref.ref(pool)
     del pool
     gc.collect()
@@ -1333,12 +1334,16 @@ class PoolAgainstAModel(RuleBasedStateMachine):
         self.counts["discarded"] += len(self.idle)
         self.idle.clear()
 
-    @rule(number=st.integers(0, 3))
-    def trim(self, number):
-        each = sys.getsizeof(Thing())
-        assert self.pool.trim(number * each) >= min(number, len(self.idle)) * each
-        self.counts["discarded"] += min(number, len(self.idle))
-        del self.idle[:number]
+    @rule()
+    def trim(self):
+        """One byte is worth one object, the coldest."""
+        assert (self.pool.trim(1) > 0) == bool(self.idle)
+        self.counts["discarded"] += bool(self.idle)
+        del self.idle[:1]
+
+    @rule()
+    def trim_nothing(self):
+        assert self.pool.trim(0) == 0
 
     @rule()
     def weigh(self):

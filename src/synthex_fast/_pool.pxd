@@ -1,8 +1,9 @@
 """The freelist, as a C struct with inline functions, and the pool of Python objects that stands on it.
 
-Standard build: a freelist is a stack of pointers, and ``freelist_pop`` and ``freelist_push`` are a few instructions.
-Free-threaded build: each thread has a magazine of its own in front of a shared depot (Bonwick and Adams, "Magazines
-and Vmem", USENIX 2001). Either way a caller needs an attached thread state (the GIL, where there is one).
+Standard build: a freelist is a stack of pointers, and ``freelist_pop`` and ``freelist_push`` are a few
+instructions. Free-threaded build: each thread has a magazine of its own in front of a shared depot (Bonwick
+and Adams, "Magazines and Vmem", USENIX 2001). Either way a caller needs an attached thread state (the GIL,
+where there is one).
 
     cdef Freelist* spare = freelist_new(1000, free)      # keeps up to 1,000 blocks, over all threads
     block = freelist_pop(spare)                          # NULL: make one
@@ -29,9 +30,10 @@ cdef extern from *:
         #include <sched.h>
         #define SYNTHEX_YIELD() sched_yield()
       #endif
-      /* No PyMutex: a thread that waits for one detaches, may be handed it while the world is stopped, and then leaves
-         it locked for ever in a forked child or at exit. Whoever holds this one runs a few dozen instructions and never
-         detaches, so with the world stopped (fork, garbage collection) it is always free and what it guards is whole. */
+      /* No PyMutex: a thread that waits for one detaches, may be handed it while the world is stopped, and
+         then leaves it locked for ever in a forked child or at exit. Whoever holds this one runs a few dozen
+         instructions and never detaches, so with the world stopped (fork, collection) it is always free
+         and what it guards is whole. */
       typedef struct { int held; } synthex_spin;
       static inline void synthex_spin_lock(synthex_spin *lock) {
           int tries = 0;
@@ -45,8 +47,8 @@ cdef extern from *:
       }
       #define synthex_spin_unlock(lock) _Py_atomic_store_int_release(&(lock)->held, 0)
 
-      /* A thread's magazines, by the slot number of their freelist. The serial number tells a freelist from one that
-         had the same slot earlier. */
+      /* A thread's magazines, by the slot number of their freelist. The serial number tells a freelist from
+         one that had the same slot earlier. */
       typedef struct { uint64_t serial; void *magazine; } synthex_slot;
       typedef struct synthex_thread {
           size_t count;
@@ -103,7 +105,7 @@ cdef enum Count:
     REUSED                    # pops that gave a block
     MISSED                    # pops that found none
     RELEASED                  # pushes that kept the block
-    DISCARDED                 # blocks let go: pushes that found no room, idle blocks cleared, trimmed or left behind
+    DISCARDED                 # blocks let go: pushes without room, idle blocks cleared, trimmed or left
     ALIASED                   # blocks popped that somebody else still held
     MADE                      # blocks that the owner says it made
     COUNTS
@@ -156,7 +158,7 @@ cdef void freelist_delete(Freelist* self) noexcept
 cdef Py_ssize_t freelist_resize(Freelist* self, Py_ssize_t limit) noexcept
 # Let go up to `blocks` idle blocks, coldest first. The number let go.
 cdef Py_ssize_t freelist_trim(Freelist* self, Py_ssize_t blocks) noexcept
-# Idle blocks now; where `counts` is not NULL, COUNTS totals are written there. Exact when threads are at rest.
+# Idle blocks now; COUNTS totals go to `counts` where that is not NULL. Exact when threads are at rest.
 cdef Py_ssize_t freelist_stats(Freelist* self, int64_t* counts) noexcept nogil
 # Add to one of the counts.
 cdef void freelist_note(Freelist* self, Count which, int64_t number) noexcept nogil
@@ -169,7 +171,7 @@ cdef bint freelist_push_depot(Freelist* self, void* block, double since) noexcep
 
 
 cdef inline void* freelist_pop_since(Freelist* self, double* since) noexcept nogil:
-    """`freelist_pop`, and since when the block was idle (where `since` is not NULL and the freelist is timed)."""
+    """`freelist_pop`, and since when the block was idle; `since` is NULL where the freelist is not timed."""
     cdef Stack* stack
     cdef Magazine* mine
     cdef void* block

@@ -37,8 +37,8 @@ cdef extern from *:
           *variable = thread;
       }
       static void synthex_forget(synthex_thread *thread) {
-          /* A guard that goes in another thread (in a forked child, at the end of the interpreter) leaves the variables
-             of its own alone: that thread runs no more, and the memory may be another's. */
+          /* A guard that goes in another thread (in a forked child, at the end of the interpreter) leaves the
+             variables of its own alone: that thread runs no more, and the memory may be another's. */
           if (synthex_magazines != thread) return;
           while (thread->variable_count) *thread->variables[--thread->variable_count] = &synthex_no_thread;
           synthex_ended = PyThreadState_GetID(PyThreadState_Get());
@@ -124,9 +124,13 @@ cdef void stack_move_down(Stack* stack) noexcept nogil:
     stack_settle(stack)
 
 
-cdef bint stack_reserve(Stack* stack, SpinLock* guard, Py_ssize_t extra, Py_ssize_t most, bint timed) noexcept nogil:
-    """Make memory for `extra` more blocks, moving down instead of growing past twice `most`. Call it without the lock:
-    an allocation may detach the thread."""
+cdef bint stack_reserve(
+    Stack* stack, SpinLock* guard, Py_ssize_t extra, Py_ssize_t most, bint timed
+) noexcept nogil:
+    """Make memory for `extra` more blocks, moving down instead of growing past twice `most`.
+
+    Call it without the lock: an allocation may detach the thread.
+    """
     cdef size_t width = sizeof(void*) + (sizeof(double) if timed else 0)
     cdef Py_ssize_t count, room
     cdef void* memory
@@ -444,8 +448,8 @@ cdef void* freelist_refill(Freelist* self, Magazine* mine, double* since) noexce
             number = min(self.rounds - 1, stack_count(source), target.room - target.top)
             source.top -= number
             stack_copy(target, source, source.top, number)
-            # The credit of the block that leaves comes along, as it is likely to be back soon; but a thread that only
-            # pops shall not heap up credit.
+            # The credit of the block that leaves comes along, as it is likely to be back soon; but a thread
+            # that only pops shall not heap up credit.
             grant = min(number + 1, max(<Py_ssize_t>0, 2 * self.rounds - target.credit))
             target.credit += grant
             self.lent += grant
@@ -502,7 +506,7 @@ cdef bint freelist_hand_over(Freelist* self, Magazine* mine, Py_ssize_t rounds) 
 
 
 cdef bint freelist_make_room(Freelist* self, Magazine* mine) noexcept nogil:
-    """A push found its stack at the ceiling: True when it is worth trying again, False when the block is refused."""
+    """A push found its stack at the ceiling: True if it may try again, False if the block is refused."""
     cdef Py_ssize_t limit, rounds, count, grant
     cdef bint lacks_credit
     if mine == NULL:
@@ -526,7 +530,7 @@ cdef bint freelist_make_room(Freelist* self, Magazine* mine) noexcept nogil:
     elif lacks_credit:
         grant = freelist_unlent(self)
         if grant <= 0:
-            # Where every thread is full, asking all of them at each push would cost more than the block is worth.
+            # Where every thread is full, asking all of them each time would cost more than the block did.
             if mine.patience > 0:
                 mine.patience -= 1
             else:
@@ -579,7 +583,9 @@ cdef bint freelist_push_depot(Freelist* self, void* block, double since) noexcep
 
 # --- the freelist ---
 
-cdef Freelist* freelist_new(Py_ssize_t limit, free_block let_go, bint pinned=False, bint timed=False) except NULL:
+cdef Freelist* freelist_new(
+    Py_ssize_t limit, free_block let_go, bint pinned=False, bint timed=False
+) except NULL:
     cdef Freelist* self = <Freelist*>PyMem_RawCalloc(1, sizeof(Freelist))
     if self == NULL:
         raise MemoryError()
@@ -609,8 +615,10 @@ cdef void freelist_delete(Freelist* self) noexcept:
 
 
 cdef Py_ssize_t freelist_take(Freelist* self, void** out, Py_ssize_t number, double before) noexcept nogil:
-    """Take up to `number` blocks out, coldest first, that have been idle since `before` or longer; they are counted
-    as discarded and the caller lets them go."""
+    """Take out up to `number` blocks, coldest first, that have been idle since `before` or longer.
+
+    They are counted as discarded; the caller lets them go.
+    """
     cdef Magazine* magazine
     cdef Py_ssize_t taken
     spin_lock(&self.lock)
@@ -625,7 +633,9 @@ cdef Py_ssize_t freelist_take(Freelist* self, void** out, Py_ssize_t number, dou
     return taken
 
 
-cdef Py_ssize_t freelist_take_near(Freelist* self, void** out, Py_ssize_t number, double before) noexcept nogil:
+cdef Py_ssize_t freelist_take_near(
+    Freelist* self, void** out, Py_ssize_t number, double before
+) noexcept nogil:
     """`freelist_take` from this thread's own blocks only."""
     cdef Magazine* mine
     cdef Py_ssize_t taken = 0
@@ -804,7 +814,7 @@ cdef bint stack_give_back(Stack* stack, Borrowed* borrowed) noexcept nogil:
 
 
 cdef bint freelist_borrow(Freelist* self, Py_ssize_t index, Borrowed* borrowed) noexcept nogil:
-    """Take out the idle block at this index, counted over all stacks; its place is kept for `freelist_give_back`."""
+    """Take out the idle block at this index, over all stacks; `freelist_give_back` finds its place kept."""
     cdef Magazine* magazine
     cdef bint found = False
     spin_lock(&self.lock)
@@ -909,7 +919,7 @@ cdef object pool_make(ObjectPool pool):
         raise FactoryError("factory must return an object, not None")
     freelist_note(pool.idle, MADE, 1)
     if FREE_THREADED and not owned_by_this_thread(<PyObject*>pool):
-        # Two threads that count one object's references pass its cache line to and fro. From now on none of them
+        # Two threads that count one object's references pass its cache line to and fro. From now on neither
         # counts, and the garbage collector frees the pool.
         defer_refcount(<PyObject*>pool)
     return obj
@@ -1028,7 +1038,7 @@ cdef inline bint pool_keep(ObjectPool pool, PyObject* obj) noexcept:
 
 cdef bint pool_release(ObjectPool pool, object obj) except -1:
     cdef PyObject* block = <PyObject*>obj
-    # What matches here is known to have no reset. A pool that was given one, or was never set up, knows no type.
+    # What matches is known to have no reset. A pool that was given one, or was never set up, knows no type.
     if unlikely(load(&pool.known) != type_version(block) << 1):
         if obj is None or not pool.ready:
             refuse(pool, obj)
@@ -1050,7 +1060,7 @@ cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
             from synthex_fast._sweeper import schedule
             schedule(pool, now + pool.idle_seconds)
         except BaseException:
-            # No memory or no new thread: the next release tries again, and each operation lets go what is due.
+            # No memory or no new thread: the next release tries again, and operations let go what is due.
             pool.scheduled = False
     return kept
 
@@ -1065,24 +1075,26 @@ cdef str reset_name = "reset"
 
 
 cdef class ObjectPool:
-    """Keep objects that are costly to make and hand them out again.
+    """ObjectPool(factory, max_size=1000, *, prefill=None, reset=None, max_idle=None, name=None)\n--\n
+    Keep objects that are costly to make and hand them out again.
 
     `factory()` makes an object when none is idle; at most `max_size` objects are kept idle, over all threads.
-    `prefill` objects are made at once (None: the lesser of 100 and `max_size`). `reset(obj)` runs when an object is
-    released; None calls ``obj.reset()`` where the type has one. An object idle for more than `max_idle` seconds is let
-    go at the pool's next operation or by a background sweep (None: never). `name` is for the reader of `stats`.
+    `prefill` objects are made at once (None: the lesser of 100 and `max_size`). `reset(obj)` runs when an
+    object is released; None calls ``obj.reset()`` where the type has one. An object idle for more than
+    `max_idle` seconds is let go at the pool's next operation or by a background sweep (None: never). `name`
+    is for the reader of `stats`.
 
-    An object to which anyone else holds a strong reference is never handed out: `acquire` lets it go and takes
-    another one. Releasing an object twice does no harm by that. An acquired object that is simply dropped is freed as
-    any other; it need not be released.
+    An object to which anyone else holds a strong reference is never handed out: `acquire` lets it go and
+    takes another one. Releasing an object twice does no harm by that. An acquired object that is simply
+    dropped is freed as any other; it need not be released.
 
-    Without the GIL each thread has a magazine of its own (Bonwick and Adams, "Magazines and Vmem", USENIX 2001), and
-    an object is reused by the thread that made it: anywhere else `release` lets it go. Once a second thread uses the
-    pool, the garbage collector, not the last reference, frees it. Objects with weak references to them are not reused
-    there.
+    Without the GIL each thread has a magazine of its own (Bonwick and Adams, "Magazines and Vmem", USENIX
+    2001), and an object is reused by the thread that made it: anywhere else `release` lets it go. Once a
+    second thread uses the pool, the garbage collector, not the last reference, frees it. Objects with weak
+    references to them are not reused there.
 
-    `acquire` and `release` take constant time and no lock that another thread waits for. Wrong arguments raise
-    `ArgumentTypeError` or `ArgumentValueError`, a factory that returns None `FactoryError`.
+    `acquire` and `release` take constant time and no lock that another thread waits for. Wrong arguments
+    raise `ArgumentTypeError` or `ArgumentValueError`, a factory that returns None `FactoryError`.
 
     >>> from synthex_fast import ObjectPool
     >>> pool = ObjectPool(bytearray, max_size=10, prefill=1)
@@ -1100,7 +1112,7 @@ cdef class ObjectPool:
         self.idle = freelist_new(0, let_object_go, True, False)
 
     def __init__(self, factory, max_size=1000, *, prefill=None, reset=None, max_idle=None, name=None):
-        cdef Py_ssize_t limit, filled, i
+        cdef Py_ssize_t limit, filled, _i
         cdef double idle_seconds = INFINITY
         if self.ready:
             raise SynthexFastError("a pool can be set up only once")
@@ -1129,7 +1141,7 @@ cdef class ObjectPool:
         self.name = name
         self.ready = True
         try:
-            for i in range(filled):
+            for _i in range(filled):
                 pool_fill(self)
         except BaseException:
             pool_clear(self)
@@ -1140,7 +1152,7 @@ cdef class ObjectPool:
         if self.idle != NULL:
             freelist_delete(self.idle)
 
-    # Without keywords these are METH_NOARGS and METH_O, which the interpreter calls without packing arguments.
+    # Without keywords these are METH_NOARGS and METH_O: the interpreter packs no arguments for them.
     @cython.always_allow_keywords(False)
     def acquire(self):
         """Hand out an idle object, or a new one. O(1).
@@ -1157,8 +1169,8 @@ cdef class ObjectPool:
     def release(self, obj, /):
         """Take an object back, after its reset: True where it is kept, False where the pool is full. O(1).
 
-        Where the reset raises, the object is let go and the error passed on. Without the GIL an object that another
-        thread made is let go too.
+        Where the reset raises, the object is let go and the error passed on. Without the GIL an object that
+        another thread made is let go too.
 
         >>> pool = ObjectPool(dict, max_size=1, prefill=0)
         >>> pool.release(pool.acquire()), pool.release({})
@@ -1181,7 +1193,7 @@ cdef class ObjectPool:
         return lease
 
     def resize(self, max_size):
-        """Change how many idle objects may be kept; those over it are let go, coldest first. O(objects let go).
+        """Change how many idle objects may be kept; those over it go, coldest first. O(objects let go).
 
         >>> pool = ObjectPool(list, prefill=10)
         >>> pool.resize(4)
@@ -1201,7 +1213,7 @@ cdef class ObjectPool:
         pool_clear(self)
 
     def trim(self, nbytes):
-        """Let idle objects go, coldest first, until about `nbytes` bytes are free; the bytes freed, estimated.
+        """Let idle objects go, coldest first, until about `nbytes` bytes are free; the estimated bytes freed.
 
         O(objects let go). The protocol by which a memory governor shares out its limit.
 
@@ -1220,8 +1232,10 @@ cdef class ObjectPool:
         return freed
 
     def _sweep(self, double budget, now=None):
-        """For the sweeper: let go what has been idle for too long, for at most `budget` seconds. When to come again,
-        on the scale of ``time.monotonic()``; infinity for not before it is told."""
+        """For the sweeper: let go what has been idle for too long, for at most `budget` seconds.
+
+        When to come again, on the scale of ``time.monotonic()``; infinity for not before it is told.
+        """
         cdef double stop = monotonic() + budget
         cdef double at = monotonic_coarse() if now is None else now
         cdef double due
@@ -1267,12 +1281,13 @@ cdef class ObjectPool:
         """
         cdef Py_ssize_t number, weighed = 0, total = 0
         cdef Py_ssize_t i
+        cdef double stride
         cdef Borrowed borrowed
         pool_settle(self)
         number = freelist_stats(self.idle, NULL)
+        stride = max(1.0, <double>number / SAMPLES)
         for i in range(min(number, SAMPLES)):
-            if not freelist_borrow(self.idle, i if number <= SAMPLES else <Py_ssize_t>(<double>i * number / SAMPLES),
-                                   &borrowed):
+            if not freelist_borrow(self.idle, <Py_ssize_t>(i * stride), &borrowed):
                 break
             total += weigh(<object>borrowed.block)
             weighed += 1
@@ -1286,9 +1301,9 @@ cdef class ObjectPool:
         """Counts since the pool was made, exact when threads are at rest.
 
         `created` objects made, `reused` acquisitions served by an idle object, `released` objects taken back,
-        `discarded` objects let go instead (no room, a reset that raised, another thread's, idle too long, cleared,
-        trimmed), `aliased` objects let go because somebody still held them, `pool_size` idle objects now, `reuse_rate`
-        the part of the objects handed out or made that was reused.
+        `discarded` objects let go instead (no room, a reset that raised, another thread's, idle too long,
+        cleared, trimmed), `aliased` objects let go because somebody still held them, `pool_size` idle objects
+        now, `reuse_rate` the part of the objects handed out or made that was reused.
 
         >>> pool = ObjectPool(list, prefill=1)
         >>> pool.release(pool.acquire())
@@ -1317,24 +1332,34 @@ cdef class ObjectPool:
 @cython.final
 @cython.freelist(16)
 cdef class Lease:
-    """What `ObjectPool.lease` returns; leaving it twice is harmless, and it may be entered again once left."""
+    """What `ObjectPool.lease` returns. Leaving it twice is harmless; once left it may be entered again."""
 
     __class_getitem__ = classmethod(type(list[int]))
 
     @cython.always_allow_keywords(False)
     def __enter__(self):
         cdef ObjectPool pool = self.pool
+        cdef bint free
         if self.leased is not None:
             raise SynthexFastError("this lease holds an object already")
-        self.leased = pool_acquire(pool) if type(pool) is ObjectPool else pool.acquire()
-        return self.leased
+        obj = pool_acquire(pool) if type(pool) is ObjectPool else pool.acquire()
+        with cython.critical_section(self):
+            free = self.leased is None
+            if free:
+                self.leased = obj
+        if free:
+            return obj
+        # Another thread entered it at the same time.
+        pool.release(obj)
+        raise SynthexFastError("this lease holds an object already")
 
     def __exit__(self, kind=None, error=None, trace=None):
         cdef ObjectPool pool = self.pool
-        obj = self.leased
+        with cython.critical_section(self):
+            obj = self.leased
+            self.leased = None
         if obj is None:
             return
-        self.leased = None
         if type(pool) is ObjectPool:
             pool_release(pool, obj)
         else:
