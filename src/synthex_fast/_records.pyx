@@ -81,7 +81,8 @@ cdef extern from *:
     #define synthex_list_room(op) (((PyListObject *)(op))->allocated)
     #define synthex_list_put(op, i, item) (((PyListObject *)(op))->ob_item[i] = (item))
     #define synthex_list_at(op, i) (((PyListObject *)(op))->ob_item[i])
-    #define synthex_items(op) (((PyTupleObject *)(op))->ob_item)
+    #define synthex_tuple_items(op) (((PyTupleObject *)(op))->ob_item)
+    #define synthex_list_items(op) (((PyListObject *)(op))->ob_item)
     #define synthex_resize(op, n) Py_SET_SIZE((PyVarObject *)(op), (n))
 
     /* Whether a tag needs no lower-casing and no stripping; texts beyond ASCII are left to str's own methods. */
@@ -124,7 +125,8 @@ cdef extern from *:
     Py_ssize_t list_room "synthex_list_room"(PyObject*) noexcept
     void list_put "synthex_list_put"(PyObject*, Py_ssize_t, PyObject*) noexcept
     PyObject* list_at "synthex_list_at"(PyObject*, Py_ssize_t) noexcept
-    PyObject** items_of "synthex_items"(object) noexcept
+    PyObject** tuple_items "synthex_tuple_items"(PyObject*) noexcept
+    PyObject** list_items "synthex_list_items"(PyObject*) noexcept
     void resize "synthex_resize"(PyObject*, Py_ssize_t) noexcept
     bint tag_is_clean "synthex_tag_is_clean"(PyObject*) noexcept
     bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
@@ -220,9 +222,10 @@ cdef enum:
     QUERY_ARGUMENTS = 11
     RESPONSE_ARGUMENTS = 8
 
-    # A record's state: the container in this slot is its contents, not an idle one; Python code has seen it.
+    # A record's state. Of each container: it is the record's contents, not idle; Python code has seen it.
     LIVE = 1
     SHOWN = 16
+    GIVEN = 128                 # the dict came from the caller
 
     IDLE_RECORDS = 4096         # of each type
     IDLE_LIST_ROOM = 64         # a list with room for more items is let go
@@ -373,23 +376,24 @@ cdef int find_name(Names* call, PyObject* name) except -1:
 
 cdef int bind(Names* call, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject** given) except -1:
     """Sort a vectorcall's arguments into the order of the signature."""
-    cdef Py_ssize_t i, keywords
+    cdef Py_ssize_t i
+    cdef PyObject** names = call.names
     cdef PyObject* name
     cdef int at
+    cdef int count = call.count
     if unlikely(nargs > call.positional):
         bad_call(call, f"takes at most {call.positional} positional arguments but {nargs} were given")
-    memset(given, 0, call.count * sizeof(PyObject*))
+    memset(given, 0, count * sizeof(PyObject*))
     for i in range(nargs):
         given[i] = args[i]
     if kwnames != NULL:
-        keywords = PyTuple_GET_SIZE(kwnames)
         at = <int>nargs
-        for i in range(keywords):
+        for i in range(PyTuple_GET_SIZE(kwnames)):
             name = PyTuple_GET_ITEM(kwnames, i)
             # Callers mostly keep to the order of the signature, leaving out what they don't need.
-            while at < call.count and call.names[at] != name:
+            while at < count and names[at] != name:
                 at += 1
-            if unlikely(at == call.count):
+            if unlikely(at == count):
                 at = find_name(call, name)
             if unlikely(given[at] != NULL):
                 bad_call(call, f"got multiple values for argument '{<object>name}'")
@@ -657,23 +661,46 @@ cdef int fill_from(PyObject* out, PyObject* source, PyObject* given, Container* 
     return answer if taken else 0
 
 
+cdef bint is_plain(PyObject** items, Py_ssize_t n, Container* field) noexcept:
+    """Whether the items can be taken as they are: exact texts and, where they are tags, clean, few and different."""
+    cdef Py_ssize_t i, j
+    if field.holds == TAGGED and n > SHORT_LIST:
+        return False
+    for i in range(n):
+        if not is_exact_text(items[i]):
+            return False
+        if field.holds == TAGGED:
+            if not tag_is_clean(items[i]):
+                return False
+            for j in range(i):
+                if same_text(items[i], items[j]):
+                    return False
+    return True
+
+
 cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -1:
     """Put the texts of a list, tuple or set in a list of the record's own: 1, or 2 if one may be part of a cycle.
 
     ``place`` has an idle list to use, or NULL, and still has where there is nothing to fill in (0) or an error (-1).
     """
     cdef PyObject* out = place[0]
-    cdef Py_ssize_t n
+    cdef PyObject* source = given
+    cdef PyObject** items
+    cdef Py_ssize_t n, i
     cdef int answer
-    source = <object>given
-    if not (PyList_CheckExact(given) or PyTuple_CheckExact(given)):
-        if not isinstance(source, (list, tuple, set, frozenset)):
+    cdef object taken_over = None
+    if not (PyTuple_CheckExact(source) or (PyList_CheckExact(source) and not FREE_THREADED)):
+        if not isinstance(<object>given, (list, tuple, set, frozenset)):
             wrong_type(field.name, given, "a list of strings")
-        source = list(source)
-    elif FREE_THREADED:
-        # The caller's list may change under another thread's hands.
-        source = tuple(source)
-    n = len(source)
+        # On the free-threaded build also because the caller's list may change under another thread's hands.
+        taken_over = tuple(<object>given)
+        source = <PyObject*>taken_over
+    if PyTuple_CheckExact(source):
+        n = PyTuple_GET_SIZE(source)
+        items = tuple_items(source)
+    else:
+        n = PyList_GET_SIZE(source)
+        items = list_items(source)
     if n == 0:
         return 0
     if out != NULL and (list_room(out) < n or not uniquely_referenced(out)):
@@ -688,13 +715,28 @@ cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -
         PyObject_GC_UnTrack(out)
         resize(out, 0)
         place[0] = out
+        # Making the list may have run the collector, and that any code: the caller's list may have changed.
+        if PyList_CheckExact(source):
+            if PyList_GET_SIZE(source) != n:
+                return fill_list(place, given, field)
+            items = list_items(source)
+    if is_plain(items, n, field):
+        for i in range(n):
+            list_put(out, i, Py_NewRef(items[i]))
+        resize(out, n)
+        return 1
     # While it is filled the list belongs to this function, so that an error lets it go with what it got so far.
     place[0] = NULL
     filling = <object>out
     Py_DECREF(out)
-    answer = fill_from(out, <PyObject*>source, given, field)
+    answer = fill_from(out, source, given, field)
     place[0] = Py_NewRef(out)
     return answer
+
+
+cdef inline unsigned char kept_of(int slot) noexcept:
+    """What the state says of the container in a slot; the dicts are in the first one."""
+    return ((LIVE | SHOWN) << (slot - FIRST_CONTAINER)) | (GIVEN if slot == FIRST_CONTAINER else 0)
 
 
 cdef void put_container(PyObject* op, int slot, PyObject* value, unsigned char bits) noexcept:
@@ -706,7 +748,9 @@ cdef void put_container(PyObject* op, int slot, PyObject* value, unsigned char b
     hold(&section, op)
     old = self.slots[slot]
     self.slots[slot] = value
-    self.state = (self.state & ~((LIVE | SHOWN) << bit)) | (bits << bit)
+    self.state = (self.state & ~kept_of(slot)) | (bits << bit)
+    if bits and slot == FIRST_CONTAINER:
+        self.state |= GIVEN
     if bits & SHOWN:
         track(value)
         track(op)
@@ -726,6 +770,8 @@ cdef inline int add_container(PyObject* op, Container* field, PyObject* given, b
         idle = self.slots[field.slot]
         self.slots[field.slot] = Py_NewRef(given)
         self.state |= (LIVE | SHOWN) << bit
+        if field.holds == DICT:
+            self.state |= GIVEN
         Py_XDECREF(idle)
         return 1
     answer = fill_list(&self.slots[field.slot], given, field)
@@ -797,6 +843,10 @@ cdef inline void dealloc(PyObject* op, Shape* shape, int slots) noexcept:
                 continue
             if not pooled:
                 Py_DECREF(container)
+            elif i == FIRST_CONTAINER and self.state & GIVEN:
+                # Who hands in a dict will hand in the next one too: an idle one would never be used.
+                self.slots[i] = NULL
+                Py_DECREF(container)
             elif self.state & (LIVE << (i - FIRST_CONTAINER)):
                 self.slots[i] = emptied(container)
         self.state = 0
@@ -849,7 +899,7 @@ cdef inline int clear(PyObject* op, Shape* shape, int slots) noexcept:
         if i >= FIRST_CONTAINER:
             if not self.state & (LIVE << (i - FIRST_CONTAINER)):
                 continue
-            self.state &= ~((LIVE | SHOWN) << (i - FIRST_CONTAINER))
+            self.state &= ~kept_of(i)
         self.slots[i] = Py_NewRef(BLANK) if 2 <= i < shape.texts_end else NULL
         Py_DECREF(old)
     return 0
@@ -1416,7 +1466,7 @@ cdef class PooledExpertQuery:
     def __init__(self, *args, **kwargs):
         cdef PyObject* given[QUERY_ARGUMENTS]
         names, values = tuple(kwargs), args + tuple(kwargs.values())
-        bind(&QUERY_CALL, items_of(values), len(args), <PyObject*>names, given)
+        bind(&QUERY_CALL, tuple_items(<PyObject*>values), len(args), <PyObject*>names, given)
         query_assign(<PyObject*>self, given, False)
 
     def reset(self):
@@ -1537,7 +1587,7 @@ cdef class PooledExpertResponse:
     def __init__(self, *args, **kwargs):
         cdef PyObject* given[RESPONSE_ARGUMENTS]
         names, values = tuple(kwargs), args + tuple(kwargs.values())
-        bind(&RESPONSE_CALL, items_of(values), len(args), <PyObject*>names, given)
+        bind(&RESPONSE_CALL, tuple_items(<PyObject*>values), len(args), <PyObject*>names, given)
         response_assign(<PyObject*>self, given)
 
     def reset(self):

@@ -1,0 +1,120 @@
+"""What the records claim: a query made and dropped beside a bare struct and beside the validated model of today."""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from measure import compare, statement
+
+TEXTS = {
+    "title": "How should the response cache be sized?",
+    "content": "The cache holds five responses to each of the last five hundred queries. " * 8,
+    "requester": "billing-service",
+}
+THREE = "make(title=title, content=content, requester=requester)"
+FULL = (
+    "make(title=title, content=content, requester=requester, query_type='review', priority='high',"
+    " context={'service': service, 'region': region, 'cpus': 4, 'memory_mb': 2048, 'canary': False},"
+    " constraints=[limit, restart, latency], tags=[cache, memory, sizing])"
+)
+NAMES = {
+    "service": "billing",
+    "region": "eu-west-1",
+    "limit": "under 2 GB in all",
+    "restart": "no restart",
+    "latency": "p99 below 20 ms",
+    "cache": "cache",
+    "memory": "memory",
+    "sizing": "sizing",
+}
+
+
+def _struct():
+    import msgspec
+
+    class Query(msgspec.Struct):
+        title: str
+        content: str
+        requester: str
+        id: str
+        created_at: datetime
+        query_type: str = "general"
+        priority: str = "medium"
+        context: dict = msgspec.field(default_factory=dict)
+        constraints: list = msgspec.field(default_factory=list)
+        deadline: datetime | None = None
+        tags: list = msgspec.field(default_factory=list)
+
+    return Query
+
+
+def _query():
+    from synthex_fast import PooledExpertQuery
+
+    return PooledExpertQuery
+
+
+def _model():
+    # The same model as in the `current` arm of `synthex-fast validate`.
+    from synthex_fast.validate.arms.current import ExpertQuery
+
+    return ExpertQuery
+
+
+def claim_query_vs_msgspec():
+    """A query of three keywords, checked, id and time included; the struct checks nothing and gets both handed in."""
+    handed_in = "make(title=title, content=content, requester=requester, id=id, created_at=now)"
+    return compare(
+        statement(THREE, make=_query(), **TEXTS),
+        statement(handed_in, make=_struct(), id=str(uuid4()), now=datetime.now(UTC), **TEXTS),
+    )
+
+
+def claim_query_with_id_vs_msgspec():
+    """The same with the id read, so that it has to be made, beside a struct that makes its own."""
+    made = "make(title=title, content=content, requester=requester, id=str(uuid4()), created_at=now(UTC))"
+    return compare(
+        statement(THREE + ".id", make=_query(), **TEXTS),
+        statement(made, make=_struct(), uuid4=uuid4, now=datetime.now, UTC=UTC, **TEXTS, inner=100),
+    )
+
+
+def claim_query_vs_pydantic():
+    """A query of three keywords beside the model that validates the same."""
+    return compare(
+        statement(THREE, make=_query(), **TEXTS), statement(THREE, make=_model(), **TEXTS, inner=100)
+    )
+
+
+def claim_full_vs_pydantic():
+    """With a context of five keys, three constraints and three tags, made anew for each."""
+    return compare(
+        statement(FULL, make=_query(), **TEXTS, **NAMES),
+        statement(FULL, make=_model(), **TEXTS, **NAMES, inner=100),
+    )
+
+
+def claim_response_vs_msgspec():
+    """A response with a confidence and metadata of four keys beside the bare struct, id and time handed in."""
+    import msgspec
+
+    from synthex_fast import PooledExpertResponse
+
+    class Response(msgspec.Struct):
+        query_id: str
+        expert_id: str
+        content: str
+        confidence: float
+        reasoning: str
+        metadata: dict
+        id: str
+        timestamp: datetime
+
+    fields = (
+        "query_id=id, expert_id='expert-1', content=content, confidence=0.8, reasoning=content,"
+        " metadata={'model': 'm', 'tokens': 812, 'cached': False, 'seconds': 0.7}"
+    )
+    names = {"id": str(uuid4()), "content": TEXTS["content"]}
+    return compare(
+        statement(f"make({fields})", make=PooledExpertResponse, **names),
+        statement(f"make({fields}, id=id, timestamp=now)", make=Response, now=datetime.now(UTC), **names),
+    )
