@@ -160,7 +160,9 @@ def test_a_child_shares_no_batch_with_its_parent(way):
         assert not mine & set(theirs)
     """
     path = os.pathsep.join(sys.path)
-    run = subprocess.run([sys.executable, "-c", code, way], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, way], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
     assert run.returncode == 0, run.stderr.decode()
 
 
@@ -229,7 +231,7 @@ def test_failure_of_the_system_is_passed_on():
             raise AssertionError
     """
     path = os.pathsep.join(sys.path)
-    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True
+    )
     assert run.returncode == 0, run.stderr.decode()
-
-

@@ -163,7 +163,10 @@ def test_constructing_needs_no_package_but_the_records():
     path = os.pathsep.join(sys.path)
     # No site: what it imports would hide what the package does.
     run = subprocess.run(
-        [sys.executable, "-S", "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-S", "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert run.stderr == ""
     assert set(run.stdout.split()) <= {"copyreg"}
@@ -231,7 +234,9 @@ BAD_RESPONSE = [
     ("timestamp", datetime(2020, 1, 1), ArgumentValueError),
     ("timestamp", "2020-01-01", ArgumentTypeError),
 ]
-BAD = [(PooledExpertQuery, *bad) for bad in BAD_QUERY] + [(PooledExpertResponse, *bad) for bad in BAD_RESPONSE]
+BAD = [(PooledExpertQuery, *bad) for bad in BAD_QUERY] + [
+    (PooledExpertResponse, *bad) for bad in BAD_RESPONSE
+]
 
 
 @pytest.mark.parametrize(("cls", "name", "value", "error"), BAD, ids=lambda v: repr(v)[:30])
@@ -294,7 +299,10 @@ def test_lengths_are_those_of_the_text_not_what_a_subclass_says():
 @pytest.mark.parametrize("kind", QueryType)
 @pytest.mark.parametrize("priority", QueryPriority)
 def test_enumerations_by_text_and_by_member(kind, priority):
-    for q in (query(query_type=kind, priority=priority), query(query_type=kind.value, priority=str(priority))):
+    for q in (
+        query(query_type=kind, priority=priority),
+        query(query_type=kind.value, priority=str(priority)),
+    ):
         assert q.query_type is kind
         assert q.priority is priority
     q = query()
@@ -412,25 +420,25 @@ def test_times_keep_their_order_with_datetime_now():
 
 
 def test_times_are_kept_as_given():
-    for zone in (UTC, timezone(timedelta(hours=-7, minutes=-30)), timezone.utc):
+    for zone in (UTC, timezone(timedelta(hours=-7, minutes=-30))):
         when = datetime(2031, 2, 3, 4, 5, 6, 999_999, tzinfo=zone)
         q, r = query(created_at=when), response(timestamp=when)
         assert q.created_at is when
         assert r.timestamp is when
         later = when + timedelta(microseconds=1)
         assert query(created_at=when, deadline=later).deadline is later
-        with pytest.raises(ArgumentValueError, match="^deadline must be later than created_at"):
+        with pytest.raises(ArgumentValueError, match=r"^deadline must be later than created_at"):
             query(created_at=when, deadline=when)
 
 
 def test_deadline_and_creation_are_checked_against_each_other_when_set():
     q = query(created_at=NOW, deadline=NOW + timedelta(seconds=1))
-    with pytest.raises(ArgumentValueError, match="^created_at must be earlier than the deadline"):
+    with pytest.raises(ArgumentValueError, match=r"^created_at must be earlier than the deadline"):
         q.created_at = NOW + timedelta(seconds=1)
     assert q.created_at is NOW
-    with pytest.raises(ArgumentValueError, match="^created_at must be earlier than the deadline"):
+    with pytest.raises(ArgumentValueError, match=r"^created_at must be earlier than the deadline"):
         q.created_at = None
-    with pytest.raises(ArgumentValueError, match="^deadline"):
+    with pytest.raises(ArgumentValueError, match=r"^deadline"):
         q.deadline = NOW
     q.created_at = NOW - timedelta(days=1)
     q.deadline = NOW
@@ -532,7 +540,9 @@ def test_reset_survives_what_its_contents_do_when_they_go():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3)
+    ),
     max_leaves=6,
 )
 QUERIES = st.builds(
@@ -563,7 +573,11 @@ def test_every_way_of_copying_gives_an_equal_record(record):
     cls = type(record)
     assert cls.from_dict(record.to_dict()) == record
     assert cls.from_dict(json.loads(json.dumps(record.to_dict()))) == record
-    for twin in (copy.copy(record), copy.deepcopy(record), *(pickle.loads(pickle.dumps(record, p)) for p in range(6))):
+    for twin in (
+        copy.copy(record),
+        copy.deepcopy(record),
+        *(pickle.loads(pickle.dumps(record, p)) for p in range(6)),
+    ):
         assert type(twin) is cls
         assert twin is not record
         assert twin == record
@@ -594,11 +608,11 @@ def test_from_dict_checks():
         PooledExpertQuery.from_dict({**data, "title": ""})
     with pytest.raises(ArgumentValueError, match="nonsense"):
         PooledExpertQuery.from_dict({**data, "nonsense": 1})
-    with pytest.raises(ArgumentValueError, match="^created_at must be a time in ISO 8601"):
+    with pytest.raises(ArgumentValueError, match=r"^created_at must be a time in ISO 8601"):
         PooledExpertQuery.from_dict({**data, "created_at": "yesterday"})
-    with pytest.raises(ArgumentValueError, match="^deadline must be a timezone-aware"):
+    with pytest.raises(ArgumentValueError, match=r"^deadline must be a timezone-aware"):
         PooledExpertQuery.from_dict({**data, "deadline": "2999-01-01"})
-    with pytest.raises(ArgumentTypeError, match="^data must be"):
+    with pytest.raises(ArgumentTypeError, match=r"^data must be"):
         PooledExpertQuery.from_dict([])
     with pytest.raises(TypeError, match="requester"):
         PooledExpertQuery.from_dict({"title": "t", "content": "x" * 10})
@@ -610,7 +624,7 @@ def test_from_dict_checks():
 def test_equality_compares_every_field(cls, least, full):
     record = cls(**full)
     assert record == cls(**copy.deepcopy(full))
-    assert not record != cls(**full)
+    assert (record != cls(**full)) is False
     others = {
         "title": "Another", "content": "Another content", "requester": "dev", "query_type": "general",
         "priority": "low", "context": {}, "constraints": [], "deadline": None, "tags": ["cache"], "id": "other",
@@ -634,7 +648,8 @@ def test_equality_across_types_and_time_zones():
     assert PooledExpertQuery(**{**FULL_QUERY, "created_at": there}) == PooledExpertQuery(**FULL_QUERY)
     # Untouched containers equal empty ones.
     a, b = query(id="x", created_at=NOW), query(id="x", created_at=NOW)
-    a.context, a.tags
+    assert not a.context
+    assert not a.tags
     assert a == b
 
 
@@ -660,7 +675,9 @@ def test_match_arguments():
             assert [title, content, requester] == list(QUERY.values())
     match PooledExpertResponse(**FULL_RESPONSE):
         case PooledExpertResponse(query_id, expert_id, content, confidence, reasoning, metadata):
-            assert [query_id, expert_id, content, confidence, reasoning, metadata] == list(FULL_RESPONSE.values())[:6]
+            assert [query_id, expert_id, content, confidence, reasoning, metadata] == list(
+                FULL_RESPONSE.values()
+            )[:6]
 
 
 @pytest.mark.parametrize("cls", [Query, SlottedQuery, DictAndSlots])
@@ -911,7 +928,7 @@ def test_who_is_tracked():
     q.id, q.created_at, q.title, q.query_type, q.deadline, q.to_dict(), repr(q)
     q.title = "Another"
     assert not gc.is_tracked(q)
-    q.tags
+    assert q.tags == ["a"]
     assert gc.is_tracked(q)
     assert gc.is_tracked(q.tags)
     q.reset()
@@ -1061,7 +1078,6 @@ def test_cycle_resurrected_by_a_finaliser():
 
 def test_referents_are_the_fields_and_no_idle_container():
     q = query(id="the-id", context={"a": 1}, tags=["x"])
-    q.context
     referents = gc.get_referents(q)
     for value in (q.title, q.content, q.requester, "the-id", q.context, q.tags):
         assert any(value is referent for referent in referents)
@@ -1213,7 +1229,9 @@ def test_allocation_failure(fail_allocations, cls, least, full):
     def still_sound(made):
         assert made.id
         assert made == copy.copy(made)
-        assert not any(getattr(made, name) for name in {"context", "constraints", "tags", "metadata"} & set(full))
+        assert not any(
+            getattr(made, name) for name in {"context", "constraints", "tags", "metadata"} & set(full)
+        )
 
     def all_of_them():
         for call in (
@@ -1279,28 +1297,30 @@ def test_no_leaks(leaks_nothing, cls, least, full):
 
     def scenario():
         for make in (cls, subclass, cls.acquire):
-            record = make(**full)
-            copy.copy(record), copy.deepcopy(record), record.__setstate__(record.__getstate__())
-            record.to_dict(), cls.from_dict(record.to_dict()), repr(record), record == make(**full)
-            for name, value in full.items():
-                setattr(record, name, value)
-                getattr(record, name)
-            for name, value, _ in bad:
-                refused(lambda: setattr(record, name, value))  # noqa: B023
-                refused(lambda: make(**{**full, name: value}))  # noqa: B023
-            refused(lambda: make(nonsense=1))  # noqa: B023
-            with record:
-                pass
-            record = make(**least)
-            for name in full:
-                getattr(record, name)
-            weakref.ref(record)
-            record = make(**least)
-            container = record.context if cls is PooledExpertQuery else record.metadata
-            container["self"] = record
-            container["all"] = [make(**full) for _ in range(3)]
-            del record, container
+            use(make)
         gc.collect()
+
+    def use(make):
+        record = make(**full)
+        copy.copy(record), copy.deepcopy(record), record.__setstate__(record.__getstate__())
+        record.to_dict(), cls.from_dict(record.to_dict()), repr(record), record == make(**full)
+        for name, value in full.items():
+            setattr(record, name, value)
+            getattr(record, name)
+        for name, value, _ in bad:
+            refused(lambda name=name, value=value: setattr(record, name, value))
+            refused(lambda name=name, value=value: make(**{**full, name: value}))
+        refused(lambda: make(nonsense=1))
+        with record:
+            pass
+        other = make(**least)
+        for name in full:
+            getattr(other, name)
+        weakref.ref(other)
+        other = make(**least)
+        container = other.context if cls is PooledExpertQuery else other.metadata
+        container["self"] = other
+        container["all"] = [make(**full) for _ in range(3)]
 
     # Idle records keep containers; with all of them there from the start, more of them is a leak.
     scenario()
@@ -1377,7 +1397,8 @@ def test_threads_that_share_records(hammer):
             list(q.tags), list(q.constraints), dict(q.context), r.timestamp
         elif turn == 6:
             copy.copy(q), copy.copy(r)
-            q == r, q == copy.copy(q)  # noqa: B015
+            assert q != r
+            str(q == copy.copy(q))
         else:
             q.query_type, q.priority, r.confidence = "review", "high", 0.5
             assert q.query_type in QueryType
@@ -1409,7 +1430,7 @@ def test_fork_while_threads_make_records(hammer):
     def work(index):
         if index:
             for _ in range(300):
-                query(tags=["a"]).id
+                str(query(tags=["a"]).id)
             return
         for _ in range(3):
             read, write = os.pipe()

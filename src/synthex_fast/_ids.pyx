@@ -5,9 +5,7 @@ holds never crosses a fork: a handler run in the child, for forks made in C as w
 free-threaded build each thread has a batch of its own, so no lock is taken there either.
 """
 
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.object cimport PyObject
 from libc.string cimport memcpy, memset
 
 from synthex_fast._sync cimport unlikely

@@ -8,8 +8,7 @@ The slots of both types that make, free and traverse an instance are replaced wh
 why fields may be NULL here and why the functions below see a record as a row of slots (`Record`).
 """
 
-cimport cython
-from cpython.object cimport PyObject, PyTypeObject, Py_EQ, Py_NE
+from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -85,23 +84,48 @@ cdef extern from *:
     #define synthex_list_items(op) (((PyListObject *)(op))->ob_item)
     #define synthex_resize(op, n) Py_SET_SIZE((PyVarObject *)(op), (n))
 
-    /* Whether a tag needs no lower-casing and no stripping; texts beyond ASCII are left to str's own methods. */
+    /* The top bit of each byte that is a capital letter, of eight bytes below 128. */
+    #define SYNTHEX_CAPITALS(x) \\
+        (((x) + 0x3F3F3F3F3F3F3F3FULL) & ~((x) + 0x2525252525252525ULL) & 0x8080808080808080ULL)
+
+    /* Whether a tag needs no lower-casing and no stripping; other texts than these are left to str's own methods. */
     static inline int synthex_tag_is_clean(PyObject *text) {
-        const unsigned char *c, *end;
-        if (!PyUnicode_IS_ASCII(text) || PyUnicode_GET_LENGTH(text) == 0) return 0;
-        c = (const unsigned char *)PyUnicode_DATA(text);
-        end = c + PyUnicode_GET_LENGTH(text);
-        if (Py_ISSPACE(c[0]) || Py_ISSPACE(end[-1]) || c[0] < 32 || end[-1] < 32) return 0;
-        for (; c < end; c++) {
-            if (*c >= 'A' && *c <= 'Z') return 0;
+        const char *c;
+        Py_ssize_t length = PyUnicode_GET_LENGTH(text), i;
+        unsigned long long word = 0;
+        unsigned int half;
+        if (!PyUnicode_IS_ASCII(text) || length == 0) return 0;
+        c = (const char *)PyUnicode_DATA(text);
+        if (c[0] <= ' ' || c[length - 1] <= ' ') return 0;
+        if (length >= 8) {
+            for (i = 0; i < length - 8; i += 8) {
+                memcpy(&word, c + i, 8);
+                if (SYNTHEX_CAPITALS(word)) return 0;
+            }
+            /* The last eight, some of them for the second time. */
+            memcpy(&word, c + length - 8, 8);
+        } else if (length >= 4) {
+            memcpy(&half, c, 4);
+            word = half;
+            memcpy(&half, c + length - 4, 4);
+            word |= (unsigned long long)half << 32;
+        } else {
+            word = (unsigned long long)c[0] | (unsigned long long)c[length / 2] << 8
+                | (unsigned long long)c[length - 1] << 16;
         }
-        return 1;
+        return !SYNTHEX_CAPITALS(word);
     }
 
     /* Equality of two str by their characters, whatever a subclass makes of ==. */
     static inline int synthex_same_text(PyObject *a, PyObject *b) {
-        return a == b || (PyUnicode_GET_LENGTH(a) == PyUnicode_GET_LENGTH(b) && PyUnicode_KIND(a) == PyUnicode_KIND(b)
-            && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)PyUnicode_GET_LENGTH(a) * PyUnicode_KIND(a)) == 0);
+        Py_hash_t hash_a, hash_b;
+        if (a == b) return 1;
+        if (PyUnicode_GET_LENGTH(a) != PyUnicode_GET_LENGTH(b) || PyUnicode_KIND(a) != PyUnicode_KIND(b)) return 0;
+        /* -1: not known yet. */
+        hash_a = ((PyASCIIObject *)a)->hash;
+        hash_b = ((PyASCIIObject *)b)->hash;
+        if (hash_a != hash_b && hash_a != -1 && hash_b != -1) return 0;
+        return memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)PyUnicode_GET_LENGTH(a) * PyUnicode_KIND(a)) == 0;
     }
     """
     ctypedef struct Record "synthex_record":
@@ -568,11 +592,11 @@ cdef PyObject* touch(PyObject* op, Container* field) except NULL:
             return NULL
 
 
-cdef PyObject* emptied(PyObject* container) noexcept:
+cdef inline PyObject* emptied(PyObject* container, bint shown) noexcept:
     """Take the reference; give it back if the container can be used again, emptied, or else let it go: NULL.
 
-    Only an exact dict or list that nobody else holds is used again. It leaves the collector's sight first, so that
-    nobody can find it while what it held is let go, which may run any code.
+    Only an exact dict or list that nobody else holds is used again. If it was ever shown to Python code it leaves the
+    collector's sight first: nobody must find it while what it held is let go, which may run any code.
     """
     cdef Py_ssize_t i, size
     cdef bint is_dict = PyDict_CheckExact(container)
@@ -585,13 +609,15 @@ cdef PyObject* emptied(PyObject* container) noexcept:
     ):
         Py_DECREF(container)
         return NULL
-    tracked = PyObject_GC_IsTracked(container)
-    PyObject_GC_UnTrack(container)
-    if FREE_THREADED and not uniquely_referenced(container):
-        if tracked:
-            PyObject_GC_Track(container)
-        Py_DECREF(container)
-        return NULL
+    if shown:
+        tracked = FREE_THREADED and PyObject_GC_IsTracked(container)
+        PyObject_GC_UnTrack(container)
+        if FREE_THREADED and not uniquely_referenced(container):
+            # Another thread found it through the collector just before.
+            if tracked:
+                PyObject_GC_Track(container)
+            Py_DECREF(container)
+            return NULL
     clearing_here()[0] += 1
     if is_dict:
         PyDict_Clear(container)
@@ -664,17 +690,19 @@ cdef int fill_from(PyObject* out, PyObject* source, PyObject* given, Container* 
 cdef bint is_plain(PyObject** items, Py_ssize_t n, Container* field) noexcept:
     """Whether the items can be taken as they are: exact texts and, where they are tags, clean, few and different."""
     cdef Py_ssize_t i, j
-    if field.holds == TAGGED and n > SHORT_LIST:
-        return False
     for i in range(n):
         if not is_exact_text(items[i]):
             return False
-        if field.holds == TAGGED:
-            if not tag_is_clean(items[i]):
+    if field.holds == TEXTS:
+        return True
+    if n > SHORT_LIST:
+        return False
+    for i in range(n):
+        if not tag_is_clean(items[i]):
+            return False
+        for j in range(i):
+            if same_text(items[i], items[j]):
                 return False
-            for j in range(i):
-                if same_text(items[i], items[j]):
-                    return False
     return True
 
 
@@ -729,7 +757,7 @@ cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -
     place[0] = NULL
     filling = <object>out
     Py_DECREF(out)
-    answer = fill_from(out, source, given, field)
+    answer = fill_from(<PyObject*>filling, source, given, field)
     place[0] = Py_NewRef(out)
     return answer
 
@@ -830,7 +858,7 @@ cdef inline void dealloc(PyObject* op, Shape* shape, int slots) noexcept:
     cdef bint pooled = type_of(op) == <PyObject*>shape.type
     cdef PyObject* container
     cdef PyTypeObject* cls
-    cdef int i, bit
+    cdef int i
     PyObject_GC_UnTrack(op)
     if self.weakrefs != NULL:
         PyObject_ClearWeakRefs(op)
@@ -848,7 +876,7 @@ cdef inline void dealloc(PyObject* op, Shape* shape, int slots) noexcept:
                 self.slots[i] = NULL
                 Py_DECREF(container)
             elif self.state & (LIVE << (i - FIRST_CONTAINER)):
-                self.slots[i] = emptied(container)
+                self.slots[i] = emptied(container, self.state & (SHOWN << (i - FIRST_CONTAINER)) != 0)
         self.state = 0
     if not pooled:
         cls = <PyTypeObject*>type_of(op)
@@ -959,7 +987,6 @@ cdef int check_list(PyObject* value, Container* field) except -1:
 cdef int plan_query(PyObject** given, bint restoring, Plan* plan) except -1:
     """Check the arguments; when restoring a pickled record only their types."""
     cdef PyObject* value
-    cdef Text text
     if unlikely(restoring):
         for i in range(3):
             if not is_text(given[i]):
@@ -1017,12 +1044,11 @@ cdef PyObject* query_made(PyObject** given, bint restoring) except NULL:
         cyclic |= collectable(plan.slots[i])
     if unlikely(plan.slots[CONTEXT] != NULL or plan.slots[CONSTRAINTS] != NULL or plan.slots[TAGS] != NULL):
         # From here on an error lets the record go, which takes care of all that it got.
-        made = <object>op
-        Py_DECREF(op)
+        made = taken(op)
         cyclic |= add_container(op, &CONTEXT_DICT, plan.slots[CONTEXT], restoring)
         cyclic |= add_container(op, &CONSTRAINTS_LIST, plan.slots[CONSTRAINTS], restoring)
         cyclic |= add_container(op, &TAGS_LIST, plan.slots[TAGS], restoring)
-        Py_INCREF(op)
+        Py_INCREF(<PyObject*>made)
     if cyclic:
         PyObject_GC_Track(op)
     return op
@@ -1450,11 +1476,11 @@ cdef class PooledExpertQuery:
     high, critical: texts or `QueryType` and `QueryPriority` members, read as members. ``deadline`` is a timezone-aware
     datetime later than ``created_at``. ``context`` is kept as it is; ``constraints`` and ``tags`` are copied, tags
     lower-cased, stripped, and each once, blank ones left out. ``id`` is a version-4 UUID made when first read unless
-    one is given, ``created_at`` the time of construction in UTC unless one is given. Attributes are checked when set as they
-    are here. An error names the field, and leaves the query as it was.
+    one is given, ``created_at`` the time of construction in UTC unless one is given. Attributes are checked when
+    set as they are here. An error names the field, and leaves the query as it was.
 
-    Construction takes constant time beside the constraints and tags. Queries are mutable and compare by value, so they have
-    no hash.
+    Construction takes constant time beside the constraints and tags. Queries are mutable and compare by value, so
+    they have no hash.
 
     >>> query = PooledExpertQuery("Cache size", "How large should the cache be?", "ops", tags=["Cache", " cache "])
     >>> query.tags, query.query_type == "general", len(query.id)
@@ -1571,9 +1597,9 @@ cdef class PooledExpertQuery:
 cdef class PooledExpertResponse:
     """An expert's answer. Its memory is used again for the next one when the last reference goes.
 
-    ``confidence`` is a number from 0 to 1. ``metadata`` is kept as it is. ``id`` is a version-4 UUID made when first read
-    unless one is given, ``timestamp`` the time of construction in UTC unless a timezone-aware datetime is given. Attributes
-    are checked when set as they are here. An error names the field, and leaves the response as it was.
+    ``confidence`` is a number from 0 to 1. ``metadata`` is kept as it is. ``id`` is a version-4 UUID made when first
+    read unless one is given, ``timestamp`` the time of construction in UTC unless a timezone-aware datetime is given.
+    Attributes are checked when set as they are here. An error names the field, and leaves the response as it was.
 
     Construction takes constant time. Responses are mutable and compare by value, so they have no hash.
 
