@@ -15,7 +15,9 @@ import synthex_fast
 
 PACKAGE = Path(synthex_fast.__file__).parent
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.pxd") if path.stem not in ("_clock", "_sync"))
+# A ``.pxd`` with nothing beside it is inline C for those that cimport it.
+HEADERS = ("_clock", "_sync", "_table")
+MODULES = sorted({path.stem for path in PACKAGE.glob("*.pxd")} - set(HEADERS))
 
 
 def run(code, *options, timeout=60):
@@ -151,14 +153,20 @@ def test_sources_for_other_compilers_and_type_checkers_are_shipped():
         assert (PACKAGE / f"{module}.pyi").exists(), f"{module} has no stub"
         compiled = importlib.import_module(f"synthex_fast.{module}")
         assert not compiled.__file__.endswith(".py")
-    for header in ("_clock.pxd", "_sync.pxd"):
-        assert (PACKAGE / header).exists()
+    for header in HEADERS:
+        assert (PACKAGE / f"{header}.pxd").exists()
 
 
 CIMPORT = """
 # cython: language_level=3
-from libc.stdint cimport int64_t
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from cpython.object cimport PyObject
 from synthex_fast._pool cimport Freelist, freelist_delete, freelist_new, freelist_pop, freelist_push
+from synthex_fast._table cimport (
+    LRU, NONE, Slot, Table, heap_next_due, index_home, mix_hash, reserve_node, reserve_slot, slot_accessed, slot_free,
+    table_free, table_init, table_insert, table_probe, table_remove, table_victim,
+)
 
 
 cdef void let_go(void* block) noexcept:
@@ -181,15 +189,70 @@ def use_freelist(int rounds):
     cdef int[4] blocks
     cdef Freelist* spare = freelist_new(3, let_go)
     cdef int i
-    cdef int64_t total
     for i in range(4):
         blocks[i] = i + 1
     try:
         total = cycle(spare, blocks, 3, rounds)
-        kept = [freelist_push(spare, &blocks[i]) for i in range(4)]
-        return total, spare.reused, kept
+        return total, [freelist_push(spare, &blocks[i]) for i in range(4)]
     finally:
         freelist_delete(spare)
+
+
+cdef uint32_t find(Table* table, size_t key) noexcept nogil:
+    # The table compares no keys; here they are numbers in the place of pointers.
+    cdef uint32_t hash = mix_hash(<Py_hash_t>key, 1), slot, at
+    if table.live == 0:
+        return NONE
+    at = index_home(table, hash)
+    while True:
+        slot = table_probe(table, hash, &at)
+        if slot == NONE or <size_t>table.slots[slot].key == key:
+            return slot
+
+
+cdef bint insert(Table* table, size_t key, double deadline) noexcept nogil:
+    if not (reserve_slot(table) and reserve_node(table)):
+        return False
+    table_insert(table, <PyObject*>key, NULL, mix_hash(<Py_hash_t>key, 1), 10, deadline, 0.0)
+    return True
+
+
+cdef void remove(Table* table, uint32_t slot) noexcept nogil:
+    table_remove(table, slot)
+    slot_free(table, slot)
+
+
+cdef (int64_t, int64_t, int64_t, int64_t) fill_and_drain(Table* table, int count) noexcept nogil:
+    cdef int64_t found = 0, expired = 0, oldest
+    cdef uint32_t slot
+    cdef int key, steps
+    for key in range(1, count + 1):
+        # Odd keys fall due at 10 s.
+        if not insert(table, key, 10.0 if key % 2 else INFINITY):
+            return -1, -1, -1, -1
+    for key in range(1, count + 11):
+        if find(table, key) != NONE:
+            found += 1
+    slot_accessed(table, find(table, 1))
+    oldest = <int64_t><size_t>table.slots[table_victim(table)].key
+    while True:
+        steps = 100
+        slot = heap_next_due(table, 11.0, &steps)
+        if slot == NONE:
+            break
+        remove(table, slot)
+        expired += 1
+    return found, oldest, expired, <int64_t>table.nbytes
+
+
+def use_table(int count):
+    cdef Table table
+    cdef (int64_t, int64_t, int64_t, int64_t) result
+    table_init(&table, LRU, NONE, INFINITY, 0.0)
+    with nogil:
+        result = fill_and_drain(&table, count)
+        table_free(&table)
+    return result
 """
 
 SETUP = """
@@ -231,10 +294,18 @@ def borrower(tmp_path_factory):
 
 
 def test_other_cython_code_can_use_the_freelist(borrower):
-    total, reused, kept = borrower.use_freelist(10)
+    total, kept = borrower.use_freelist(10)
     assert total == 10 * (1 + 2 + 3)
-    assert reused == 30
     assert kept == [True, True, True, False]
+
+
+def test_other_cython_code_can_use_the_table_without_the_interpreter(borrower):
+    found, oldest, expired, nbytes = borrower.use_table(1000)
+    assert found == 1000
+    # Key 1 was used since, so key 2 is the least recently used.
+    assert oldest == 2
+    assert expired == 500
+    assert nbytes == 500 * 10
 
 
 # How a process ends
@@ -290,24 +361,18 @@ MAKE = """
         child = Subclass("A title", "Some content here", "someone")
         response = sf.PooledExpertResponse(query.id, "an expert", "An answer", 0.5)
         things = [query, child, response]
-        if hasattr(query, "context"):
-            query.context["self"] = query
-            child.context["things"] = things
-        if hasattr(sf, "ObjectPool"):
-            pool = sf.ObjectPool(dict, 100)
-            pool.release(pool.acquire())
-            things += [pool, pool.acquire()]
-        if hasattr(sf, "ResponseBuffer"):
-            buffer = sf.ResponseBuffer(100)
-            buffer.add(response)
-            things.append(buffer)
-        if hasattr(sf, "TTLDict"):
-            cache = sf.TTLDict(100, 3600.0)
-            cache["query"] = query
-            cache["itself"] = cache
-            brief = sf.TTLDict(ttl=0.01)
-            brief["soon due"] = response
-            things += [cache, brief]
+        query.context["self"] = query
+        child.context["things"] = things
+        pool = sf.ObjectPool(dict, 100, max_idle=0.01)
+        pool.release(pool.acquire())
+        buffer = sf.ResponseBuffer(100)
+        buffer.add(response)
+        cache = sf.TTLDict(100, 3600.0)
+        cache["query"] = query
+        cache["itself"] = cache
+        brief = sf.TTLDict(ttl=0.01)
+        brief["soon due"] = response
+        things += [pool, pool.acquire(), buffer, cache, brief]
         return things
 
     things = make()
