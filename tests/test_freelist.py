@@ -229,6 +229,25 @@ def test_blocks_of_an_ended_thread_go_to_the_others(blocks):
     assert not blocks.gone
 
 
+def test_the_limit_holds_when_threads_take_over_from_ended_ones(blocks):
+    idle = blocks.Blocks(64)
+    together = threading.Barrier(4)
+
+    def push():
+        together.wait()
+        for block in range(1, 17):
+            idle.push(block)
+        together.wait()
+
+    in_threads(*[push] * 4)
+    assert idle.stats()["idle"] == 64
+    assert idle.pop()
+    in_threads(*[push] * 4)
+    for block in range(1, 17):
+        idle.push(block)
+    assert idle.stats()["idle"] == 64
+
+
 @pytest.mark.skipif(not FREE_THREADED, reason="any thread may take any block on the standard build")
 def test_pinned_blocks_of_an_ended_thread_are_let_go(blocks):
     idle = blocks.Blocks(1000, True)

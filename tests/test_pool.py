@@ -831,6 +831,23 @@ def test_the_collector_sees_idle_objects():
     assert sum(isinstance(found, Thing) for found in gc.get_referents(pool)) == 3
 
 
+def test_a_collection_at_each_allocation():
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(20):
+            pool = ObjectPool(Resettable, max_size=20, prefill=20, name="x")
+            held = [pool.acquire() for _ in range(30)]
+            for thing in held:
+                pool.release(thing)
+            del held, thing
+            with pool.lease():
+                gc.collect()
+    finally:
+        gc.set_threshold(*before)
+    assert counts(pool, "pool_size", "aliased") == (20, 0)
+
+
 def test_a_finaliser_in_a_collected_cycle_may_still_call():
     results = []
 

@@ -1373,11 +1373,15 @@ cdef Clear clear_fields = (<PyTypeObject*>ObjectPool).tp_clear
 
 cdef int traverse_pool(PyObject* self, Visit visit, void* arg) noexcept:
     cdef int stopped = traverse_fields(self, visit, arg)
-    return stopped or freelist_visit((<ObjectPool>self).idle, visit, arg)
+    # A collection may come between the allocation of the pool and that of its freelist.
+    if stopped or (<ObjectPool>self).idle == NULL:
+        return stopped
+    return freelist_visit((<ObjectPool>self).idle, visit, arg)
 
 
 cdef int clear_pool(PyObject* self) noexcept:
-    pool_clear(<ObjectPool>self)
+    if (<ObjectPool>self).idle != NULL:
+        pool_clear(<ObjectPool>self)
     return clear_fields(self)
 
 
