@@ -347,6 +347,32 @@ def test_deleted_before_its_threads_end(blocks):
     assert blocks.gone == [5]
 
 
+def test_another_freelist_has_taken_the_slot_when_a_thread_ends(blocks):
+    idle = [blocks.Blocks(100)]
+    ready, go_on = threading.Event(), threading.Event()
+
+    def use():
+        idle[0].push(5)
+        ready.set()
+        go_on.wait()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    ready.wait()
+    idle.clear()
+    gc.collect()
+    others = [blocks.Blocks(100) for _ in range(3)]
+    for other in others:
+        for block in range(1, 11):
+            other.push(block)
+    go_on.set()
+    thread.join()
+    assert blocks.gone == [5]
+    for other in others:
+        assert other.stats()["idle"] == 10
+        assert [other.pop() for _ in range(11)] == [*range(10, 0, -1), 0]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child_takes_over_the_blocks_of_the_threads_it_lost(blocks):

@@ -220,7 +220,21 @@ def test_goes_past_aliased_objects_to_one_that_is_free():
         pool.release(thing)
     del things[0], thing
     assert id(pool.acquire()) == address
+    assert counts(pool, "aliased", "reused", "pool_size") == (3, 1, 1)
+    pool.acquire()
     assert counts(pool, "aliased", "reused", "pool_size") == (4, 1, 0)
+
+
+@pytest.mark.parametrize("max_idle", [None, 1000.0])
+def test_a_name_that_lives_on_in_a_loop_costs_no_object(max_idle):
+    pool = ObjectPool(Thing, prefill=10, max_idle=max_idle)
+    for _ in range(100):
+        thing = pool.acquire()
+        pool.release(thing)
+    for _ in range(100):
+        with pool.lease() as thing:
+            assert thing
+    assert counts(pool, "created", "reused", "aliased", "pool_size") == (10, 200, 0, 10)
 
 
 def test_releasing_twice_is_harmless():
@@ -1277,7 +1291,7 @@ def test_the_interpreter_ends_well():
 
 
 class PoolAgainstAModel(RuleBasedStateMachine):
-    """The model: a list of idle objects, last in first out, and what the caller still holds."""
+    """The model: a list of idle objects, the last but one goes first, and what the caller still holds."""
 
     def __init__(self):
         super().__init__()
@@ -1302,12 +1316,13 @@ class PoolAgainstAModel(RuleBasedStateMachine):
     @rule()
     def acquire(self):
         thing = self.pool.acquire()
-        while self.idle and (self.idle[-1] in self.held or self.idle.count(self.idle[-1]) > 1):
-            self.idle.pop()
+        while self.idle:
+            number = self.idle.pop(-2 if len(self.idle) > 1 else -1)
+            if number not in self.held and number not in self.idle:
+                assert thing.number == number
+                self.counts["reused"] += 1
+                break
             self.counts["aliased"] += 1
-        if self.idle:
-            assert thing.number == self.idle.pop()
-            self.counts["reused"] += 1
         else:
             assert thing.number == self.number
             self.counts["created"] += 1

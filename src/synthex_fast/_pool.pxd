@@ -170,8 +170,27 @@ cdef bint freelist_make_room(Freelist* self, Magazine* mine) noexcept nogil
 cdef bint freelist_push_depot(Freelist* self, void* block, double since) noexcept nogil
 
 
-cdef inline void* freelist_pop_since(Freelist* self, double* since) noexcept nogil:
-    """`freelist_pop`, and since when the block was idle; `since` is NULL where the freelist is not timed."""
+cdef inline void* stack_pop(Stack* stack, double* since, bint spare_last) noexcept nogil:
+    cdef Py_ssize_t last = stack.top - 1
+    cdef void* block = stack.blocks[last]
+    cdef double idle_since = 0.0
+    if since != NULL:
+        idle_since = stack.since[last]
+    if spare_last and last > stack.base:
+        stack.blocks[last - 1], block = block, stack.blocks[last - 1]
+        if since != NULL:
+            stack.since[last - 1], idle_since = idle_since, stack.since[last - 1]
+    stack.top = last
+    stack.counts[<int>REUSED] += 1
+    if since != NULL:
+        since[0] = idle_since
+    return block
+
+
+cdef inline void* freelist_pop_as(Freelist* self, double* since, bint spare_last) noexcept nogil:
+    """`freelist_pop` with more to say: `since` gets the time when the block went idle (NULL where the
+    freelist is
+    not timed), `spare_last` leaves the block pushed last where there is another one."""
     cdef Stack* stack
     cdef Magazine* mine
     cdef void* block
@@ -186,27 +205,19 @@ cdef inline void* freelist_pop_since(Freelist* self, double* since) noexcept nog
         if unlikely(stack.top == stack.base):
             spin_unlock(&mine.lock)
             return freelist_refill(self, mine, since)
-        stack.top -= 1
-        stack.counts[<int>REUSED] += 1
-        block = stack.blocks[stack.top]
-        if since != NULL:
-            since[0] = stack.since[stack.top]
+        block = stack_pop(stack, since, spare_last)
         spin_unlock(&mine.lock)
         return block
     stack = &self.stack
     if stack.top == stack.base:
         stack.counts[<int>MISSED] += 1
         return NULL
-    stack.top -= 1
-    stack.counts[<int>REUSED] += 1
-    if since != NULL:
-        since[0] = stack.since[stack.top]
-    return stack.blocks[stack.top]
+    return stack_pop(stack, since, spare_last)
 
 
 cdef inline void* freelist_pop(Freelist* self) noexcept nogil:
     """The block that this thread pushed last, or another one, or NULL where there is none."""
-    return freelist_pop_since(self, NULL)
+    return freelist_pop_as(self, NULL, False)
 
 
 cdef inline bint freelist_push_since(Freelist* self, void* block, bint timed, double since) noexcept nogil:

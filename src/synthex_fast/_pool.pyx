@@ -957,21 +957,24 @@ cdef void pool_clear(ObjectPool pool) noexcept:
 cdef object pool_acquire_timed(ObjectPool pool):
     cdef double now = monotonic_coarse()
     cdef double since
+    cdef Py_ssize_t due = 0
     cdef PyObject* obj
     pool_let_due_go(pool, now)
-    while True:
-        obj = <PyObject*>freelist_pop_since(pool.idle, &since)
+    while due < DUE:
+        obj = <PyObject*>freelist_pop_as(pool.idle, &since, True)
         if obj == NULL:
-            return pool_make(pool)
+            break
         if since <= now - pool.idle_seconds:
-            # The warmest one is due, so all are; the rest of them goes a few at a time.
+            # So are all the colder ones; they go a few at a time.
+            due += 1
             freelist_note(pool.idle, REUSED, -1)
             freelist_note(pool.idle, DISCARDED, 1)
             decref(obj)
-            return pool_make(pool)
-        if likely(uniquely_referenced(obj)):
+        elif likely(uniquely_referenced(obj)):
             return steal(obj)
-        pool_let_alias_go(pool, obj)
+        else:
+            pool_let_alias_go(pool, obj)
+    return pool_make(pool)
 
 
 cdef void pool_let_alias_go(ObjectPool pool, PyObject* obj) noexcept:
@@ -986,7 +989,8 @@ cdef object pool_acquire(ObjectPool pool):
     if unlikely(pool.timed):
         return pool_acquire_timed(pool)
     while True:
-        obj = <PyObject*>freelist_pop(pool.idle)
+        # The last one spared: in `for ...: x = pool.acquire(); ...; pool.release(x)` the name still holds it.
+        obj = <PyObject*>freelist_pop_as(pool.idle, NULL, True)
         if unlikely(obj == NULL):
             return pool_make(pool)
         if likely(uniquely_referenced(obj)):
