@@ -81,6 +81,15 @@ class Slotted:
         self.score = i * 1.5
 
 
+class Point:
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
+
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
 @dataclasses.dataclass
 class Data:
     name: str
@@ -126,6 +135,9 @@ REALISTIC = {
     "integers as keys": lambda i: {i + 1000 + j: float(j) for j in range(50)},
     "a list of instances": lambda i: [Instance(i + j) for j in range(30)],
     "instances whose __dict__ was asked for": lambda i: [with_dict_shown(i + j) for j in range(30)],
+    "instances with little in them": lambda i: [Point(1, 2) for _ in range(30)],
+    "named tuples": lambda i: [Pair(1, 2) for _ in range(30)],
+    "short lists": lambda i: [[None] for _ in range(30)],
     "slots": lambda i: [Slotted(i + j) for j in range(30)],
     "dataclass": lambda i: Data(fresh(f"data {i}"), i + 0.5, by_code(i)),
     "deque": lambda i: collections.deque(fresh(f"entry {i + j}") for j in range(100)),
@@ -435,6 +447,26 @@ def test_subclasses_of_containers_count_contents_and_attributes():
     assert sizeof(text) > sizeof(text.note) + 100
 
 
+def test_values_of_dict_subclasses_count_once():
+    class Slotless(dict):
+        __slots__ = ()
+
+    made = Slotless({fresh("key"): fresh("text"), fresh("other key"): [1000.5]})
+    inside = sum(map(sizeof, [*made.keys(), *made.values()]))
+    assert sizeof(made) == sys.getsizeof(made) + inside
+    assert sizeof([made, made]) == sizeof([None, None]) + sizeof(made)
+
+
+def test_text_counts_its_cached_encoding():
+    import unicodedata
+
+    text = fresh("é" * 1000)
+    before = sys.getsizeof(text)
+    with pytest.raises(KeyError):
+        unicodedata.lookup(text)  # keeps the text as UTF-8, as many functions written in C do
+    assert sizeof(text) == sys.getsizeof(text) > before + 1000
+
+
 def test_a_changed_sizeof_is_noticed():
     class Changing:
         pass
@@ -589,15 +621,40 @@ def test_up_to_the_budget_nothing_is_estimated():
         lambda: {fresh(f"key {i}") for i in range(100_000)},
         lambda: {"rows": [[float(i)] for i in range(100_000)], "note": fresh("x" * 100_000), "more": [1.5]},
         lambda: [fresh("x" * 1_000_000), [float(i) for i in range(100_000)]],
+        lambda: [[[float(i) for i in range(100_000)] for _ in range(2)], fresh("x" * 10_000_000)],
         lambda: Plain([i + 0.5] for i in range(50_000)),
     ],
-    ids=["lists", "dicts", "instances", "deque", "set", "siblings after", "large text before", "subclass"],
+    ids=[
+        "lists",
+        "dicts",
+        "instances",
+        "deque",
+        "set",
+        "siblings",
+        "text before",
+        "text after two",
+        "subclass",
+    ],
 )
 def test_estimates_come_near(make):
     value = make()
     nbytes, estimated = sizeof_pair(None, value)
     assert estimated
     assert nbytes == pytest.approx(sizeof(value, budget=UNLIMITED), rel=0.1)
+
+
+def test_budget_bounds_what_is_held_and_what_is_skipped():
+    waiting = collections.deque([] for _ in range(100_000))
+    emptied = set(range(100_000))
+    for i in range(99_999):
+        emptied.discard(i)
+    tracemalloc.start()
+    try:
+        assert sizeof_pair(None, waiting, budget=100)[1]
+        assert sizeof_pair(None, emptied, budget=100)[1]
+        assert tracemalloc.get_traced_memory()[1] < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_budget_must_be_a_positive_integer():

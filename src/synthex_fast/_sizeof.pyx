@@ -522,6 +522,9 @@ cdef int describe(TypeObject* type, TypeEntry* entry) except -1:
     entry.treatment = treatment_of(type)
     entry.fixed = pre_header(type) + type.tp_basicsize
     entry.each = type.tp_itemsize
+    if type.tp_flags & Py_TPFLAGS_HEAPTYPE:
+        # Their common allocator leaves room for one item more, a sentinel.
+        entry.fixed += entry.each
     entry.sizer = NULL
     if entry.treatment != NOTHING:
         method = (<object>(<PyObject*>type)).__sizeof__
