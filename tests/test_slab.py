@@ -59,7 +59,7 @@ def snapshot(buffer):
 
 
 def holds(buffer, expected):
-    """The buffer's columns say what these responses say, and its codes are dense and in the order of first use."""
+    """The columns say what these responses say; codes are dense and in the order of first use."""
     columns = buffer.columns()
     assert len(buffer) == len(expected)
     assert columns.confidence.tolist() == [r.confidence for r in expected]
@@ -360,7 +360,7 @@ def test_a_full_buffer_without_a_handler():
         lambda: buffer.add_batch([answer()]),
         lambda: buffer.add_batch(iter([answer()])),
     ):
-        with pytest.raises(BufferFullError, match="holds 3 of 3.*nothing was added") as caught:
+        with pytest.raises(BufferFullError, match=r"holds 3 of 3.*nothing was added") as caught:
             attempt()
         assert isinstance(caught.value, OverflowError)
     assert holds(buffer, rows)
@@ -1377,7 +1377,7 @@ class PlainBuffer:
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """The buffer and the list, each with a handler that refuses, adds behind and flushes again as it is told to."""
+    """The buffer and the list, each with a handler that refuses, adds and flushes again as it is told."""
 
     response = st.builds(answer, st.sampled_from("pqrstu"), st.sampled_from("vwxyz"), st.floats(0, 1))
 

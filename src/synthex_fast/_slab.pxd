@@ -1,4 +1,4 @@
-"""A slab of responses: columns, the responses themselves and two code tables in one block, and the buffer on it."""
+"""A slab of responses (columns, the responses, two code tables: one block of memory) and the buffer on it."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
@@ -49,8 +49,26 @@ cdef struct Row:
 
 cdef Slab* slab_new(Py_ssize_t capacity) except NULL
 cdef void slab_release(Slab* self) noexcept
-cdef int32_t code_of(CodeTable* self, PyObject* id) noexcept
-cdef int32_t code_find(const CodeTable* self, PyObject* id) noexcept
+cdef int32_t code_find(const CodeTable* self, PyObject* id) noexcept    # -1: none
+cdef int32_t code_seek(CodeTable* self, PyObject* id) noexcept
+
+
+cdef inline int32_t code_of(CodeTable* self, PyObject* id) noexcept:
+    """The code of a plain str, a new one if need be; the caller has seen to the room.
+
+    Responses come in runs (one query, then the experts in their usual order), so the code of the last call
+    and the one after it are tried first.
+    """
+    cdef int32_t code = self.last
+    if self.ids[code] == id:
+        return code
+    code += 1
+    if code >= self.used:
+        code = 0
+    if self.ids[code] == id:
+        self.last = code
+        return code
+    return code_seek(self, id)
 
 
 cdef class SlabView:

@@ -1,7 +1,7 @@
 """`ResponseBuffer`: responses collected in one slab, with columns that numpy reads without a copy.
 
-All memory is claimed at construction. Adding a response writes one number into each column and takes one reference;
-the ids become codes on the way, through a hash table that lies in the slab too.
+All memory is claimed at construction. Adding a response writes one number into each column and takes one
+reference; the ids become codes on the way, through a hash table that lies in the slab too.
 """
 
 cimport cython
@@ -12,7 +12,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.tuple cimport PyTuple_New
 from libc.math cimport ceil
 from libc.stdint cimport INT32_MAX, int32_t, uint32_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 from synthex_fast._records cimport PooledExpertResponse
 from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
@@ -27,6 +27,8 @@ from synthex_fast.errors import (
     type_error,
     value_error,
 )
+
+__all__ = ["Aggregate", "AggregateRow", "Columns", "ResponseBuffer"]
 
 
 cdef extern from *:
@@ -67,9 +69,9 @@ cdef extern from *:
     }
 
     static inline Py_ssize_t synthex_str_nbytes(PyObject *o) {
-        return PyUnicode_IS_ASCII(o)
-            ? (Py_ssize_t)sizeof(PyASCIIObject) + PyUnicode_GET_LENGTH(o) + 1
-            : (Py_ssize_t)sizeof(PyCompactUnicodeObject) + (PyUnicode_GET_LENGTH(o) + 1) * (Py_ssize_t)PyUnicode_KIND(o);
+        Py_ssize_t text = (PyUnicode_GET_LENGTH(o) + 1) * (Py_ssize_t)PyUnicode_KIND(o);
+        Py_ssize_t head = PyUnicode_IS_ASCII(o) ? sizeof(PyASCIIObject) : sizeof(PyCompactUnicodeObject);
+        return head + text;
     }
 
     #define synthex_type_nbytes(o) Py_TYPE(o)->tp_basicsize
@@ -180,24 +182,6 @@ cdef int32_t code_seek(CodeTable* self, PyObject* id) noexcept:
     return self.last
 
 
-cdef inline int32_t code_of(CodeTable* self, PyObject* id) noexcept:
-    """The code of a plain str, a new one if need be; the caller has seen to the room.
-
-    Responses come in runs (one query, then the experts in their usual order), so the code of the last call and the one
-    after it are tried first.
-    """
-    cdef int32_t code = self.last
-    if self.ids[code] == id:
-        return code
-    code += 1
-    if code >= self.used:
-        code = 0
-    if self.ids[code] == id:
-        self.last = code
-        return code
-    return code_seek(self, id)
-
-
 cdef void table_wipe(CodeTable* self) noexcept:
     """Every entry is free again; the ids stay."""
     cdef size_t slot
@@ -224,7 +208,7 @@ cdef void table_drop_ids(CodeTable* self, int32_t first) noexcept:
 
 
 cdef void table_recode(CodeTable* self, int32_t* column, Py_ssize_t rows) noexcept:
-    """Give the ids in `column` the codes of their first use there, and let all other ids go. No entry is in use."""
+    """Give the ids in `column` the codes of their first use there, let others go. No entry is in use."""
     cdef int32_t used = self.used
     # The free entries serve as scratch: two numbers for each id, where each has more than one entry of two.
     cdef int32_t* new_code = <int32_t*>self.entries     # of the id now in place i; -1: not needed
@@ -233,8 +217,6 @@ cdef void table_recode(CodeTable* self, int32_t* column, Py_ssize_t rows) noexce
     cdef int32_t i
     cdef int32_t old
     cdef Py_ssize_t row
-    cdef size_t slot
-    cdef Py_hash_t hash
     cdef PyObject* id
     memset(new_code, 0xff, <size_t>used * sizeof(int32_t))
     for row in range(rows):
@@ -371,7 +353,13 @@ cdef void slab_copy(Slab* to, const Slab* self, Py_ssize_t first, Py_ssize_t row
 
 
 cdef inline void slab_write(
-    Slab* self, Py_ssize_t row, PyObject* response, PyObject* query, PyObject* expert, double confidence, double timestamp
+    Slab* self,
+    Py_ssize_t row,
+    PyObject* response,
+    PyObject* query,
+    PyObject* expert,
+    double confidence,
+    double timestamp,
 ) noexcept:
     self.confidence[row] = confidence
     self.timestamp[row] = timestamp
@@ -392,7 +380,7 @@ cdef class SlabView:
         slab_release(self.slab)
 
     def __reduce__(self):
-        raise ArgumentTypeError("a view of a ResponseBuffer can't be pickled or copied; the numpy columns can")
+        raise ArgumentTypeError("a view of a buffer can't be pickled or copied; the numpy columns can")
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         if flags & PyBUF_WRITABLE == PyBUF_WRITABLE:
@@ -427,9 +415,9 @@ cdef object column(SlabView view, void* start, str dtype):
 cdef class Columns:
     """The columns of a `ResponseBuffer` as read-only numpy arrays, by attribute or by name as in a mapping.
 
-    `confidence` and `timestamp` (seconds since the epoch, UTC) are float64; `query` and `expert` are int32 codes:
-    ``columns.queries[code]`` and ``columns.experts[code]`` are the ids. Arrays and ids stay what they are,
-    whatever becomes of the buffer.
+    `confidence` and `timestamp` (seconds since the epoch, UTC) are float64; `query` and `expert` are int32
+    codes: ``columns.queries[code]`` and ``columns.experts[code]`` are the ids. Arrays and ids stay what
+    they are, whatever becomes of the buffer.
 
     >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
     >>> buffer = ResponseBuffer(capacity=10)
@@ -447,12 +435,12 @@ cdef class Columns:
 
     @property
     def queries(self):
-        """The query ids: a tuple, a code of `query` is an index into it. Made anew at each access, O(ids)."""
+        """The query ids: a tuple, a code of `query` is an index into it. Made at each access, O(ids)."""
         return table_ids(&self.view.slab.queries, self.view.queries)
 
     @property
     def experts(self):
-        """The expert ids: a tuple, a code of `expert` is an index into it. Made anew at each access, O(ids)."""
+        """The expert ids: a tuple, a code of `expert` is an index into it. Made at each access, O(ids)."""
         return table_ids(&self.view.slab.experts, self.view.experts)
 
     def keys(self):
@@ -491,7 +479,7 @@ cdef class Columns:
         return f"<Columns of {self.view.rows} responses: {', '.join(COLUMN_NAMES)}>"
 
     def __reduce__(self):
-        raise ArgumentTypeError("Columns can't be pickled or copied; the arrays in them can, and so can dict(columns)")
+        raise ArgumentTypeError("Columns can't be pickled or copied; dict(columns) can")
 
 
 cdef tuple COLUMN_NAMES = ("confidence", "timestamp", "query", "expert")
@@ -501,8 +489,10 @@ cdef tuple COLUMN_NAMES = ("confidence", "timestamp", "query", "expert")
 
 @cython.final
 cdef class AggregateRow:
-    """What the answers to one query come to: `count`, `mean` and population `variance` of their confidence, and the
-    ids of the `experts` who gave them, a frozenset.
+    """What the answers to one query come to.
+
+    `count`, `mean` and population `variance` of their confidence, and the ids of the `experts` who gave them,
+    a frozenset.
 
     >>> row = AggregateRow(2, 0.8, 0.01, ["ada", "bob"])
     >>> row.consensus, sorted(row.experts)
@@ -519,7 +509,7 @@ cdef class AggregateRow:
 
     @property
     def consensus(self):
-        """"high" where variance < 0.05 and mean > 0.7, "medium" where variance < 0.1 and mean > 0.5, else "low"."""
+        """high where variance < 0.05 and mean > 0.7, medium where variance < 0.1 and mean > 0.5, else low."""
         if self.variance < 0.05 and self.mean > 0.7:
             return "high"
         if self.variance < 0.1 and self.mean > 0.5:
@@ -556,8 +546,14 @@ cdef class AggregateRow:
 cdef class Aggregate:
     """A read-only mapping from query id to `AggregateRow`, in the order in which the queries were first seen.
 
-    It is a copy of what the buffer held when `ResponseBuffer.aggregate` made it, and does not change. Rows are made when
-    they are read: a look-up is O(answers to that query).
+    It is a copy of what the buffer held when `ResponseBuffer.aggregate` made it, and does not change. Rows
+    are made when they are read: a look-up is O(answers to that query).
+
+    >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
+    >>> buffer = ResponseBuffer(capacity=10)
+    >>> buffer.add(PooledExpertResponse("q1", "ada", confidence=1.0))
+    >>> {query: (row.count, row.consensus) for query, row in buffer.aggregate().items()}
+    {'q1': (1, 'high')}
     """
 
     def __init__(self):
@@ -678,9 +674,10 @@ cdef Aggregate aggregate_new(SlabView view):
     self.queries.mask = entries - 1
     self.expert = <int32_t*>(self.queries.entries + entries)
 
-    # Sums first, then the squares of what is left without the mean, corrected for the rounding of the mean (Chan, Golub,
-    # LeVeque, "Algorithms for Computing the Sample Variance", 1983). On the way the experts are sorted by query:
-    # start[q + 2] counts, then start[q + 1] is where the next answer to q goes, and in the end where q's answers end.
+    # Sums first, then the squares of what is left without the mean, corrected for the rounding of the mean
+    # (Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983). On the way the experts
+    # are sorted by query: start[q + 2] counts, then start[q + 1] is where the next answer to q goes, and in
+    # the end where q's answers end.
     for row in range(view.rows):
         query = slab.query[row]
         self.mean[query] += slab.confidence[row]
@@ -697,7 +694,8 @@ cdef Aggregate aggregate_new(SlabView view):
         self.start[query + 1] += 1
     for query in range(view.queries):
         count = self.start[query + 1] - self.start[query]
-        self.variance[query] = (self.variance[query] - rest[query] * rest[query] / <double>count) / <double>count
+        self.variance[query] -= rest[query] * rest[query] / <double>count
+        self.variance[query] /= <double>count
     for query in range(view.queries):
         Py_INCREF(slab.queries.ids[query])
         self.queries.ids[query] = slab.queries.ids[query]
@@ -729,7 +727,7 @@ cdef Py_ssize_t sole_nbytes(PyObject* response) noexcept:
 
 
 cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
-    """Fill the row with what the response says now, strong references included. A lone response has index -1."""
+    """Fill the row with what the response says now, and strong references. A lone response has index -1."""
     cdef PooledExpertResponse response
     cdef object query
     cdef object expert
@@ -771,25 +769,27 @@ cdef Py_ssize_t positive(str name, object value) except -1:
 cdef class ResponseBuffer:
     """A buffer of expert responses, of fixed size, with a cap on the batches it takes.
 
-    `capacity` responses fit, `add_batch` takes at most `max_batch` at a time. With `on_flush` the buffer hands its
-    responses to that handler, as a list, when it holds ``flush_threshold * capacity`` of them after an addition, or when an
-    addition finds no room; without one a full buffer raises `BufferFullError`.
+    `capacity` responses fit, `add_batch` takes at most `max_batch` at a time. With `on_flush` the buffer
+    hands its responses to that handler, as a list, when it holds ``flush_threshold * capacity`` of them
+    after an addition, or when an addition finds no room; without one a full buffer raises
+    `BufferFullError`.
 
-    Adding allocates nothing and costs O(1) per response. The columns say what a response said when it was added.
-    A handler that raises loses nothing: the responses stay, in order, and the error reaches the caller. What the
-    caller was adding at that moment is in the buffer if there was room for it at the call, and is not if the handler was
-    called to make room. While the handler runs the buffer may be used, from this thread and others: additions go behind
-    the rows that are being flushed, as long as there is room, and a flush inside a flush takes nothing.
+    Adding allocates nothing and costs O(1) per response. The columns say what a response said when it was
+    added. A handler that raises loses nothing: the responses stay, in order, and the error reaches the
+    caller. What the caller was adding is in the buffer then, unless it was to make room for it that the
+    handler was called; ``stats["added"]`` tells. While the handler runs the buffer may be used, from this
+    thread and others: additions go behind the rows that are being flushed, as long as there is room, and a
+    flush inside a flush takes nothing.
 
     >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
     >>> buffer = ResponseBuffer(capacity=100, max_batch=10)
     >>> buffer.add(PooledExpertResponse("q1", "ada", confidence=0.9))
-    >>> buffer.add_batch([PooledExpertResponse("q1", "bob", confidence=0.7), PooledExpertResponse("q2", "ada")])
+    >>> buffer.add_batch(PooledExpertResponse(query, "bob", confidence=0.7) for query in ("q1", "q2"))
     2
     >>> len(buffer), buffer.aggregate()["q1"].consensus
     (3, 'high')
     >>> [response.expert_id for response in buffer.flush()]
-    ['ada', 'bob', 'ada']
+    ['ada', 'bob', 'bob']
     """
 
     def __cinit__(self):
@@ -826,7 +826,8 @@ cdef class ResponseBuffer:
             self.on_flush = on_flush
             self.nbytes = slab.nbytes + basic
             if on_flush is not None:
-                # A product that rounding puts a hair above the whole number it stands for must not cost one more row.
+                # A product that rounding puts a hair above the whole number it stands for must not cost one
+                # more row.
                 self.flush_at = max(<Py_ssize_t>1, <Py_ssize_t>ceil(threshold * <double>rows * (1.0 - 1e-12)))
         unlock(&self.guard)
         if not fresh:
@@ -834,7 +835,7 @@ cdef class ResponseBuffer:
             raise SynthexFastError("a ResponseBuffer can't be initialised twice")
 
     cdef bint store(self, Row* rows, Py_ssize_t n) noexcept:
-        """Add rows, all or, where there is no room, none. The references to the responses become the buffer's."""
+        """Add all rows, or none where there is no room. The references to the responses change hands."""
         cdef Py_ssize_t i
         lock(&self.guard)
         if not self.fits(n):
@@ -852,10 +853,9 @@ cdef class ResponseBuffer:
 
     cdef inline bint fits(self, Py_ssize_t n) noexcept:
         """Whether there is room for n rows, and for a new code for each."""
-        return (
-            n <= self.capacity - self.fill.count
-            and n <= min(self.capacity, <Py_ssize_t>(INT32_MAX - 1)) - max(self.fill.slab.queries.used, self.fill.slab.experts.used)
-        )
+        cdef Py_ssize_t codes = min(self.capacity, <Py_ssize_t>(INT32_MAX - 1))
+        codes -= max(self.fill.slab.queries.used, self.fill.slab.experts.used)
+        return n <= self.capacity - self.fill.count and n <= codes
 
     cdef inline void stored(self, Py_ssize_t n) noexcept:
         self.fill.count += n
@@ -866,9 +866,9 @@ cdef class ResponseBuffer:
     cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept:
         """Add responses straight from a list or tuple that nobody can change meanwhile.
 
-        The number added, 0 where there is no room, or -1 where an item is none of the plain kind and nothing was added.
-        Nothing in here runs Python code or allocates, which is what makes the borrowed references safe on the
-        standard build.
+        The number added, 0 where there is no room, or -1 where an item is none of the plain kind and
+        nothing was added. Nothing in here runs Python code or allocates, which is what makes the borrowed
+        references safe on the standard build.
         """
         cdef Py_ssize_t i
         cdef PyObject* item
@@ -910,7 +910,8 @@ cdef class ResponseBuffer:
         self.rejected += 1
         unlock(&self.guard)
         return BufferFullError(
-            f"no room for {n} more: the buffer holds {self.fill.count} of {self.capacity} responses; nothing was added"
+            f"no room for {n} more: the buffer holds {self.fill.count} of {self.capacity} responses; "
+            "nothing was added"
         )
 
     cdef object too_large(self, str n):
@@ -951,9 +952,9 @@ cdef class ResponseBuffer:
     def add(self, response):
         """Add one response. O(1), allocates nothing.
 
-        Raises `ArgumentTypeError` for anything but a PooledExpertResponse, and `BufferFullError` if there is no room
-        and no handler to make some, or if the handler is at work already. An error that the handler raises is passed on:
-        the response is in the buffer then, unless the buffer was full before.
+        Raises `ArgumentTypeError` for anything but a PooledExpertResponse, and `BufferFullError` if there
+        is no room and no handler to make some, or if the handler is at work already. An error that the
+        handler raises is passed on: the response is in the buffer then, unless it was to make room for it.
         """
         cdef PyObject* item = <PyObject*>response
         if FREE_THREADED or self.store_items(&item, 1) != 1:
@@ -962,12 +963,15 @@ cdef class ResponseBuffer:
             self.empty(False)
 
     def add_batch(self, responses):
-        """Add the responses of an iterable, all or none, and return how many. O(n); allocates nothing for a list or tuple.
+        """Add the responses of an iterable, all or none, and return how many.
 
-        Raises `BatchTooLargeError` for more than `max_batch` of them (an iterator is read to that number plus one and no
-        further), `ArgumentTypeError` if one is no PooledExpertResponse, and `BufferFullError` as `add` does; nothing was
-        added then. An error that the handler raises is passed on: the batch is in the buffer then, unless there was no
-        room for it before.
+        O(n). Allocates nothing for a list or tuple; the free-threaded build copies a list and reads long
+        batches into memory of their own.
+
+        Raises `BatchTooLargeError` for more than `max_batch` of them (an iterator is read to that number
+        plus one and no further), `ArgumentTypeError` if one is no PooledExpertResponse, and
+        `BufferFullError` as `add` does; nothing was added then. An error that the handler raises is passed
+        on: the batch is in the buffer then, unless the handler was to make room for it.
         """
         cdef PyObject* given = <PyObject*>responses
         cdef object items = responses
@@ -1014,7 +1018,7 @@ cdef class ResponseBuffer:
         return items
 
     cdef Py_ssize_t begin(self) noexcept:
-        """The rows that a flush starting now is about: 0 while another is at work. The caller holds the lock."""
+        """The rows that a flush starting now takes: 0 while another is at work. The caller holds the lock."""
         if self.flushing and (self.generation == forks or self.flusher == survivor):
             return 0
         # A flush begun before a fork by a thread that is not in this process never ends.
@@ -1024,7 +1028,7 @@ cdef class ResponseBuffer:
         return self.fill.count
 
     cdef list empty(self, bint wanted, Py_ssize_t* freed=NULL):
-        """Flush, and return the responses if they are wanted. All that may fail is done before anything changes."""
+        """Flush, and return the responses if wanted. What may fail is done before anything changes."""
         cdef Py_ssize_t rows
         cdef Py_ssize_t left
         cdef Py_ssize_t i
@@ -1054,7 +1058,7 @@ cdef class ResponseBuffer:
                 if wanted:
                     result = list(kept)
                 self.on_flush(list(kept))
-        except:
+        except BaseException:
             lock(&self.guard)
             self.flushing = False
             self.failed += 1
@@ -1095,8 +1099,8 @@ cdef class ResponseBuffer:
     cdef inline bint needs_spare(self) noexcept:
         """Whether a flush that ended now would lack a fresh slab to turn to. The caller holds the lock.
 
-        On the free-threaded build each flush takes one: letting ids or responses go may wait for another thread, which
-        must not happen under a lock, and the old slab is there until they are gone.
+        On the free-threaded build each flush takes one: letting ids or responses go may wait for another
+        thread, which must not happen under a lock, and the old slab is there until they are gone.
         """
         return self.fill.spare == NULL and (FREE_THREADED or slab_is_shared(self.fill.slab))
 
@@ -1114,17 +1118,18 @@ cdef class ResponseBuffer:
     def flush(self):
         """Take all responses out and return them as a list, in the order in which they were added; O(n).
 
-        With a handler they are handed to it first, as a list of its own; if it raises, they all stay. Empty while
-        a flush is at work, in the handler or in another thread: that one has taken them. Raises MemoryError
-        if there is no memory for the list, or for a fresh slab while columns are alive; nothing has changed then.
+        With a handler they are handed to it first, as a list of its own; if it raises, they all stay. Empty
+        while a flush is at work, in the handler or in another thread: that one has taken them. Raises
+        MemoryError if there is no memory for the list, or for a fresh slab while columns are alive; nothing
+        has changed then.
         """
         return self.empty(True)
 
     def trim(self, nbytes):
         """Flush through the handler, if there is one and `nbytes` is not 0; return the bytes freed, at least.
 
-        The buffer's own size never changes. What counts are the responses that nobody else holds when the handler is
-        done with them: each record with its content and reasoning. 0 without a handler.
+        The buffer's own size never changes. What counts are the responses that nobody else holds when the
+        handler is done with them: each record with its content and reasoning. 0 without a handler.
         """
         cdef object wanted
         cdef Py_ssize_t freed = 0
@@ -1160,11 +1165,11 @@ cdef class ResponseBuffer:
     def columns(self):
         """The columns as numpy arrays over the slab: read-only, of length ``len(buffer)``, no copy. O(1).
 
-        `confidence` and `timestamp` (seconds since the epoch, UTC) are float64, `query` and `expert` int32 codes, by
-        attribute or by name; ``columns.queries[code]`` is the id. What an array shows never changes, and it keeps
-        its memory alive: a flush leaves the slab to the arrays and goes on in a fresh one. Where no array is left it goes on
-        in the same one, except on the free-threaded build. Raises MemoryError; needs numpy, which is imported at
-        the first call.
+        `confidence` and `timestamp` (seconds since the epoch, UTC) are float64, `query` and `expert` int32
+        codes, by attribute or by name; ``columns.queries[code]`` is the id. What an array shows never
+        changes, and it keeps its memory alive: a flush leaves the slab to the arrays and goes on in a fresh
+        one. Where no array is left it goes on in the same one, except on the free-threaded build. Raises
+        MemoryError; needs numpy, which is imported at the first call.
         """
         cdef SlabView view = self.borrow()
         cdef Columns columns = Columns.__new__(Columns)
@@ -1177,26 +1182,27 @@ cdef class ResponseBuffer:
 
     @property
     def queries(self):
-        """The query ids: a tuple, a code of the `query` column is an index into it. Made at each access, O(ids)."""
+        """The query ids: a tuple, a code of the `query` column is an index into it. Made at each access."""
         cdef SlabView view = self.borrow()
         return table_ids(&view.slab.queries, view.queries)
 
     @property
     def experts(self):
-        """The expert ids: a tuple, a code of the `expert` column is an index into it. Made at each access, O(ids)."""
+        """The expert ids: a tuple, a code of the `expert` column is an index into it. Made at each access."""
         cdef SlabView view = self.borrow()
         return table_ids(&view.slab.experts, view.experts)
 
     def aggregate(self):
         """What the answers to each query come to: a read-only mapping from query id to `AggregateRow`. O(n).
 
-        Count, mean and population variance of the confidence are worked out now, in C, from the columns; a row and its set
-        of experts are made when it is read. The mapping keeps nothing of the buffer and does not change.
+        Count, mean and population variance of the confidence are worked out now, in C, from the columns; a
+        row and its set of experts are made when it is read. The mapping keeps nothing of the buffer and
+        does not change.
 
         >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
         >>> buffer = ResponseBuffer()
-        >>> buffer.add_batch(PooledExpertResponse("q1", name, confidence=c) for name, c in [("ada", 1.0), ("bob", 0.5)])
-        2
+        >>> buffer.add(PooledExpertResponse("q1", "ada", confidence=1.0))
+        >>> buffer.add(PooledExpertResponse("q1", "bob", confidence=0.5))
         >>> buffer.aggregate()["q1"]
         AggregateRow(count=2, mean=0.75, variance=0.0625, experts={'ada', 'bob'}, consensus='medium')
         """
@@ -1206,9 +1212,10 @@ cdef class ResponseBuffer:
     def stats(self):
         """Counts since construction, as a dict.
 
-        ``added`` responses, ``batches`` (calls of `add_batch` that succeeded), ``flushed`` responses, ``flushes``,
-        ``failed`` (flushes that failed, the handler's errors for the most part), ``rejected`` (calls refused because
-        of the cap or for want of room) and ``high_water`` (the most responses held at once).
+        ``added`` responses, ``batches`` (calls of `add_batch` that succeeded), ``flushed`` responses,
+        ``flushes``, ``failed`` (flushes that failed, the handler's errors for the most part), ``rejected``
+        (calls refused because of the cap or for want of room) and ``high_water`` (the most responses held
+        at once).
         """
         cdef int64_t added, batches, flushed, flushes, failed, rejected
         cdef Py_ssize_t high_water
@@ -1241,7 +1248,9 @@ cdef class ResponseBuffer:
         return f"<{type(self).__name__} of {self.fill.count} responses, capacity {self.capacity}>"
 
     def __reduce__(self):
-        raise ArgumentTypeError(f"a {type(self).__name__} can't be pickled or copied; the list that flush() returns can")
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied; the list that flush() returns can"
+        )
 
 
 # The collector and the responses ----------------------------------------------------------------------------
@@ -1281,8 +1290,8 @@ cdef int clear(PyObject* self) noexcept:
 
 
 cdef void dealloc(PyObject* self) noexcept:
-    # Weak references go first: what the responses run as they go must not find the buffer through one. This is why
-    # it is not done in __dealloc__, where the count of references is not 0.
+    # Weak references go first: what the responses run as they go must not find the buffer through one. This
+    # is why it is not done in __dealloc__, where the count of references is not 0.
     cdef Fill* fill = fill_of(self)
     PyObject_GC_UnTrack(self)
     PyObject_ClearWeakRefs(self)
