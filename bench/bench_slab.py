@@ -9,7 +9,7 @@ EXPERTS = 5
 
 
 def _responses(shared_ids=True):
-    """1,000 responses, five to a query, experts in the same order; without shared ids each has its own text."""
+    """1,000 responses, five to a query, experts in order; without shared ids each has a text of its own."""
     from synthex_fast import PooledExpertResponse
 
     experts = [f"expert-{n}" for n in range(EXPERTS)]

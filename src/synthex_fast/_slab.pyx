@@ -23,7 +23,6 @@ from synthex_fast.errors import (
     ArgumentTypeError,
     BatchTooLargeError,
     BufferFullError,
-    SynthexFastError,
     type_error,
     value_error,
 )
@@ -412,6 +411,7 @@ cdef object column(SlabView view, void* start, str dtype):
 
 
 @cython.final
+@cython.collection_type("mapping")
 cdef class Columns:
     """The columns of a `ResponseBuffer` as read-only numpy arrays, by attribute or by name as in a mapping.
 
@@ -436,12 +436,12 @@ cdef class Columns:
     @property
     def queries(self):
         """The query ids: a tuple, a code of `query` is an index into it. Made at each access, O(ids)."""
-        return table_ids(&self.view.slab.queries, self.view.queries)
+        return () if self.view is None else table_ids(&self.view.slab.queries, self.view.queries)
 
     @property
     def experts(self):
         """The expert ids: a tuple, a code of `expert` is an index into it. Made at each access, O(ids)."""
-        return table_ids(&self.view.slab.experts, self.view.experts)
+        return () if self.view is None else table_ids(&self.view.slab.experts, self.view.experts)
 
     def keys(self):
         """The names of the columns."""
@@ -476,7 +476,8 @@ cdef class Columns:
         return len(COLUMN_NAMES)
 
     def __repr__(self):
-        return f"<Columns of {self.view.rows} responses: {', '.join(COLUMN_NAMES)}>"
+        rows = 0 if self.view is None else self.view.rows
+        return f"<Columns of {rows} responses: {', '.join(COLUMN_NAMES)}>"
 
     def __reduce__(self):
         raise ArgumentTypeError("Columns can't be pickled or copied; dict(columns) can")
@@ -542,6 +543,7 @@ cdef class AggregateRow:
 
 
 @cython.final
+@cython.collection_type("mapping")
 @cython.no_gc              # it leads to str objects only, which lead nowhere
 cdef class Aggregate:
     """A read-only mapping from query id to `AggregateRow`, in the order in which the queries were first seen.
@@ -832,7 +834,7 @@ cdef class ResponseBuffer:
         unlock(&self.guard)
         if not fresh:
             slab_release(slab)
-            raise SynthexFastError("a ResponseBuffer can't be initialised twice")
+            raise ArgumentTypeError("a ResponseBuffer can't be initialised twice")
 
     cdef bint store(self, Row* rows, Py_ssize_t n) noexcept:
         """Add all rows, or none where there is no room. The references to the responses change hands."""
@@ -980,13 +982,13 @@ cdef class ResponseBuffer:
         cdef bint sequence = is_list_or_tuple(given)
         if not sequence:
             items = self.collect(responses)
-        elif FREE_THREADED and is_list(given):
-            # Another thread may change the list at any moment.
-            n = items_count(given)
-            items = PyList_GetSlice(responses, 0, n)
         n = items_count(<PyObject*>items)
         if n > self.max_batch:
             raise self.too_large(str(n))
+        if FREE_THREADED and is_list(given):
+            # Another thread may change the list at any moment.
+            items = PyList_GetSlice(responses, 0, n)
+            n = items_count(<PyObject*>items)
         if n == 0:
             return 0
         stored = -1
