@@ -1067,7 +1067,7 @@ cdef class TTLDict:
         """Evict until about `nbytes` bytes are free (due entries first); returns the bytes freed. O(entries freed).
 
         >>> d = TTLDict()
-        >>> d["a"] = "x" * 1000
+        >>> d["a"] = bytes(1000)
         >>> d.trim(1) >= 1000
         True
         """
