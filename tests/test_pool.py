@@ -840,6 +840,16 @@ def test_cycles_through_idle_objects_are_collected():
     assert reference() is None
 
 
+def test_a_cycle_that_only_the_pool_can_break():
+    pool = ObjectPool(list, prefill=0)
+    # The collector can't empty a tuple, so it must empty the pool.
+    pool.release((pool,))
+    reference = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert reference() is None
+
+
 def test_the_collector_sees_idle_objects():
     pool = ObjectPool(Thing, prefill=3)
     assert sum(isinstance(found, Thing) for found in gc.get_referents(pool)) == 3
