@@ -768,6 +768,30 @@ def test_the_order_of_idle_times_survives_use():
     assert pool._sweep(10.0, time.monotonic() + 101) == math.inf
 
 
+def test_idle_times_stay_with_their_objects_when_memory_moves():
+    pool = ObjectPool(Thing, 32, prefill=16, max_idle=100.0)
+    time.sleep(0.05)
+    between = time.monotonic()
+    time.sleep(0.05)
+    for _ in range(16):
+        pool.release(Thing())  # grows
+    for _ in range(16):
+        pool.trim(1)
+    for _ in range(10):
+        pool.release(Thing())  # moves down
+    assert pool._sweep(10.0, between + 100) > between + 100
+    assert len(pool) == 26
+    pool = ObjectPool(Thing, 64, prefill=16, max_idle=100.0)
+    time.sleep(0.05)
+    between = time.monotonic()
+    time.sleep(0.05)
+    for _ in range(24):
+        pool.release(Thing())
+    pool.nbytes  # noqa: B018
+    pool._sweep(10.0, between + 100)
+    assert len(pool) == 24
+
+
 # --- being a Python object ---
 
 
