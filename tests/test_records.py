@@ -957,6 +957,54 @@ def test_who_is_tracked():
     assert gc.is_tracked(q)
 
 
+def test_no_list_out_of_the_collectors_sight_gets_into_anybodys_hands():
+    q = query(tags=["a"], constraints=["b"])
+    values, _ = q.__getstate__()
+    assert all(gc.is_tracked(value) for value in values if isinstance(value, list))
+    twin = copy.copy(q)
+    for name in ("tags", "constraints"):
+        assert gc.is_tracked(getattr(twin, name))
+        assert getattr(q, name) == getattr(twin, name)
+        assert gc.is_tracked(getattr(q, name))
+
+    class Thief(list):
+        def __eq__(self, other):
+            stolen.append(other)
+            return True
+
+        __hash__ = None
+
+    stolen = []
+    q, other = (query(tags=["a"], id="x", created_at=NOW) for _ in range(2))
+    other.__setstate__(((*other.__getstate__()[0][:8], Thief(["a"]), *other.__getstate__()[0][9:]), None))
+    assert q == other
+    assert stolen
+    assert all(map(gc.is_tracked, stolen))
+
+
+def test_idle_containers_are_out_of_sight():
+    q = query(tags=["a"])
+    q.context["b"] = 1
+    q.tags.append("c")
+    addresses = {id(q.context), id(q.tags)}
+    del q
+    assert not [found for found in gc.get_objects() if id(found) in addresses]
+
+
+def test_a_time_set_while_another_is_made():
+    class Zone(tzinfo):
+        def utcoffset(self, when):
+            q.created_at = None
+            return timedelta(0)
+
+        def dst(self, when):
+            return timedelta(0)
+
+    q = query(created_at=NOW)
+    q.created_at = datetime(2001, 1, 1, tzinfo=Zone())
+    assert q.created_at.year == 2001
+
+
 def test_memory_used_again_is_not_tracked():
     q = query(context={})
     address = id(q)

@@ -564,23 +564,32 @@ cdef PyObject* id_of(PyObject* op) except NULL:
 
 
 cdef PyObject* moment_of(PyObject* op) except NULL:
+    cdef Record* self = <Record*>op
     cdef PyObject* value = peek(op, MOMENT)
     cdef PyObject* made
-    if value != NULL:
-        return value
-    made = moment_at((<Record*>op).seconds)
-    value = settle(op, MOMENT, made)
-    Py_DECREF(made)
+    cdef double seconds
+    cdef Section section
+    while value == NULL:
+        seconds = self.seconds
+        made = moment_at(seconds)
+        hold(&section, op)
+        # Making it ran Python code, and that may have set another time.
+        if self.slots[MOMENT] == NULL and self.seconds == seconds:
+            self.slots[MOMENT] = Py_NewRef(made)
+        value = Py_XNewRef(self.slots[MOMENT])
+        let(&section)
+        Py_DECREF(made)
     return value
 
 
-cdef PyObject* contents(PyObject* op, int slot) noexcept:
-    """A new reference to a container that holds something of the user's, or NULL; it stays unseen."""
+cdef PyObject* contents(PyObject* op, int slot, bint* shown) noexcept:
+    """A new reference to a container that holds something of the user's, or NULL, and whether Python code knows it."""
     cdef Section section
     cdef PyObject* value = NULL
     hold(&section, op)
     if (<Record*>op).state & (LIVE << (slot - FIRST_CONTAINER)):
         value = Py_NewRef((<Record*>op).slots[slot])
+        shown[0] = (<Record*>op).state & (SHOWN << (slot - FIRST_CONTAINER)) != 0
     let(&section)
     return value
 
@@ -1364,10 +1373,14 @@ cdef object taken(PyObject* value):
 
 
 cdef object contents_or_empty(PyObject* op, Container* field):
-    cdef PyObject* value = contents(op, field.slot)
-    if value != NULL:
+    cdef bint shown = False
+    cdef PyObject* value = contents(op, field.slot, &shown)
+    if value == NULL:
+        return {} if field.holds == DICT else []
+    if shown:
         return taken(value)
-    return {} if field.holds == DICT else []
+    # A list that the collector doesn't see must not get into anybody's hands; a copy does as well.
+    return list(taken(value))
 
 
 cdef dict counts(Shape* shape):
