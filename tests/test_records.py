@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import json
 import os
 import pickle
@@ -139,6 +140,18 @@ def test_calls_that_do_not_fit_the_signature(make):
     ]:
         with pytest.raises(TypeError, match=complaint):
             make(*args, **kwargs)
+
+
+@both
+def test_signatures_and_docstrings(cls, least, full):
+    for callable_ in (cls, cls.acquire):
+        parameters = inspect.signature(callable_).parameters
+        assert set(parameters) == set(full)
+        inspect.signature(callable_).bind(**full)
+        assert [p.name for p in parameters.values() if p.default is p.empty] == list(least)
+    assert cls.__doc__.lstrip().startswith(("A question put", "An expert's answer"))
+    for name in full:
+        assert getattr(cls, name).__doc__
 
 
 def test_keywords_in_any_order_and_not_interned():

@@ -1,1 +1,3 @@
+__all__ = ["uuid4_text"]
+
 def uuid4_text() -> str: ...

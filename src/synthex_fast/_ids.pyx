@@ -92,6 +92,8 @@ cdef extern from "Python.h":
 cdef object urandom
 from os import urandom
 
+__all__ = ["uuid4_text"]
+
 if watch_forks() != 0:
     raise MemoryError("no room for a fork handler")
 

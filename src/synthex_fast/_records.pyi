@@ -6,6 +6,8 @@ from typing_extensions import disjoint_base
 
 from synthex_fast.kinds import QueryPriority, QueryType
 
+__all__ = ["PooledExpertQuery", "PooledExpertResponse"]
+
 _Type: TypeAlias = (
     QueryType
     | Literal["technical", "architectural", "optimization", "review", "research", "general", "code_review"]

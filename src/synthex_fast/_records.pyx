@@ -8,9 +8,10 @@ The slots of both types that make, free and traverse an instance are replaced wh
 why fields may be NULL here and why the functions below see a record as a row of slots (`Record`).
 """
 
+from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject, PyTypeObject
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.string cimport memset, strcpy, strlen
 
 from synthex_fast._clock cimport wall_clock
 from synthex_fast._ids cimport new_id
@@ -20,6 +21,8 @@ from synthex_fast._pool cimport (
 from synthex_fast._sync cimport FREE_THREADED, uniquely_referenced, unlikely
 
 from synthex_fast.errors import type_error, value_error
+
+__all__ = ["PooledExpertQuery", "PooledExpertResponse"]
 
 cdef extern from *:
     """
@@ -1787,10 +1790,14 @@ response_attributes[:] = [
 
 
 cdef int install(
-    Shape* shape, PyGetSetDef* attributes, int count, const char* doc, PyMethodDef* acquiring, const char* acquire_doc
+    Shape* shape, PyGetSetDef* attributes, int count, const char* signature, PyMethodDef* acquiring,
+    const char* acquire_doc
 ) except -1:
     cdef int i
     cdef Type* cls = shape.type
+    cdef char* doc = <char*>PyMem_RawMalloc(strlen(signature) + strlen(cls.tp_doc) + 1)
+    if doc == NULL:
+        raise MemoryError()
     for i in range(count):
         PyDict_SetItemString(
             cls.tp_dict, attributes[i].name, PyDescr_NewGetSet(<PyTypeObject*>cls, &attributes[i])
@@ -1800,7 +1807,9 @@ cdef int install(
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
     PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(<PyTypeObject*>cls, acquiring))
-    # From here inspect.signature() reads the class's signature; its __doc__ is made already.
+    # In front of the docstring, where inspect.signature() finds it. It is kept for as long as the type: for ever.
+    strcpy(doc, signature)
+    strcpy(doc + strlen(signature), cls.tp_doc)
     cls.tp_doc = doc
     PyType_Modified(<PyTypeObject*>cls)
     return 0
