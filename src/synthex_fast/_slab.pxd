@@ -109,6 +109,7 @@ cdef class Aggregate:
 cdef class ResponseBuffer:
     cdef object __weakref__
     cdef Lock guard           # of everything below that changes
+    cdef uint32_t forks_seen  # by it
     cdef Fill fill
     cdef readonly Py_ssize_t capacity
     cdef readonly Py_ssize_t max_batch
@@ -118,7 +119,7 @@ cdef class ResponseBuffer:
     cdef Py_ssize_t flush_at  # rows from which an addition flushes; past any count without a handler
     cdef bint flushing        # some thread is between taking the first rows and removing them
     cdef unsigned long flusher      # which
-    cdef unsigned long generation   # and the process it runs in, counted in forks
+    cdef uint32_t generation        # and the process it runs in, counted in forks
     cdef int64_t added
     cdef int64_t batches
     cdef int64_t flushed

@@ -15,7 +15,7 @@ from libc.stdint cimport INT32_MAX, int32_t, uint32_t
 from libc.string cimport memmove, memset
 
 from synthex_fast._records cimport PooledExpertResponse
-from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
+from synthex_fast._sync cimport FREE_THREADED, Lock, uniquely_referenced, unlikely, unlock
 
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
 
@@ -81,7 +81,7 @@ cdef extern from *:
     #define synthex_items_count(o) PySequence_Fast_GET_SIZE(o)
 
     /* Which process this is, counted in forks, and which of its parent's threads lives on in it. */
-    static unsigned long synthex_slab_forks = 0;
+    static uint32_t synthex_slab_forks = 0;
     static unsigned long synthex_slab_survivor = 0;
     #ifndef _WIN32
       #include <pthread.h>
@@ -93,6 +93,26 @@ cdef extern from *:
     #else
       #define synthex_slab_watch_forks() 0
     #endif
+
+    /* A thread waiting for a PyMutex may be made its owner before it runs again. If a fork comes in between, the mutex
+       is locked in the child and no thread there will ever unlock it; what it guards is as the last owner left it. So
+       the first thread that comes by after a fork makes the mutex anew. */
+    static inline void synthex_slab_enter(synthex_lock *lock, uint32_t *generation) {
+    #ifdef Py_GIL_DISABLED
+        uint32_t seen = _Py_atomic_load_uint32(generation);
+        while (seen != synthex_slab_forks) {
+            if (seen != UINT32_MAX && _Py_atomic_compare_exchange_uint32(generation, &seen, UINT32_MAX)) {
+                memset(lock, 0, sizeof(*lock));
+                _Py_atomic_store_uint32(generation, synthex_slab_forks);
+                break;
+            }
+            seen = _Py_atomic_load_uint32(generation);
+        }
+    #else
+        (void)generation;
+    #endif
+        synthex_lock_acquire(lock);
+    }
     """
     bint plain_str "synthex_plain_str"(PyObject*) noexcept nogil
     Py_hash_t str_hash "synthex_str_hash"(PyObject*) noexcept
@@ -105,7 +125,8 @@ cdef extern from *:
     bint is_list_or_tuple "synthex_is_list_or_tuple"(PyObject*) noexcept nogil
     PyObject** items_of "synthex_items"(PyObject*) noexcept nogil
     Py_ssize_t items_count "synthex_items_count"(PyObject*) noexcept nogil
-    unsigned long forks "synthex_slab_forks"
+    void enter "synthex_slab_enter"(Lock*, uint32_t*) noexcept nogil
+    uint32_t forks "synthex_slab_forks"
     unsigned long survivor "synthex_slab_survivor"
     int watch_forks "synthex_slab_watch_forks"()
 
@@ -796,6 +817,7 @@ cdef class ResponseBuffer:
 
     def __cinit__(self):
         self.fill.slab = &NOTHING
+        self.forks_seen = forks
         self.flush_at = PY_SSIZE_T_MAX
 
     def __init__(self, capacity=1000, max_batch=100, *, flush_threshold=0.8, on_flush=None):
@@ -818,7 +840,7 @@ cdef class ResponseBuffer:
         if on_flush is not None and not callable(on_flush):
             raise type_error("on_flush", on_flush, "callable or None")
         slab = slab_new(rows)
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         fresh = self.fill.slab == &NOTHING
         if fresh:
             self.fill.slab = slab
@@ -839,7 +861,7 @@ cdef class ResponseBuffer:
     cdef bint store(self, Row* rows, Py_ssize_t n) noexcept:
         """Add all rows, or none where there is no room. The references to the responses change hands."""
         cdef Py_ssize_t i
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         if not self.fits(n):
             unlock(&self.guard)
             return False
@@ -908,7 +930,7 @@ cdef class ResponseBuffer:
         return 0
 
     cdef object full(self, Py_ssize_t n):
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         self.rejected += 1
         unlock(&self.guard)
         return BufferFullError(
@@ -917,7 +939,7 @@ cdef class ResponseBuffer:
         )
 
     cdef object too_large(self, str n):
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         self.rejected += 1
         unlock(&self.guard)
         return BatchTooLargeError(
@@ -999,7 +1021,7 @@ cdef class ResponseBuffer:
                 # From here on Python code may run, and change the list.
                 items = PyList_GetSlice(responses, 0, n)
             self.add_rows(items_of(<PyObject*>items), n, False)
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         self.batches += 1
         unlock(&self.guard)
         if self.fill.count >= self.flush_at:
@@ -1039,7 +1061,7 @@ cdef class ResponseBuffer:
         cdef Slab* spare = NULL
         cdef tuple kept = None
         cdef list result = None
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         rows = self.begin()
         if rows:
             shared = self.needs_spare()
@@ -1061,7 +1083,7 @@ cdef class ResponseBuffer:
                     result = list(kept)
                 self.on_flush(list(kept))
         except BaseException:
-            lock(&self.guard)
+            enter(&self.guard, &self.forks_seen)
             self.flushing = False
             self.failed += 1
             spare = self.fill.spare
@@ -1069,7 +1091,7 @@ cdef class ResponseBuffer:
             unlock(&self.guard)
             slab_release(spare)
             raise
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         if kept is None:
             for i in range(rows):
                 PyList_SET_ITEM(<PyObject*>result, i, self.fill.slab.responses[i])
@@ -1109,7 +1131,7 @@ cdef class ResponseBuffer:
     cdef int prepare(self) except -1:
         """See to it that the flush at work has a fresh slab to turn to."""
         cdef Slab* spare = slab_new(self.capacity)
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         if self.flushing and self.fill.spare == NULL:
             self.fill.spare = spare
             spare = NULL
@@ -1151,11 +1173,11 @@ cdef class ResponseBuffer:
     cdef SlabView borrow(self):
         """A view of the rows as they are now. While one lives, the slab is not used again."""
         cdef SlabView view = SlabView.__new__(SlabView)
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         while self.flushing and self.fill.spare == NULL:
             unlock(&self.guard)
             self.prepare()
-            lock(&self.guard)
+            enter(&self.guard, &self.forks_seen)
         count_by(&self.fill.slab.borrowers, 1)
         view.slab = self.fill.slab
         view.rows = self.fill.count
@@ -1221,7 +1243,7 @@ cdef class ResponseBuffer:
         """
         cdef int64_t added, batches, flushed, flushes, failed, rejected
         cdef Py_ssize_t high_water
-        lock(&self.guard)
+        enter(&self.guard, &self.forks_seen)
         added = self.added
         batches = self.batches
         flushed = self.flushed
