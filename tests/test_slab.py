@@ -723,18 +723,17 @@ def test_a_handler_may_add_behind_the_rows_being_flushed(view):
 
 @pytest.mark.parametrize("view", [False, True])
 def test_codes_begin_anew_in_whatever_order_the_rows_behind_have(view):
+    def add_behind(responses):
+        for response in behind:
+            buffer.add(response)
+        if view:
+            views.append(buffer.columns())
+
     for left in range(1, 5):
         for order in itertools.permutations("abcde", left):
             behind = [answer(query, query.upper()) for query in order]
             views = []
-
-            def handler(responses, behind=behind, views=views):
-                for response in behind:
-                    buffer.add(response)
-                if view:
-                    views.append(buffer.columns())
-
-            buffer = ResponseBuffer(20, on_flush=handler)
+            buffer = ResponseBuffer(20, on_flush=add_behind)
             buffer.add_batch(
                 [answer(query, expert) for query, expert in zip("abcdea", "EADBCE", strict=True)]
             )

@@ -947,7 +947,7 @@ cdef class ResponseBuffer:
         )
 
     cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1:
-        """Add responses by way of rows read beforehand. The caller keeps the items alive and in place."""
+        """Add responses by way of rows, all read before any Python code can run and change the items."""
         cdef Row few[STAGED]
         cdef Row* rows = few
         cdef Py_ssize_t done = 0
@@ -1017,9 +1017,6 @@ cdef class ResponseBuffer:
         if not FREE_THREADED:
             stored = self.store_items(items_of(<PyObject*>items), n)
         if unlikely(stored != n):
-            if items is responses and is_list(given):
-                # From here on Python code may run, and change the list.
-                items = PyList_GetSlice(responses, 0, n)
             self.add_rows(items_of(<PyObject*>items), n, False)
         enter(&self.guard, &self.forks_seen)
         self.batches += 1
