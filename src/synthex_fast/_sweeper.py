@@ -28,7 +28,9 @@ _LATE_SLICE_SECONDS = 0.002
 _LATE_SECONDS = 0.5
 
 _order = itertools.count()
-_state = threading.Condition()
+# Plain locks, whose acquiring and releasing allocate nothing: with no memory left they still end up released.
+_lock = threading.RLock()
+_alarm = threading.Lock()
 _agenda: list = []
 _purge_at = 8
 _thread: threading.Thread | None = None
@@ -39,7 +41,7 @@ def schedule(client, due):
     """See to it that ``client._sweep`` runs soon after ``due`` (seconds on the scale of ``time.monotonic()``)."""
     global _agenda, _purge_at
     reference = weakref.ref(client)
-    with _state:
+    with _lock:
         if _over:
             return
         heapq.heappush(_agenda, (due + DELAY, next(_order), reference))
@@ -50,8 +52,8 @@ def schedule(client, due):
             _purge_at = max(8, 2 * len(_agenda))
         if _thread is None:
             _start()
-        elif _agenda[0][2] is reference:
-            _state.notify()
+        elif _agenda[0][0] == due + DELAY:
+            _wake()
 
 
 def _start():
@@ -64,48 +66,62 @@ def _start():
         raise
 
 
+def _wake():
+    # Released already: the thread has not yet looked, and will.
+    with contextlib.suppress(RuntimeError):
+        _alarm.release()
+
+
 def _run():
-    me = threading.current_thread()
     while True:
-        with _state:
-            if _thread is not me:
+        try:
+            if not _turn(threading.current_thread()):
                 return
-            if not _agenda:
-                _state.wait()
-                continue
-            wait = _agenda[0][0] - time.monotonic()
-            if wait > 0:
-                _state.wait(min(wait, threading.TIMEOUT_MAX))
-                continue
+        except MemoryError:
+            # What was due is scheduled still, or is again by its client's next store.
+            time.sleep(DELAY)
+
+
+def _turn(me):
+    """Sleep until something is due, or free what is. Returns whether to go on."""
+    with _lock:
+        if _thread is not me:
+            return False
+        wait = _agenda[0][0] - time.monotonic() if _agenda else threading.TIMEOUT_MAX
+        if wait <= 0:
             due, _, reference = heapq.heappop(_agenda)
-        client = reference()
-        if client is None:
-            continue
-        late = time.monotonic() - due
-        again = client._sweep(_LATE_SLICE_SECONDS if late > _LATE_SECONDS else _SLICE_SECONDS)
-        del client
-        if again < math.inf:
-            with _state:
-                # A client that has more to free keeps its place, so that its lateness shows.
-                at = due if again <= time.monotonic() else again + DELAY
-                heapq.heappush(_agenda, (at, next(_order), reference))
-        # Lets the threads that wait for the interpreter go first.
-        time.sleep(_SLICE_SECONDS)
+    if wait > 0:
+        _alarm.acquire(timeout=min(wait, threading.TIMEOUT_MAX))
+        return True
+    client = reference()
+    if client is None:
+        return True
+    late = time.monotonic() - due
+    again = client._sweep(_LATE_SLICE_SECONDS if late > _LATE_SECONDS else _SLICE_SECONDS)
+    del client
+    if again < math.inf:
+        # A client that has more to free keeps its place, so that its lateness shows.
+        at = due if again <= time.monotonic() else again + DELAY
+        with _lock:
+            heapq.heappush(_agenda, (at, next(_order), reference))
+    # Lets the threads that wait for the interpreter go first.
+    time.sleep(_SLICE_SECONDS)
+    return True
 
 
 def _stop():
     """End the thread, unless it is the one that asks (a fork inside an eviction callback)."""
     global _thread
-    with _state:
+    with _lock:
         thread, _thread = _thread, None
-        _state.notify_all()
+    _wake()
     if thread is not None and thread is not threading.current_thread():
         # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
         thread.join(1.0)
 
 
 def _resume():
-    with _state:
+    with _lock:
         if _agenda and _thread is None and not _over:
             # Without a thread to be had, the next schedule() tries again.
             with contextlib.suppress(RuntimeError):
@@ -113,8 +129,9 @@ def _resume():
 
 
 def _resume_in_child():
-    global _state, _thread
-    _state = threading.Condition()
+    global _lock, _alarm, _thread
+    _lock = threading.RLock()
+    _alarm = threading.Lock()
     _thread = None
     _resume()
 
