@@ -28,11 +28,9 @@ _LATE_SLICE_SECONDS = 0.002
 _LATE_SECONDS = 0.5
 
 _order = itertools.count()
-# Plain locks, whose acquiring and releasing allocate nothing: with no memory left they still end up released.
-_lock = threading.RLock()
-_alarm = threading.Lock()
+_state = threading.Condition()
 _agenda: list = []
-_purge_at = 8
+_purge_at = 64
 _thread: threading.Thread | None = None
 _over = False
 
@@ -41,7 +39,7 @@ def schedule(client, due):
     """See to it that ``client._sweep`` runs soon after ``due`` (seconds on the scale of ``time.monotonic()``)."""
     global _agenda, _purge_at
     reference = weakref.ref(client)
-    with _lock:
+    with _state:
         if _over:
             return
         heapq.heappush(_agenda, (due + DELAY, next(_order), reference))
@@ -49,11 +47,11 @@ def schedule(client, due):
             # Many short-lived clients with distant deadlines must not pile up here.
             _agenda = [entry for entry in _agenda if entry[2]() is not None]
             heapq.heapify(_agenda)
-            _purge_at = max(8, 2 * len(_agenda))
+            _purge_at = max(64, 2 * len(_agenda))
         if _thread is None:
             _start()
-        elif _agenda[0][0] == due + DELAY:
-            _wake()
+        elif _agenda[0][2] is reference:
+            _state.notify()
 
 
 def _start():
@@ -66,62 +64,48 @@ def _start():
         raise
 
 
-def _wake():
-    # Released already: the thread has not yet looked, and will.
-    with contextlib.suppress(RuntimeError):
-        _alarm.release()
-
-
 def _run():
+    me = threading.current_thread()
     while True:
-        try:
-            if not _turn(threading.current_thread()):
+        with _state:
+            if _thread is not me:
                 return
-        except MemoryError:
-            # What was due is scheduled still, or is again by its client's next store.
-            time.sleep(DELAY)
-
-
-def _turn(me):
-    """Sleep until something is due, or free what is. Returns whether to go on."""
-    with _lock:
-        if _thread is not me:
-            return False
-        wait = _agenda[0][0] - time.monotonic() if _agenda else threading.TIMEOUT_MAX
-        if wait <= 0:
+            if not _agenda:
+                _state.wait()
+                continue
+            wait = _agenda[0][0] - time.monotonic()
+            if wait > 0:
+                _state.wait(min(wait, threading.TIMEOUT_MAX))
+                continue
             due, _, reference = heapq.heappop(_agenda)
-    if wait > 0:
-        _alarm.acquire(timeout=min(wait, threading.TIMEOUT_MAX))
-        return True
-    client = reference()
-    if client is None:
-        return True
-    late = time.monotonic() - due
-    again = client._sweep(_LATE_SLICE_SECONDS if late > _LATE_SECONDS else _SLICE_SECONDS)
-    del client
-    if again < math.inf:
-        # A client that has more to free keeps its place, so that its lateness shows.
-        at = due if again <= time.monotonic() else again + DELAY
-        with _lock:
-            heapq.heappush(_agenda, (at, next(_order), reference))
-    # Lets the threads that wait for the interpreter go first.
-    time.sleep(_SLICE_SECONDS)
-    return True
+        client = reference()
+        if client is None:
+            continue
+        late = time.monotonic() - due
+        again = client._sweep(_LATE_SLICE_SECONDS if late > _LATE_SECONDS else _SLICE_SECONDS)
+        del client
+        if again < math.inf:
+            with _state:
+                # A client that has more to free keeps its place, so that its lateness shows.
+                at = due if again <= time.monotonic() else again + DELAY
+                heapq.heappush(_agenda, (at, next(_order), reference))
+        # Lets the threads that wait for the interpreter go first.
+        time.sleep(_SLICE_SECONDS)
 
 
 def _stop():
     """End the thread, unless it is the one that asks (a fork inside an eviction callback)."""
     global _thread
-    with _lock:
+    with _state:
         thread, _thread = _thread, None
-    _wake()
+        _state.notify_all()
     if thread is not None and thread is not threading.current_thread():
         # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
         thread.join(1.0)
 
 
 def _resume():
-    with _lock:
+    with _state:
         if _agenda and _thread is None and not _over:
             # Without a thread to be had, the next schedule() tries again.
             with contextlib.suppress(RuntimeError):
@@ -129,9 +113,8 @@ def _resume():
 
 
 def _resume_in_child():
-    global _lock, _alarm, _thread
-    _lock = threading.RLock()
-    _alarm = threading.Lock()
+    global _state, _thread
+    _state = threading.Condition()
     _thread = None
     _resume()
 
