@@ -24,11 +24,13 @@ cdef extern from *:
     #define SYNTHEX_NONE 0xFFFFFFFFu
     #define SYNTHEX_TICK_MAX 0xFFFFFFF0u
     #define SYNTHEX_TICK_REBASE 0x80000000u
+    #define SYNTHEX_TICK_BACK 0x20000000u
     #define SYNTHEX_SIZE_MAX_INLINE 0x0FFFFFFFu
     """
     const uint32_t NONE "SYNTHEX_NONE"
     const uint32_t TICK_MAX "SYNTHEX_TICK_MAX"
     const uint32_t TICK_REBASE "SYNTHEX_TICK_REBASE"
+    const uint32_t TICK_BACK "SYNTHEX_TICK_BACK"
     const uint32_t INLINE_SIZE_MAX "SYNTHEX_SIZE_MAX_INLINE"
 
 
@@ -87,7 +89,7 @@ cdef struct Table:
     uint32_t scheduled        # nodes in the heap
     uint32_t heap_room
     double base               # the time of tick 0
-    double next_due           # the time at which the heap's first node falls due
+    double next_due           # when the heap's first node falls due; minus infinity where its tick is 0: at once
     double idle               # seconds; infinity: no idle limit
     double* touched           # time of last access per slot, when there is an idle limit
 
@@ -365,7 +367,13 @@ cdef inline double slot_due(const Table* t, uint32_t slot) noexcept nogil:
 
 
 cdef inline void heap_first_changed(Table* t) noexcept nogil:
-    t.next_due = t.base + <double>t.heap[0].tick / TICKS_PER_SECOND if t.scheduled else INFINITY
+    if t.scheduled == 0:
+        t.next_due = INFINITY
+    elif t.heap[0].tick:
+        t.next_due = t.base + <double>t.heap[0].tick / TICKS_PER_SECOND
+    else:
+        # Tick 0 is all that lies before the base, however far.
+        t.next_due = -INFINITY
 
 
 cdef inline void heap_up(Table* t, uint32_t at, Node node) noexcept nogil:
@@ -430,10 +438,10 @@ cdef inline void heap_rebuild(Table* t) noexcept nogil:
     heap_first_changed(t)
 
 
-cdef inline void heap_rebase(Table* t, double now) noexcept nogil:
-    """Count ticks from now on, before they run out (a year after the base at the earliest)."""
+cdef inline void heap_rebase(Table* t, double base) noexcept nogil:
+    """Count ticks from another time on."""
     cdef uint32_t at
-    t.base = now
+    t.base = base
     for at in range(t.scheduled):
         t.heap[at].tick = tick_at_or_after(t, slot_due(t, t.heap[at].slot))
     heap_rebuild(t)
@@ -471,8 +479,13 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
     cdef Node node
     tick = tick_at_or_before(t, now)
     if tick >= TICK_REBASE:
+        # A year after the base at the earliest.
         heap_rebase(t, now)
         tick = 0
+    elif now < t.base and t.scheduled and t.heap[0].tick == 0:
+        # The clock has gone back, and tick 0 can't tell what lies before the base. Far enough that this is rare.
+        heap_rebase(t, now - <double>TICK_BACK / TICKS_PER_SECOND)
+        tick = tick_at_or_before(t, now)
     while t.scheduled and t.heap[0].tick <= tick and steps[0] > 0:
         steps[0] -= 1
         slot = t.heap[0].slot
@@ -491,12 +504,13 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
     return NONE
 
 
-cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, uint32_t at) noexcept nogil:
-    """A slot at or below node `at` that is due although its tick is not over, or NONE."""
+cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, uint32_t at, int* steps) noexcept nogil:
+    """A slot at or below node `at` that is due although its tick is not over, or NONE. A node looked at costs a step."""
     cdef uint32_t slot, child, last
     cdef uint64_t first
-    if at >= t.scheduled or t.heap[at].tick > tick:
+    if at >= t.scheduled or t.heap[at].tick > tick or steps[0] <= 0:
         return NONE
+    steps[0] -= 1
     if slot_due(t, t.heap[at].slot) <= now:
         return t.heap[at].slot
     first = (<uint64_t>at << 2) + 1
@@ -504,7 +518,7 @@ cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, ui
         return NONE
     last = <uint32_t>first + 4 if t.scheduled - first > 4 else t.scheduled
     for child in range(<uint32_t>first, last):
-        slot = heap_find_due(t, now, tick, child)
+        slot = heap_find_due(t, now, tick, child, steps)
         if slot != NONE:
             return slot
     return NONE
@@ -521,7 +535,7 @@ cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
     bucket = t.ghosts + <size_t>((<uint64_t>hash * t.ghost_buckets) >> 32) * GHOSTS_PER_BUCKET
     grain = (t.ghost_room >> 12) + 1
     now = <uint32_t>(t.ghost_clock // grain) & 0x3FFF
-    for i in range(GHOSTS_PER_BUCKET):
+    for i in range(<uint32_t>GHOSTS_PER_BUCKET):
         if bucket[i] and (bucket[i] >> 14) == (hash & 0x3FFFF):
             if ((now - bucket[i]) & 0x3FFF) * <uint64_t>grain <= t.ghost_room:
                 bucket[i] = 0
@@ -533,11 +547,14 @@ cdef inline void ghost_remember(Table* t, uint32_t hash) noexcept nogil:
     """Remember an evicted hash for as many evictions as there are entries; without memory, forget it."""
     cdef uint32_t* bucket
     cdef uint32_t i, now, grain, age, oldest = 0, victim = 0
-    cdef uint32_t room = t.limit if t.limit != NONE else t.live
-    if t.ghosts == NULL or (t.limit == NONE and (room > 2 * t.ghost_room or 4 * <uint64_t>room < t.ghost_room)) or (
-        t.limit != NONE and t.ghost_room != room
+    # What lives, not what may live: the limit in bytes may let in far fewer entries than that in entries.
+    cdef uint32_t room = t.live if t.live < t.limit else t.limit
+    if t.ghosts == NULL or (
+        room != t.ghost_room if room == t.limit
+        else room > 2 * <uint64_t>t.ghost_room or 4 * <uint64_t>room < t.ghost_room
     ):
         PyMem_RawFree(t.ghosts)
+        t.ghosts = NULL
         t.ghost_room = room
         t.ghost_clock = 1
         t.ghost_buckets = room // GHOSTS_PER_BUCKET + 1
@@ -548,7 +565,7 @@ cdef inline void ghost_remember(Table* t, uint32_t hash) noexcept nogil:
     grain = (t.ghost_room >> 12) + 1
     now = <uint32_t>(t.ghost_clock // grain) & 0x3FFF
     t.ghost_clock += 1
-    for i in range(GHOSTS_PER_BUCKET):
+    for i in range(<uint32_t>GHOSTS_PER_BUCKET):
         if bucket[i] == 0:
             victim = i
             break
@@ -573,7 +590,7 @@ cdef inline uint32_t table_victim(Table* t) noexcept nogil:
         return slot
     if t.policy != S3FIFO:
         return t.tail[0]
-    small = (t.limit if t.limit != NONE else t.live) // 10
+    small = t.live // 10
     while True:
         if t.count[0] and (t.count[0] > small or t.count[1] == 0):
             slot = t.tail[0]

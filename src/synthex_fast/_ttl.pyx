@@ -17,10 +17,11 @@ from cpython.object cimport Py_EQ, PyObject, visitproc
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
-    FREE_THREADED, Lock, forks_seen, lock, this_thread_number, unlikely, unlock, watch_forks,
+    FREE_THREADED, Lock, forks_seen, likely, lock, owned_by_this_thread, this_thread_number, unlikely, unlock,
+    watch_forks,
 )
 from synthex_fast._table cimport (
-    DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Slot, Table, ghost_remember,
+    DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, ghost_remember,
     heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
     reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_bury, slot_due, slot_exhume, slot_free,
     slot_schedule, slot_set_size, slot_size, table_free, table_init, table_insert, table_probe, table_remove,
@@ -43,10 +44,19 @@ cdef extern from *:
     #ifdef Py_GIL_DISABLED
       #define SYNTHEX_STRIPES 8
       #define synthex_cached_hash(o) _Py_atomic_load_ssize_relaxed(&((PyASCIIObject *)(o))->hash)
+      #if PY_VERSION_HEX >= 0x030E0000
+        #define synthex_defer(o) ((void)PyUnstable_Object_EnableDeferredRefcount(o))
+      #else
+        #define synthex_defer(o) ((void)(o))
+      #endif
     #else
       #define SYNTHEX_STRIPES 1
       #define synthex_cached_hash(o) (((PyASCIIObject *)(o))->hash)
+      #define synthex_defer(o) ((void)(o))
     #endif
+    /* How deep this thread is in letting entries go. */
+    static SYNTHEX_THREAD_LOCAL int synthex_letting_go;
+    #define synthex_own(o) (o)
     static inline Py_hash_t synthex_hash(PyObject *key) {
         if (PyUnicode_CheckExact(key)) {
             Py_hash_t hash = synthex_cached_hash(key);
@@ -64,11 +74,16 @@ cdef extern from *:
     const unsigned int STRIPES "SYNTHEX_STRIPES"
     Py_hash_t hash_of "synthex_hash"(PyObject*) except -1
     bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
+    void defer_refcount "synthex_defer"(PyObject*) noexcept
+    int letting_go "synthex_letting_go"
+    # Turn a reference that we own into an object: no count changes.
+    object owned "synthex_own"(PyObject*)
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
     bint is_text "PyUnicode_CheckExact"(PyObject*) noexcept
-    int PyObject_RichCompareBool(PyObject*, PyObject*, int) except -1
+    # -1 with the error set: declared without `except`, because the caller has locks to take first.
+    int rich_compare "PyObject_RichCompareBool"(PyObject*, PyObject*, int) noexcept
     void incref "Py_INCREF"(PyObject*) noexcept
     void decref "Py_DECREF"(PyObject*) noexcept
     void xdecref "Py_XDECREF"(PyObject*) noexcept
@@ -94,12 +109,20 @@ cdef enum:
     ENTRY_COST = 64
     # A reason beside those of Reason: on_evict is not told.
     SILENT = 4
+    # On a free-threaded build: lookups by one of the threads that did not make the dict, before it is found shared.
+    SHARED_HITS = 1024
 
 cdef uint32_t MISSING = 0xFFFFFFFF
 cdef uint32_t FAILED = 0xFFFFFFFE
+cdef int64_t ALL = 0x7FFFFFFFFFFFFFFF
 cdef uint64_t NO_LIMIT = <uint64_t>0xFFFFFFFFFFFFFFFF
 cdef uint64_t SEED = int.from_bytes(os.urandom(8), "little")
-cdef double TICK = 1.0 / TICKS_PER_SECOND
+# A node may stand a tick behind its entry's deadline, and arithmetic rounds.
+cdef double TICK = 1.5 / TICKS_PER_SECOND
+# The sweeper waits this long to gather entries, and promises to come within a second.
+cdef double SWEEP_SLACK = 0.5
+# So late, and the sweeper has lost the dict: its thread could not start, or an error ended it.
+cdef double SWEEP_LOST = 2.0
 cdef tuple REASONS = ("expired", "idle", "full", "memory")
 cdef dict POLICIES = {"fifo": FIFO, "lru": LRU, "sieve": SIEVE, "s3fifo": S3FIFO}
 cdef object UNCHANGED = object()
@@ -165,32 +188,30 @@ cdef inline void leave(TTLDict self) noexcept:
 
 # ---- lookup ----
 
-cdef int compare(TTLDict self, uint32_t slot, PyObject* key, Stripe* shared) except -1:
-    """Ask Python whether the slot's key equals `key`: 1, 0, or 2 when the table changed meanwhile.
+cdef int compare(TTLDict self, uint32_t slot, PyObject* key, Stripe* shared) noexcept:
+    """Ask Python whether the slot's key equals `key`: 1, 0, 2 when the table changed meanwhile, -1 on an error.
 
     Called locked (`shared`: the stripe held for reading, NULL: held for writing), unlocks meanwhile, returns locked.
     """
     cdef PyObject* candidate = self.table.slots[slot].key
     cdef uint32_t layout = self.table.layout
-    cdef int verdict = -1
+    cdef int verdict
     incref(candidate)
     if shared == NULL:
         leave(self)
     else:
         leave_shared(shared)
-    try:
-        verdict = PyObject_RichCompareBool(candidate, key, Py_EQ)
-    finally:
-        decref(candidate)
-        if shared == NULL:
-            enter(self)
-        elif FREE_THREADED:
-            lock(&shared.lock)
-    return verdict if self.table.layout == layout else 2
+    verdict = rich_compare(candidate, key, Py_EQ)
+    decref(candidate)
+    if shared == NULL:
+        enter(self)
+    else:
+        enter_shared(self)
+    return 2 if self.table.layout != layout and verdict >= 0 else verdict
 
 
-cdef inline uint32_t find(TTLDict self, PyObject* key, uint32_t hash, Stripe* shared) except? 0xFFFFFFFE:
-    """The slot that holds the key, due or not, or MISSING. Locked before and after, FAILED included."""
+cdef inline uint32_t find(TTLDict self, PyObject* key, uint32_t hash, Stripe* shared) noexcept:
+    """The slot that holds the key, due or not, MISSING, or FAILED with the error set. Locked before and after."""
     cdef Table* t = &self.table
     cdef uint32_t at, slot
     cdef PyObject* candidate
@@ -213,11 +234,31 @@ cdef inline uint32_t find(TTLDict self, PyObject* key, uint32_t hash, Stripe* sh
                 return slot
             if verdict == 2:
                 break
+            if verdict < 0:
+                return FAILED
     return MISSING
+
+
+cdef inline int raise_current() except -1:
+    """For a caller that `find` told of an error, and that has unlocked."""
+    return -1
 
 
 cdef inline double now_of(TTLDict self) except? -1.0:
     return monotonic_coarse() if self.clock is None else read_timer(self.clock)
+
+
+cdef inline double now_if_needed(TTLDict self) except? -1.0:
+    """The time, or minus infinity where no entry is timed: nothing is due by then, and the clock is left alone."""
+    return now_of(self) if self.table.scheduled or self.table.idle != INFINITY else -INFINITY
+
+
+cdef inline void used(Table* t, uint32_t slot, double now) noexcept:
+    """An entry was read."""
+    # Threads and timers may step back a little; the entry would then fall due earlier than the heap knows.
+    if t.touched != NULL and now > t.touched[slot]:
+        t.touched[slot] = now
+    slot_accessed(t, slot)
 
 
 # ---- letting entries go ----
@@ -227,6 +268,9 @@ cdef inline void kill(TTLDict self, uint32_t slot, int reason, Victims* victims)
     cdef Table* t = &self.table
     table_remove(t, slot)
     self.gone[reason] += 1
+    if reason == FULL or reason == MEMORY:
+        # Ends an iteration; freeing what has expired does not.
+        self.changes += 1
     if victims.count < VICTIMS:
         victims.keys[victims.count] = t.slots[slot].key
         victims.values[victims.count] = t.slots[slot].value
@@ -240,6 +284,12 @@ cdef inline void kill(TTLDict self, uint32_t slot, int reason, Victims* victims)
 
 cdef inline int due_reason(TTLDict self, uint32_t slot, double now) noexcept:
     return EXPIRED if self.table.slots[slot].deadline <= now else IDLE
+
+
+cdef inline bint any_due(TTLDict self, double now) noexcept:
+    """Whether an operation has due entries to free. One that runs in a callback or finaliser leaves them to the
+    operation that called it: otherwise each would be told of within the telling of the one before."""
+    return unlikely(now >= self.table.next_due) and letting_go == 0
 
 
 cdef inline void step(TTLDict self, double now, int steps, Victims* victims) noexcept:
@@ -267,13 +317,14 @@ cdef void tell(TTLDict self, PyObject* key, PyObject* value, int reason) noexcep
     decref(value)
 
 
-cdef inline void let_go(TTLDict self, Victims* victims) noexcept:
-    """Let go of what was taken out. Any Python code may run in here; nothing is locked."""
+cdef void let_go_of_all(TTLDict self, Victims* victims) noexcept:
+    global letting_go
     cdef int i
     cdef uint32_t slot
     cdef PyObject* key
     cdef PyObject* value
     cdef int reason
+    letting_go += 1
     for i in range(victims.count):
         tell(self, victims.keys[i], victims.values[i], victims.reasons[i])
     while victims.buried > 0:
@@ -289,6 +340,13 @@ cdef inline void let_go(TTLDict self, Victims* victims) noexcept:
         slot_free(&self.table, slot)
         leave(self)
         tell(self, key, value, reason)
+    letting_go -= 1
+
+
+cdef inline void let_go(TTLDict self, Victims* victims) noexcept:
+    """Let go of what was taken out. Any Python code may run in here; nothing is locked."""
+    if unlikely(victims.count):
+        let_go_of_all(self, victims)
 
 
 cdef void reap(TTLDict self, double now) noexcept:
@@ -322,45 +380,34 @@ cdef int64_t bury_all(TTLDict self) noexcept:
     return count
 
 
-cdef int64_t settle(TTLDict self, double now) noexcept:
-    """Let go of every entry that is due. Returns how many were."""
+cdef int64_t settle(TTLDict self, double now, int64_t most) noexcept:
+    """Let go of the entries that are due, all or at most so many. Returns how many they were."""
     cdef Table* t = &self.table
     cdef Victims victims
-    cdef int steps = SETTLE_STEPS
-    cdef uint32_t slot, at, kept, tick, over
-    cdef int64_t count
+    cdef int steps = SETTLE_STEPS, looks = SETTLE_STEPS
+    cdef uint32_t slot, tick
+    cdef int64_t count = 0
     victims.count = 0
     victims.buried = 0
     enter(self)
-    step(self, now, steps, &victims)
-    if t.scheduled and now + TICK >= t.next_due:
+    while count < most and steps > 0:
+        slot = heap_next_due(t, now, &steps)
+        if slot == NONE:
+            break
+        kill(self, slot, due_reason(self, slot, now), &victims)
+        count += 1
+    if count < most and t.scheduled and now + TICK >= t.next_due:
         # What remains is a long backlog, or entries whose tick is not quite over.
-        over = tick_at_or_before(t, now)
-        tick = tick_at_or_after(t, now)
-        steps = SETTLE_STEPS if t.heap[0].tick > over else 0
-        while steps:
-            steps -= 1
-            slot = heap_find_due(t, now, tick, 0)
+        tick = tick_at_or_before(t, now) + 1
+        while steps > 0 and count < most:
+            slot = heap_find_due(t, now, tick, 0, &looks)
             if slot == NONE:
                 break
             kill(self, slot, due_reason(self, slot, now), &victims)
-        else:
-            kept = 0
-            for at in range(t.scheduled):
-                slot = t.heap[at].slot
-                if t.heap[at].tick <= tick:
-                    if slot_due(t, slot) <= now or slot_due(t, slot) == INFINITY:
-                        t.links[slot].node = NONE
-                        if slot_due(t, slot) <= now:
-                            kill(self, slot, due_reason(self, slot, now), &victims)
-                        continue
-                    t.heap[at].tick = max(tick_at_or_after(t, slot_due(t, slot)), over + 1)
-                t.heap[kept] = t.heap[at]
-                kept += 1
-            t.scheduled = kept
-            heap_rebuild(t)
+            count += 1
+        if steps <= 0 or looks <= 0:
+            count += pass_over(self, now, most - count, &victims)
     leave(self)
-    count = victims.count + victims.buried
     let_go(self, &victims)
     if count and t.live == 0:
         enter(self)
@@ -369,40 +416,75 @@ cdef int64_t settle(TTLDict self, double now) noexcept:
     return count
 
 
+cdef int64_t pass_over(TTLDict self, double now, int64_t most, Victims* victims) noexcept:
+    """Take out due entries, at most so many, in one pass over the whole heap (locked for writing)."""
+    cdef Table* t = &self.table
+    cdef uint32_t over = tick_at_or_before(t, now), at, slot, kept = 0
+    cdef int64_t count = 0
+    cdef bint moved = False
+    cdef double due
+    cdef Node node
+    for at in range(t.scheduled):
+        node = t.heap[at]
+        slot = node.slot
+        if node.tick <= over + 1 and count < most:
+            due = slot_due(t, slot)
+            if due <= now or due == INFINITY:
+                t.links[slot].node = NONE
+                if due <= now:
+                    kill(self, slot, due_reason(self, slot, now), victims)
+                    count += 1
+                moved = True
+                continue
+            if node.tick <= over:
+                node.tick = max(tick_at_or_after(t, due), over + 1)
+                moved = True
+        t.heap[kept] = node
+        kept += 1
+    t.scheduled = kept
+    if moved:
+        heap_rebuild(t)
+    return count
+
+
 cdef inline int settle_now(TTLDict self) except -1:
     cdef double now
     if self.table.scheduled:
         now = now_of(self)
         if now + TICK >= self.table.next_due:
-            settle(self, now)
+            settle(self, now, ALL)
     return 0
 
 
-cdef inline uint32_t due_first(TTLDict self, double now, bint* look) noexcept:
-    """A due entry to be evicted before any other, or NONE; `look` says whether the unfinished tick is worth a look."""
+cdef inline uint32_t due_first(TTLDict self, double now) noexcept:
+    """A due entry to be evicted before any other, or NONE where a bounded search finds none."""
     cdef Table* t = &self.table
     cdef int steps = SETTLE_STEPS
     cdef uint32_t slot = NONE
     if now + TICK >= t.next_due:
         slot = heap_next_due(t, now, &steps)
-        if slot == NONE and look[0]:
-            slot = heap_find_due(t, now, tick_at_or_after(t, now), 0)
-            look[0] = slot != NONE
+        if slot == NONE:
+            slot = heap_find_due(t, now, tick_at_or_before(t, now) + 1, 0, &steps)
     return slot
 
 
-cdef void make_room(TTLDict self, uint64_t bytes_left, uint32_t entries_left, double now, Victims* victims) noexcept:
-    """Evict until no more than so many bytes and entries are left, due entries first (locked for writing)."""
+cdef void make_room(TTLDict self, uint32_t entries, uint64_t most, uint64_t low, double now, Victims* victims) noexcept:
+    """Evict, due entries first, until so many entries are left and no more than `most` bytes (locked for writing).
+
+    Where it takes entries that are not due to get there, it goes on to `low` bytes.
+    """
     cdef Table* t = &self.table
-    cdef bint look = True
     cdef uint32_t slot
     cdef int reason
-    while t.live and (t.live > entries_left or t.nbytes > bytes_left):
-        slot = due_first(self, now, &look)
+    while t.live and (t.live > entries or t.nbytes > most):
+        slot = due_first(self, now)
         if slot != NONE:
             reason = due_reason(self, slot, now)
         else:
-            reason = FULL if t.live > entries_left else MEMORY
+            reason = FULL
+            if t.live <= entries:
+                reason = MEMORY
+                most = low
             slot = table_victim(t)
             if slot == NONE:
                 break
@@ -413,23 +495,26 @@ cdef void make_room(TTLDict self, uint64_t bytes_left, uint32_t entries_left, do
 
 # ---- the sweeper ----
 
-cdef void wake_sweeper(TTLDict self) noexcept:
-    """Have the package's sweeper come when the first entry is due. What fails here is tried again by the next store."""
+cdef int wake_sweeper(TTLDict self, double now) except -1:
+    """Have the package's sweeper come when the first entry is due."""
     global schedule
     cdef double due = self.table.next_due
-    self.sweep_at = due
+    self.sweep_at = max(due, now)
     try:
         if schedule is None:
             from synthex_fast._sweeper import schedule as found
             schedule = found
         schedule(self, due)
-    except BaseException:
-        self.sweep_at = INFINITY
+    except Exception:
+        # No memory or no thread to be had: another store tries again, in half a second.
+        self.sweep_at = now + 0.5 - SWEEP_LOST
+    return 0
 
 
-cdef inline bint sweeper_late(TTLDict self) noexcept:
-    # Half a second of slack: the sweeper frees within one second of falling due, and waits a quarter to gather.
-    return self.sweepable and self.table.next_due + 0.5 < self.sweep_at
+cdef inline bint sweeper_late(TTLDict self, double now) noexcept:
+    return self.sweepable and (
+        self.table.next_due + SWEEP_SLACK < self.sweep_at or now > self.sweep_at + SWEEP_LOST
+    )
 
 
 # ---- arguments ----
@@ -486,7 +571,7 @@ cdef class TTLDict:
     (['yes', 'no'], None)
     """
 
-    def __cinit__(self, *args, **kwargs):
+    def __cinit__(self):
         self.stripes_block = PyMem_RawCalloc(STRIPES + 1, sizeof(Stripe))
         if self.stripes_block == NULL:
             raise MemoryError()
@@ -518,142 +603,46 @@ cdef class TTLDict:
     # ---- the C face ----
 
     cdef PyObject* lookup(self, PyObject* key) except? NULL:
-        cdef Table* t = &self.table
-        cdef uint32_t hash = mix_hash(hash_of(key), SEED), slot
-        cdef double now = now_of(self) if t.scheduled else 0.0
-        cdef Stripe* stripe
-        cdef PyObject* value = NULL
-        cdef bint alone = FREE_THREADED and t.policy == LRU
-        if alone:
-            # LRU relinks on a hit, so there is no reading beside other readers.
-            enter(self)
-            stripe = self.stripes
-        else:
-            stripe = enter_shared(self)
-        try:
-            slot = find(self, key, hash, NULL if alone else stripe)
-            if slot != MISSING and slot_due(t, slot) > now:
-                value = t.slots[slot].value
-                incref(value)
-                if t.touched != NULL:
-                    t.touched[slot] = now
-                slot_accessed(t, slot)
-                stripe.hits += 1
-            else:
-                stripe.misses += 1
-        finally:
-            if alone:
-                leave(self)
-            else:
-                leave_shared(stripe)
-        if unlikely(now >= t.next_due):
-            reap(self, now)
-        return value
+        cdef uint32_t hash = mix_hash(hash_of(key), SEED)
+        return look(self, key, hash, now_if_needed(self))
 
     cdef int store(self, PyObject* key, PyObject* value, double seconds, Presence mode, PyObject** present) except -1:
-        cdef Table* t = &self.table
-        cdef uint32_t hash = mix_hash(hash_of(key), SEED), slot
-        cdef uint64_t size = <uint64_t>weigh(self, key, value), low
-        cdef double now = 0.0, deadline = INFINITY, before
-        cdef PyObject* replaced = NULL
-        cdef Victims victims
-        cdef bint timed, failed = False, late
-        cdef int fresh = 0
-        victims.count = 0
-        victims.buried = 0
-        if size > self.most_bytes:
-            raise ValueTooLargeError(
-                f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}"
-            )
-        timed = seconds != INFINITY or t.idle != INFINITY
-        if timed or t.scheduled:
+        cdef uint32_t hash = mix_hash(hash_of(key), SEED)
+        cdef uint64_t size = <uint64_t>weigh(self, key, value)
+        cdef double now, deadline = INFINITY
+        if seconds != INFINITY:
             now = now_of(self)
-        deadline = now + seconds
-        enter(self)
-        try:
-            slot = find(self, key, hash, NULL)
-            if slot != MISSING and slot_due(t, slot) <= now:
-                kill(self, slot, due_reason(self, slot, now), &victims)
-                slot = MISSING
-            if slot != MISSING and mode == KEEP:
-                slot_accessed(t, slot)
-                if t.touched != NULL:
-                    t.touched[slot] = now
-            elif (
-                (size > INLINE_SIZE_MAX and not reserve_wide(t))
-                or (timed and not reserve_node(t))
-                or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
-            ):
-                failed = True
-            elif slot != MISSING:
-                before = slot_due(t, slot)
-                replaced = t.slots[slot].value
-                incref(value)
-                t.slots[slot].value = value
-                t.slots[slot].deadline = deadline
-                t.nbytes = t.nbytes - slot_size(t, slot) + size
-                slot_set_size(t, slot, size)
-                if t.touched != NULL:
-                    t.touched[slot] = now
-                if timed or t.links[slot].node != NONE:
-                    slot_schedule(t, slot, before)
-                slot_accessed(t, slot)
-                self.sets += 1
-                if unlikely(t.nbytes > self.most_bytes):
-                    make_room_beside(self, slot, now, &victims)
-            else:
-                if t.live >= t.limit:
-                    make_room(self, NO_LIMIT, t.limit - 1, now, &victims)
-                if unlikely(t.nbytes + size > self.most_bytes):
-                    low = self.most_bytes - self.most_bytes // 5
-                    make_room(self, low - size if low > size else 0, NONE, now, &victims)
-                incref(key)
-                incref(value)
-                slot = table_insert(t, key, value, hash, size, deadline, now)
-                self.sets += 1
-                self.changes += 1
-                fresh = 1
-            if present != NULL and not failed:
-                present[0] = t.slots[slot].value
-                incref(present[0])
-            if now >= t.next_due:
-                step(self, now, STEPS, &victims)
-            late = sweeper_late(self)
-        finally:
-            leave(self)
-        if late:
-            wake_sweeper(self)
-        let_go(self, &victims)
-        xdecref(replaced)
-        if failed:
-            raise MemoryError()
-        return fresh
+            deadline = now + seconds
+        else:
+            now = now_if_needed(self)
+        return put(self, key, value, hash, size, now, deadline, mode, present)
 
     cdef PyObject* take(self, PyObject* key) except? NULL:
         cdef Table* t = &self.table
         cdef uint32_t hash = mix_hash(hash_of(key), SEED), slot
-        cdef double now = now_of(self) if t.scheduled else 0.0
+        cdef double now = now_if_needed(self)
         cdef PyObject* value = NULL
         cdef PyObject* old_key = NULL
         cdef Victims victims
         victims.count = 0
         victims.buried = 0
         enter(self)
-        try:
-            slot = find(self, key, hash, NULL)
-            if slot != MISSING:
-                if slot_due(t, slot) <= now:
-                    kill(self, slot, due_reason(self, slot, now), &victims)
-                else:
-                    table_remove(t, slot)
-                    old_key = t.slots[slot].key
-                    value = t.slots[slot].value
-                    slot_free(t, slot)
-                    self.changes += 1
-            if now >= t.next_due:
-                step(self, now, STEPS, &victims)
-        finally:
+        slot = find(self, key, hash, NULL)
+        if unlikely(slot == FAILED):
             leave(self)
+            return NULL
+        if slot != MISSING:
+            if unlikely(slot_due(t, slot) <= now):
+                kill(self, slot, due_reason(self, slot, now), &victims)
+            else:
+                table_remove(t, slot)
+                old_key = t.slots[slot].key
+                value = t.slots[slot].value
+                slot_free(t, slot)
+                self.changes += 1
+        if any_due(self, now):
+            step(self, now, STEPS, &victims)
+        leave(self)
         let_go(self, &victims)
         xdecref(old_key)
         return value
@@ -680,17 +669,16 @@ cdef class TTLDict:
 
     def __contains__(self, key):
         """Whether the key has a value that has not expired. It counts neither as a use nor as a hit or miss."""
-        cdef Table* t = &self.table
         cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
-        cdef double now = now_of(self) if t.scheduled else 0.0
-        cdef bint found = False
+        cdef double now = now_if_needed(self)
         cdef Stripe* stripe = enter_shared(self)
-        try:
-            slot = find(self, <PyObject*>key, hash, stripe)
-            found = slot != MISSING and slot_due(t, slot) > now
-        finally:
-            leave_shared(stripe)
-        if now >= t.next_due:
+        cdef bint found
+        slot = find(self, <PyObject*>key, hash, stripe)
+        found = slot < FAILED and slot_due(&self.table, slot) > now
+        leave_shared(stripe)
+        if unlikely(slot == FAILED):
+            raise_current()
+        if any_due(self, now):
             reap(self, now)
         return found
 
@@ -742,20 +730,19 @@ cdef class TTLDict:
         cdef uint32_t slot
         cdef PyObject* key
         cdef PyObject* value
-        while True:
-            settle_now(self)
-            enter(self)
-            slot = t.tail[0] if t.tail[0] != NONE else t.tail[1]
-            if slot == NONE:
-                leave(self)
-                raise KeyError("popitem(): the TTLDict is empty")
-            table_remove(t, slot)
-            key = t.slots[slot].key
-            value = t.slots[slot].value
-            slot_free(t, slot)
-            self.changes += 1
+        settle_now(self)
+        enter(self)
+        slot = t.tail[0] if t.tail[0] != NONE else t.tail[1]
+        if slot == NONE:
             leave(self)
-            return owned(key), owned(value)
+            raise KeyError("popitem(): the TTLDict is empty")
+        table_remove(t, slot)
+        key = t.slots[slot].key
+        value = t.slots[slot].value
+        slot_free(t, slot)
+        self.changes += 1
+        leave(self)
+        return owned(key), owned(value)
 
     def setdefault(self, key, default=None, /):
         """The key's value, after storing `default` where there was none. O(1).
@@ -763,8 +750,16 @@ cdef class TTLDict:
         >>> TTLDict().setdefault("a", 1)
         1
         """
-        cdef PyObject* present = NULL
-        self.store(<PyObject*>key, <PyObject*>default, self.ttl_seconds, KEEP, &present)
+        cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED)
+        cdef double now = now_of(self) if self.ttl_seconds != INFINITY else now_if_needed(self)
+        cdef PyObject* present = look(self, <PyObject*>key, hash, now)
+        cdef uint64_t size
+        if present == NULL:
+            size = <uint64_t>weigh(self, <PyObject*>key, <PyObject*>default)
+            put(
+                self, <PyObject*>key, <PyObject*>default, hash, size, now,
+                now + self.ttl_seconds if self.ttl_seconds != INFINITY else INFINITY, KEEP, &present,
+            )
         return owned(present)
 
     def get_or_set(self, key, factory, ttl=None):
@@ -777,10 +772,11 @@ cdef class TTLDict:
         2
         """
         cdef double seconds = self.ttl_seconds if ttl is None else seconds_from("ttl", ttl)
-        cdef PyObject* present = self.lookup(<PyObject*>key)
+        cdef PyObject* present
+        if not callable(factory):
+            raise type_error("factory", factory, "callable")
+        present = self.lookup(<PyObject*>key)
         if present == NULL:
-            if not callable(factory):
-                raise type_error("factory", factory, "callable")
             made = factory()
             self.store(<PyObject*>key, <PyObject*>made, seconds, KEEP, &present)
         return owned(present)
@@ -789,21 +785,21 @@ cdef class TTLDict:
 
     def clear(self):
         """Remove every entry, without telling `on_evict`. O(n)."""
+        cdef Table* t = &self.table
+        cdef Table old
         cdef Victims victims
-        cdef bint others
-        victims.count = 0
-        victims.buried = 0
         enter(self)
         self.changes += 1
-        others = self.table.dead_first != NONE
-        if others:
-            # Entries that on_evict is yet to be told of must not get lost with the arrays.
-            victims.buried = bury_all(self)
+        if t.dead_first == NONE:
+            detach(t, &old)
+            leave(self)
+            drop(&old)
+            return
+        # Entries that on_evict is yet to be told of must not get lost with the arrays.
+        victims.count = 0
+        victims.buried = bury_all(self)
         leave(self)
-        if others:
-            let_go(self, &victims)
-        else:
-            clear_entries(self)
+        let_go_of_all(self, &victims)
 
     def __len__(self):
         settle_now(self)
@@ -831,7 +827,7 @@ cdef class TTLDict:
     def __eq__(self, other):
         if not isinstance(other, (dict, MutableMapping)):
             return NotImplemented
-        return dict(self.items()) == dict(other.items())
+        return contents(self) == (contents(other) if isinstance(other, TTLDict) else dict(other.items()))
 
     __hash__ = None
 
@@ -839,7 +835,7 @@ cdef class TTLDict:
         if Py_ReprEnter(self):
             return f"{type(self).__name__}({{...}})"
         try:
-            parts = [repr(dict(self.items()))]
+            parts = [repr(contents(self))]
             for name, value in settings(self).items():
                 parts.append(name + "=" + repr(value))
             return type(self).__name__ + "(" + ", ".join(parts) + ")"
@@ -857,18 +853,16 @@ cdef class TTLDict:
         Traceback (most recent call last):
         KeyError: 'nobody'
         """
-        cdef Table* t = &self.table
         cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
-        cdef double now = now_of(self) if t.scheduled else 0.0
-        cdef double due = -INFINITY
+        cdef double now = now_if_needed(self), due = -INFINITY
         cdef Stripe* stripe = enter_shared(self)
-        try:
-            slot = find(self, <PyObject*>key, hash, stripe)
-            if slot != MISSING and slot_due(t, slot) > now:
-                due = slot_due(t, slot)
-        finally:
-            leave_shared(stripe)
-        if due == -INFINITY:
+        slot = find(self, <PyObject*>key, hash, stripe)
+        if slot < FAILED:
+            due = slot_due(&self.table, slot)
+        leave_shared(stripe)
+        if slot == FAILED:
+            raise_current()
+        if due <= now:
             raise KeyError(key)
         return due
 
@@ -881,32 +875,31 @@ cdef class TTLDict:
         cdef Table* t = &self.table
         cdef double seconds = self.ttl_seconds if ttl is None else seconds_from("ttl", ttl)
         cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
-        cdef double now = 0.0, before
-        cdef bint timed = seconds != INFINITY or t.idle != INFINITY, found = False, failed = False, late
-        if timed or t.scheduled:
-            now = now_of(self)
+        cdef double now = now_of(self) if seconds != INFINITY else now_if_needed(self), before
+        cdef bint found, failed = False, late
         enter(self)
-        try:
-            slot = find(self, <PyObject*>key, hash, NULL)
-            if slot != MISSING and slot_due(t, slot) > now:
-                if timed and not reserve_node(t):
-                    failed = True
-                else:
-                    found = True
-                    before = slot_due(t, slot)
-                    t.slots[slot].deadline = now + seconds
-                    if t.touched != NULL:
-                        t.touched[slot] = now
-                    slot_schedule(t, slot, before)
-                    slot_accessed(t, slot)
-            late = sweeper_late(self)
-        finally:
+        slot = find(self, <PyObject*>key, hash, NULL)
+        if slot == FAILED:
             leave(self)
+            raise_current()
+        found = slot != MISSING and slot_due(t, slot) > now
+        if found:
+            if t.links[slot].node == NONE and seconds != INFINITY and not reserve_node(t):
+                failed = True
+            else:
+                before = slot_due(t, slot)
+                t.slots[slot].deadline = now + seconds if seconds != INFINITY else INFINITY
+                if t.touched != NULL:
+                    t.touched[slot] = now
+                slot_schedule(t, slot, before)
+                slot_accessed(t, slot)
+        late = sweeper_late(self, now)
+        leave(self)
         if failed:
             raise MemoryError()
         if late:
-            wake_sweeper(self)
-        if now >= t.next_due:
+            wake_sweeper(self, now)
+        if any_due(self, now):
             reap(self, now)
         return found
 
@@ -916,36 +909,18 @@ cdef class TTLDict:
         >>> TTLDict(ttl=60).expire()
         0
         """
-        cdef int64_t most = -1, count = 0
+        cdef int64_t most = ALL
         cdef double now
-        cdef bint look = True
-        cdef uint32_t slot
-        cdef Victims victims
         if limit is not None:
-            most = <int64_t>min(whole_number("limit", limit, "entries"), 0x7FFFFFFFFFFFFFFF)
+            most = <int64_t>min(whole_number("limit", limit, "entries"), ALL)
         if self.table.scheduled == 0:
             return 0
         now = now_of(self)
-        if most < 0:
-            return settle(self, now) if now + TICK >= self.table.next_due else 0
-        victims.count = 0
-        victims.buried = 0
-        enter(self)
-        while count < most:
-            slot = due_first(self, now, &look)
-            if slot == NONE:
-                if now >= self.table.next_due:
-                    # Only entries that were refreshed since: they have been put right.
-                    continue
-                break
-            kill(self, slot, due_reason(self, slot, now), &victims)
-            count += 1
-        leave(self)
-        let_go(self, &victims)
-        return count
+        return settle(self, now, most) if now + TICK >= self.table.next_due else 0
 
     def _sweep(self, double budget):
-        """What the package's sweeper calls: free due entries for `budget` seconds; when to come again."""
+        """What the package's sweeper calls: free due entries for `budget` seconds; when to come again
+        (``time.monotonic()``), infinity for not before it is told."""
         cdef Table* t = &self.table
         cdef double now = now_of(self), start = monotonic_precise(), next_due
         cdef int64_t operations = self.sets
@@ -1025,39 +1000,36 @@ cdef class TTLDict:
         True
         """
         cdef Table* t = &self.table
-        cdef PyObject* value = self.lookup(<PyObject*>key)
-        cdef uint32_t hash, slot
+        cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
+        cdef double now = now_if_needed(self)
+        cdef PyObject* value = look(self, <PyObject*>key, hash, now)
         cdef uint64_t size
-        cdef double now
         cdef Victims victims
-        cdef bint failed = False, found = False
+        cdef bint failed = False
         if value == NULL:
             raise KeyError(key)
         held = owned(value)
-        size = <uint64_t>weigh(self, <PyObject*>key, <PyObject*>held)
-        if size > self.most_bytes:
-            raise ValueTooLargeError(
-                f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}"
-            )
-        hash = mix_hash(hash_of(<PyObject*>key), SEED)
-        now = now_of(self) if t.scheduled else 0.0
+        size = <uint64_t>weigh(self, <PyObject*>key, value)
         victims.count = 0
         victims.buried = 0
         enter(self)
-        try:
-            slot = find(self, <PyObject*>key, hash, NULL)
-            # Replaced while it was weighed: then the account of the new value stands.
-            found = slot != MISSING and t.slots[slot].value == <PyObject*>held and slot_due(t, slot) > now
-            if found:
-                if size > INLINE_SIZE_MAX and not reserve_wide(t):
-                    failed = True
-                else:
-                    t.nbytes = t.nbytes - slot_size(t, slot) + size
-                    slot_set_size(t, slot, size)
-                    if t.nbytes > self.most_bytes:
-                        make_room_beside(self, slot, now, &victims)
-        finally:
+        slot = find(self, <PyObject*>key, hash, NULL)
+        if slot == FAILED:
             leave(self)
+            raise_current()
+        # Replaced while it was weighed: then the account of the new value stands.
+        if slot != MISSING and t.slots[slot].value == value and slot_due(t, slot) > now:
+            if size > self.most_bytes:
+                leave(self)
+                raise too_large(self, size)
+            if size > INLINE_SIZE_MAX and not reserve_wide(t):
+                failed = True
+            else:
+                t.nbytes = t.nbytes - slot_size(t, slot) + size
+                slot_set_size(t, slot, size)
+                if t.nbytes > self.most_bytes:
+                    make_room_beside(self, slot, now, &victims)
+        leave(self)
         let_go(self, &victims)
         if failed:
             raise MemoryError()
@@ -1080,15 +1052,14 @@ cdef class TTLDict:
         if number < 0:
             raise value_error("nbytes", nbytes, "a non-negative integer")
         wanted = min(number, NO_LIMIT)
-        now = now_of(self) if self.table.scheduled else 0.0
+        now = now_if_needed(self)
         victims.count = 0
         victims.buried = 0
         enter(self)
         before = self.table.nbytes
-        make_room(self, before - min(wanted, before), NONE, now, &victims)
+        after = before - min(wanted, before)
+        make_room(self, NONE, after, after, now, &victims)
         after = self.table.nbytes
-        if after != before:
-            self.changes += 1
         leave(self)
         let_go(self, &victims)
         if self.table.live == 0:
@@ -1105,21 +1076,15 @@ cdef class TTLDict:
         >>> d.max_size, d.memory_limit
         (None, 1000000)
         """
-        cdef double now = now_of(self) if self.table.scheduled else 0.0
+        cdef double now = now_if_needed(self)
         cdef Victims victims
-        cdef uint32_t before
         cdef Py_ssize_t entries = self.most_entries if max_size is UNCHANGED else entries_from(max_size)
         cdef uint64_t most = self.most_bytes if memory_limit is UNCHANGED else bytes_from(memory_limit)
         victims.count = 0
         victims.buried = 0
         enter(self)
         set_limits(self, entries, most)
-        before = self.table.live
-        make_room(self, NO_LIMIT, self.table.limit, now, &victims)
-        if self.table.nbytes > self.most_bytes:
-            make_room(self, self.most_bytes - self.most_bytes // 5, NONE, now, &victims)
-        if self.table.live != before:
-            self.changes += 1
+        make_room(self, self.table.limit, most, most - most // 5, now, &victims)
         leave(self)
         let_go(self, &victims)
 
@@ -1155,11 +1120,13 @@ cdef class TTLDict:
     # ---- copies ----
 
     def copy(self):
-        """A shallow copy with the same limits, deadlines and account. O(n)."""
+        """A shallow copy with the same limits, deadlines and account; idle times start anew. O(n)."""
         cdef TTLDict other = type(self).__new__(type(self))
+        cdef double now = now_if_needed(self)
         TTLDict.__init__(other, **settings(self))
-        for key, value, due in snapshot(self):
-            restore(other, key, value, due)
+        for key, value, due, size in snapshot(self, now):
+            restore(other, key, value, due, size, now)
+        set_attributes(other, object.__getstate__(self))
         return other
 
     __copy__ = copy
@@ -1167,18 +1134,17 @@ cdef class TTLDict:
     def __reduce_ex__(self, protocol):
         """Pickled with the seconds that each entry has left: clocks of two processes don't compare."""
         cdef double now = now_of(self)
-        entries = [(key, value, due - now) for key, value, due in snapshot(self)]
-        return _blank, (type(self),), (settings(self), entries, getattr(self, "__dict__", None))
+        entries = [(key, value, due - now) for key, value, due, _ in snapshot(self, now)]
+        return _blank, (type(self),), (settings(self), entries, object.__getstate__(self))
 
     def __setstate__(self, state):
         cdef double now
         limits, entries, attributes = state
         TTLDict.__init__(self, **limits)
-        if attributes:
-            self.__dict__.update(attributes)
+        set_attributes(self, attributes)
         now = now_of(self)
         for key, value, left in entries:
-            restore(self, key, value, now + <double>left)
+            restore(self, key, value, now + <double>left, weigh(self, <PyObject*>key, <PyObject*>value), now)
 
     @classmethod
     def __class_getitem__(cls, item):
@@ -1210,8 +1176,7 @@ cdef int configure(
     object timer, object on_evict, bint sweep,
 ) except -1:
     cdef double ttl_seconds = INFINITY, idle_seconds = INFINITY, start
-    if self.ready:
-        raise ArgumentValueError("a TTLDict is initialised once; use resize() to change its limits")
+    require_unused(self)
     cdef Py_ssize_t entries = entries_from(max_size)
     cdef uint64_t most = bytes_from(memory_limit)
     if ttl is not None:
@@ -1226,6 +1191,9 @@ cdef int configure(
         if call is not None and not callable(call):
             raise type_error(name, call, "callable or None")
     start = monotonic_coarse() if timer is None else read_timer(timer)
+    # The arguments' own code may have called this, or used the dict.
+    require_unused(self)
+    self.ready = True
     self.ttl_seconds = ttl_seconds
     self.policy_name = str(policy)
     self.size_of = account
@@ -1234,7 +1202,13 @@ cdef int configure(
     self.sweepable = timer is None and sweep
     table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
     set_limits(self, entries, most)
-    self.ready = True
+    return 0
+
+
+cdef int require_unused(TTLDict self) except -1:
+    # A table that was ever used is another one than table_init makes.
+    if self.ready or self.table.layout:
+        raise ArgumentValueError("a TTLDict is initialised once, before its first use; use resize() to change limits")
     return 0
 
 
@@ -1243,17 +1217,13 @@ cdef double read_timer(object timer) except? -1.0:
     value = timer()
     if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
         raise type_error("timer()", value, "a number of seconds")
-    now = float(value)
+    try:
+        now = float(value)
+    except OverflowError:
+        now = INFINITY
     if isnan(now) or now == INFINITY or now == -INFINITY:
         raise value_error("timer()", value, "a finite number of seconds")
     return now
-
-
-cdef inline object owned(PyObject* reference):
-    """Turn a reference that we own into an object; Cython takes one of its own, so ours is dropped."""
-    cdef object value = <object>reference
-    decref(reference)
-    return value
 
 
 cdef void set_limits(TTLDict self, Py_ssize_t entries, uint64_t most) noexcept:
@@ -1283,8 +1253,10 @@ cdef inline int64_t weigh(TTLDict self, PyObject* key, PyObject* value) except -
     if self.size_of is not None:
         return weigh_by_caller(self, key, value)
     size = pair_sizeof(<object>key, <object>value, &exhausted)
-    if exhausted:
+    if unlikely(exhausted):
+        enter(self)
         self.exhausted += 1
+        leave(self)
     return size + ENTRY_COST
 
 
@@ -1298,27 +1270,151 @@ cdef int64_t weigh_by_caller(TTLDict self, PyObject* key, PyObject* value) excep
     return <int64_t>number + ENTRY_COST
 
 
+cdef object too_large(TTLDict self, uint64_t size):
+    return ValueTooLargeError(f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}")
+
+
+cdef PyObject* look(TTLDict self, PyObject* key, uint32_t hash, double now) except? NULL:
+    """The value as a new reference, or NULL. What every way of reading does."""
+    cdef Table* t = &self.table
+    cdef uint32_t slot
+    cdef Stripe* stripe
+    cdef PyObject* value = NULL
+    cdef bint alone = FREE_THREADED and t.policy == LRU
+    if alone:
+        # LRU relinks on a hit, so there is no reading beside other readers.
+        enter(self)
+        stripe = self.stripes
+    else:
+        stripe = enter_shared(self)
+    slot = find(self, key, hash, NULL if alone else stripe)
+    if likely(slot < FAILED) and likely(slot_due(t, slot) > now):
+        value = t.slots[slot].value
+        incref(value)
+        used(t, slot, now)
+        stripe.hits += 1
+        if FREE_THREADED and stripe.hits % SHARED_HITS == 0 and not owned_by_this_thread(<PyObject*>self):
+            # Two threads that count one object's references pass its cache line to and fro. From now on none of them
+            # counts, and the garbage collector frees the dict.
+            defer_refcount(<PyObject*>self)
+    elif slot != FAILED:
+        stripe.misses += 1
+    if alone:
+        leave(self)
+    else:
+        leave_shared(stripe)
+    if slot != FAILED and any_due(self, now):
+        reap(self, now)
+    return value
+
+
+cdef int put(
+    TTLDict self, PyObject* key, PyObject* value, uint32_t hash, uint64_t size, double now, double deadline,
+    Presence mode, PyObject** present,
+) except -1:
+    """TTLDict.store with all known that may fail or run Python code."""
+    cdef Table* t = &self.table
+    cdef uint32_t slot
+    cdef uint64_t low
+    cdef double before
+    cdef PyObject* replaced = NULL
+    cdef Victims victims
+    cdef bint failed = False, late
+    cdef bint timed = deadline != INFINITY or t.idle != INFINITY
+    cdef int fresh = 0
+    victims.count = 0
+    victims.buried = 0
+    enter(self)
+    if unlikely(size > self.most_bytes):
+        leave(self)
+        raise too_large(self, size)
+    slot = find(self, key, hash, NULL)
+    if unlikely(slot == FAILED):
+        leave(self)
+        return -1
+    if slot != MISSING and unlikely(slot_due(t, slot) <= now):
+        kill(self, slot, due_reason(self, slot, now), &victims)
+        slot = MISSING
+    if slot != MISSING and mode == KEEP:
+        used(t, slot, now)
+    elif (
+        (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))
+        or (timed and not reserve_node(t))
+        or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
+    ):
+        failed = True
+    elif slot != MISSING:
+        before = slot_due(t, slot)
+        replaced = t.slots[slot].value
+        incref(value)
+        t.slots[slot].value = value
+        t.slots[slot].deadline = deadline
+        t.nbytes = t.nbytes - slot_size(t, slot) + size
+        slot_set_size(t, slot, size)
+        if t.touched != NULL:
+            t.touched[slot] = now
+        if timed or t.links[slot].node != NONE:
+            slot_schedule(t, slot, before)
+        slot_accessed(t, slot)
+        self.sets += 1
+        if unlikely(t.nbytes > self.most_bytes):
+            make_room_beside(self, slot, now, &victims)
+    else:
+        if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
+            low = self.most_bytes - self.most_bytes // 5
+            make_room(
+                self, t.limit - 1 if t.limit != NONE else NONE, self.most_bytes - size,
+                low - size if low > size else 0, now, &victims,
+            )
+        incref(key)
+        incref(value)
+        slot = table_insert(t, key, value, hash, size, deadline, now)
+        self.sets += 1
+        self.changes += 1
+        fresh = 1
+    if present != NULL and not failed:
+        present[0] = t.slots[slot].value
+        incref(present[0])
+    if any_due(self, now):
+        step(self, now, STEPS, &victims)
+    late = sweeper_late(self, now)
+    leave(self)
+    let_go(self, &victims)
+    xdecref(replaced)
+    if unlikely(failed):
+        raise MemoryError()
+    if unlikely(late):
+        try:
+            wake_sweeper(self, now)
+        except BaseException:
+            # A signal's: the value is stored, but the caller will not see what is present.
+            if present != NULL:
+                decref(present[0])
+            raise
+    return fresh
+
+
 cdef void make_room_beside(TTLDict self, uint32_t slot, double now, Victims* victims) noexcept:
     """Evict down to 80 % of the memory limit, but not this entry (locked for writing)."""
     cdef Table* t = &self.table
     cdef int queue = 1 if t.slots[slot].meta & IN_MAIN else 0
     cdef uint64_t low = self.most_bytes - self.most_bytes // 5
     if slot_due(t, slot) <= now:
-        make_room(self, low, NONE, now, victims)
+        # Its new deadline is no later than now.
+        make_room(self, NONE, self.most_bytes, low, now, victims)
         return
     # Out of its queue it can't be chosen.
     queue_unlink(t, slot)
-    make_room(self, low, NONE, now, victims)
+    make_room(self, NONE, self.most_bytes, low, now, victims)
     queue_push(t, queue, slot)
 
 
-cdef void clear_entries(TTLDict self) noexcept:
-    cdef Table* t = &self.table
-    cdef Table old
-    cdef uint32_t slot
-    enter(self)
-    old = t[0]
-    # The arrays change hands, so that what the references run finds an empty, working dict.
+cdef inline void detach(Table* t, Table* old) noexcept:
+    """Move all arrays and their references from `t` to `old` (locked for writing).
+
+    What dropping the references runs then finds an empty, working dict.
+    """
+    old[0] = t[0]
     t.slots = NULL
     t.links = NULL
     t.index = NULL
@@ -1331,26 +1427,42 @@ cdef void clear_entries(TTLDict self) noexcept:
     t.nbytes = 0
     t.next_due = INFINITY
     table_free(t)
-    leave(self)
+
+
+cdef void drop(Table* old) noexcept:
+    cdef uint32_t slot
     for slot in range(old.used):
         if old.slots[slot].key != NULL:
             decref(old.slots[slot].key)
             decref(old.slots[slot].value)
-    table_free(&old)
+    table_free(old)
+
+
+cdef void clear_entries(TTLDict self) noexcept:
+    cdef Table old
+    enter(self)
+    detach(&self.table, &old)
+    leave(self)
+    drop(&old)
 
 
 cdef dict settings(TTLDict self):
     """The arguments that make another dict like this one."""
-    given = {
-        "max_size": self.max_size,
-        "ttl": self.ttl,
-        "memory_limit": self.memory_limit,
-        "sizeof": self.size_of,
-        "idle": self.idle,
-        "timer": self.clock,
-        "on_evict": self.on_gone,
-    }
-    found = {name: value for name, value in given.items() if value is not None}
+    found = {}
+    if self.most_entries:
+        found["max_size"] = self.most_entries
+    if self.ttl_seconds != INFINITY:
+        found["ttl"] = self.ttl_seconds
+    if self.most_bytes != NO_LIMIT:
+        found["memory_limit"] = self.most_bytes
+    if self.size_of is not None:
+        found["sizeof"] = self.size_of
+    if self.table.idle != INFINITY:
+        found["idle"] = self.table.idle
+    if self.clock is not None:
+        found["timer"] = self.clock
+    if self.on_gone is not None:
+        found["on_evict"] = self.on_gone
     if self.policy_name != "s3fifo":
         found["policy"] = self.policy_name
     if not self.sweepable and self.clock is None:
@@ -1358,19 +1470,39 @@ cdef dict settings(TTLDict self):
     return found
 
 
-cdef list snapshot(TTLDict self):
-    """(key, value, deadline without the idle limit) of all entries, oldest first, those in the main queue before."""
+cdef int set_attributes(TTLDict self, object state) except -1:
+    """Give an instance of a subclass what `object.__getstate__` took from another."""
+    attributes, slots = state if type(state) is tuple else (state, None)
+    if attributes:
+        self.__dict__.update(attributes)
+    if slots:
+        for name, value in slots.items():
+            setattr(self, name, value)
+    return 0
+
+
+cdef struct Copied:
+    PyObject* key
+    PyObject* value
+    double deadline
+    uint64_t size
+
+
+cdef list snapshot(TTLDict self, double now):
+    """(key, value, deadline without the idle limit, size) of all entries that are not due, all at one time.
+
+    The oldest come first, those in the main queue before the others.
+    """
     cdef Table* t = &self.table
-    cdef Slot* copies = NULL
+    cdef Copied* copies = NULL
     cdef uint32_t slot, room, count = 0, at
     cdef int queue
     cdef list found = []
-    settle_now(self)
     try:
         while True:
             room = t.live
             PyMem_RawFree(copies)
-            copies = <Slot*>PyMem_RawMalloc((<size_t>room + 1) * sizeof(Slot))
+            copies = <Copied*>PyMem_RawMalloc((<size_t>room + 1) * sizeof(Copied))
             if copies == NULL:
                 raise MemoryError()
             enter(self)
@@ -1380,14 +1512,20 @@ cdef list snapshot(TTLDict self):
         for queue in (1, 0):
             slot = t.tail[queue]
             while slot != NONE:
-                copies[count] = t.slots[slot]
-                incref(copies[count].key)
-                incref(copies[count].value)
-                count += 1
+                if slot_due(t, slot) > now:
+                    copies[count].key = t.slots[slot].key
+                    copies[count].value = t.slots[slot].value
+                    copies[count].deadline = t.slots[slot].deadline
+                    copies[count].size = slot_size(t, slot)
+                    incref(copies[count].key)
+                    incref(copies[count].value)
+                    count += 1
                 slot = t.links[slot].prev
         leave(self)
         for at in range(count):
-            found.append((<object>copies[at].key, <object>copies[at].value, copies[at].deadline))
+            found.append(
+                (<object>copies[at].key, <object>copies[at].value, copies[at].deadline, copies[at].size)
+            )
     finally:
         for at in range(count):
             decref(copies[at].key)
@@ -1396,25 +1534,18 @@ cdef list snapshot(TTLDict self):
     return found
 
 
-cdef int restore(TTLDict self, object key, object value, double deadline) except -1:
+cdef dict contents(TTLDict self):
+    """As a plain dict, all at one time."""
+    return {key: value for key, value, _, _ in snapshot(self, now_if_needed(self))}
+
+
+cdef int restore(TTLDict self, object key, object value, double deadline, uint64_t size, double now) except -1:
     """Store an entry that falls due at `deadline`, if that is still to come."""
-    cdef Table* t = &self.table
-    cdef double now = now_of(self), before
-    cdef uint32_t hash, slot
-    if deadline <= now:
-        return 0
-    self.store(<PyObject*>key, <PyObject*>value, deadline - now, REPLACE, NULL)
-    hash = mix_hash(hash_of(<PyObject*>key), SEED)
-    enter(self)
-    try:
-        slot = find(self, <PyObject*>key, hash, NULL)
-        if slot != MISSING:
-            before = slot_due(t, slot)
-            # By now only rounding stands between the two.
-            t.slots[slot].deadline = deadline
-            slot_schedule(t, slot, before)
-    finally:
-        leave(self)
+    if deadline > now:
+        put(
+            self, <PyObject*>key, <PyObject*>value, mix_hash(hash_of(<PyObject*>key), SEED), size, now, deadline,
+            REPLACE, NULL,
+        )
     return 0
 
 
@@ -1428,41 +1559,43 @@ cdef enum Kind:
 
 cdef class _Iterator:
     cdef TTLDict owner
-    cdef uint32_t position
+    cdef uint32_t position    # the slot to look at next; NONE: at the end
     cdef uint32_t changes
     cdef Kind kind
+
+    def __cinit__(self):
+        self.position = NONE
 
     def __iter__(self):
         return self
 
     def __next__(self):
         cdef TTLDict owner = self.owner
-        cdef Table* t
+        cdef Table* t = &owner.table
         cdef PyObject* key = NULL
         cdef PyObject* value = NULL
         cdef double now
-        cdef uint32_t slot
+        # One load: another thread may have the same iterator, and a position past the end is never looked at.
+        cdef uint32_t slot = self.position
         cdef Stripe* stripe
-        if owner is None:
+        if slot == NONE:
             raise StopIteration
-        t = &owner.table
-        now = now_of(owner) if t.scheduled else 0.0
+        now = now_if_needed(owner)
         stripe = enter_shared(owner)
         if self.changes != owner.changes:
             leave_shared(stripe)
             raise RuntimeError("dictionary changed size during iteration")
-        while self.position < t.used:
-            slot = self.position
-            self.position += 1
+        while slot < t.used:
             if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD and slot_due(t, slot) > now:
                 key = t.slots[slot].key
                 value = t.slots[slot].value
                 incref(key)
                 incref(value)
                 break
+            slot += 1
+        self.position = NONE if key == NULL else slot + 1
         leave_shared(stripe)
         if key == NULL:
-            self.owner = None
             raise StopIteration
         if self.kind == KEYS:
             decref(value)
@@ -1477,6 +1610,7 @@ cdef _Iterator entries_of(TTLDict self, Kind kind):
     cdef _Iterator iterator = _Iterator.__new__(_Iterator)
     settle_now(self)
     iterator.owner = self
+    iterator.position = 0
     iterator.changes = self.changes
     iterator.kind = kind
     return iterator
