@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 import pytest
 from conftest import FREE_THREADED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from synthex_fast import PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
@@ -929,6 +930,96 @@ def test_size():
     q = query(tags=["a"] * 5)
     assert sys.getsizeof(q) == expected
     assert sys.getsizeof(SlottedQuery(**QUERY)) >= expected
+
+
+class Lives(RuleBasedStateMachine):
+    """Records that come and go beside plain dicts that never share memory."""
+
+    records = Bundle("records")
+    held = Bundle("held")
+
+    def __init__(self):
+        super().__init__()
+        self.alive = []
+
+    @staticmethod
+    def plain(**fields):
+        return {"context": {}, "constraints": [], "tags": [], **fields}
+
+    def born(self, record, model):
+        pair = [record, model]
+        self.alive.append(pair)
+        return pair
+
+    @rule(target=records, number=st.integers(0, 99), subclass=st.booleans(), untracked=st.booleans())
+    def make(self, number, subclass, untracked):
+        cls = Query if subclass else PooledExpertQuery
+        fields = {"title": f"title {number}", "tags": [f"t{number}"]}
+        if not untracked:
+            fields["context"] = {"number": number}
+        if number % 3 == 0:
+            fields["constraints"] = [str(number)] * (number // 3)
+        return self.born(cls(**{**QUERY, **fields}), self.plain(**copy.deepcopy(fields)))
+
+    @rule(target=records, pair=records)
+    def twin(self, pair):
+        return self.born(copy.deepcopy(pair[0]), copy.deepcopy(pair[1]))
+
+    @rule(pair=consumes(records))
+    def drop(self, pair):
+        self.alive = [each for each in self.alive if each is not pair]
+        pair.clear()
+
+    @rule(pair=records)
+    def forget_the_cycle(self, pair):
+        pair[0].context["self"] = pair[0]
+        title = pair[1]["title"] or "blank before"
+        pair[1]["title"] = title
+        pair[0] = PooledExpertQuery(**{**QUERY, **copy.deepcopy(pair[1])})
+        gc.collect(0)
+
+    @rule(pair=records, number=st.integers())
+    def change(self, pair, number):
+        record, model = pair
+        for each in (record.context, model["context"]):
+            each[number] = [number]
+        for name in ("constraints", "tags"):
+            getattr(record, name).append(f"{number}")
+            model[name].append(f"{number}")
+
+    @rule(pair=records, name=st.sampled_from(["constraints", "tags", "context"]), number=st.integers(0, 9))
+    def set(self, pair, name, number):
+        value = {"set": number} if name == "context" else [f"set {number}"] * (number > 0)
+        setattr(pair[0], name, value)
+        pair[1][name] = copy.deepcopy(value)
+
+    @rule(target=held, pair=records, name=st.sampled_from(["constraints", "tags", "context"]))
+    def hold(self, pair, name):
+        return getattr(pair[0], name), pair[1][name]
+
+    @rule(pair=records)
+    def reset(self, pair):
+        pair[0].reset()
+        pair[1].clear()
+        pair[1].update(self.plain(title=""))
+
+    @rule(one=held)
+    def held_is_as_it_was(self, one):
+        container, model = one
+        assert container == model
+
+    @rule(one=consumes(held))
+    def let_go(self, one):
+        pass
+
+    @invariant()
+    def nobody_sees_anothers(self):
+        for record, model in self.alive:
+            assert {name: getattr(record, name) for name in model} == model
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 # --- the collector ---
