@@ -1134,7 +1134,11 @@ cdef class TTLDict:
     def __reduce_ex__(self, protocol):
         """Pickled with the seconds that each entry has left: clocks of two processes don't compare."""
         cdef double now = now_of(self)
-        entries = [(key, value, due - now) for key, value, due, _ in snapshot(self, now)]
+        # No comprehension: Cython's drops an item twice where the append finds no memory.
+        entries = []
+        for key, value, due, _ in snapshot(self, now):
+            entry = (key, value, due - now)
+            entries.append(entry)
         return _blank, (type(self),), (settings(self), entries, object.__getstate__(self))
 
     def __setstate__(self, state):
