@@ -155,11 +155,14 @@ def _allocated():
 
 
 def probe_bytes(kind, count):
-    """Bytes an entry beyond key and value, every entry with a time to live of its own."""
+    """Bytes an entry beyond key and value, every entry with a time to live of its own.
+
+    A bounded cache of ours gets a fifth more keys than it holds: what its policy remembers of evicted ones counts.
+    """
     count = int(count)
-    keys = _text_keys(count)
+    keys = _text_keys(count + count // 5 if kind == "ours-bounded" else count)
     values = [f"value of {key}" for key in keys]
-    lives = [HOUR + n % 1000 for n in range(count)]
+    lives = [HOUR + n % 1000 for n in range(len(keys))]
     if kind.startswith("ours"):
         from synthex_fast import TTLDict
 
