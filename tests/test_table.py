@@ -417,6 +417,22 @@ def test_random_operations_leave_the_table_sound(inside, seed):
     inside.check(driver.d)
 
 
+def test_ghosts_are_as_many_as_what_lives(inside):
+    d = TTLDict(10**8, memory_limit=100_000, sizeof=lambda k, v: 436)
+    for n in range(2000):
+        d[n] = n
+    assert inside.shape(d)["live"] <= 200
+    assert 0 < inside.shape(d)["ghosts"] <= 400
+    d = TTLDict(100)
+    for n in range(1000):
+        d[n] = n
+    assert inside.shape(d)["ghosts"] == 100
+    d.resize(max_size=60)
+    d[0] = 0
+    assert inside.shape(d)["ghosts"] == 60
+    inside.check(d)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_growth_to_many_and_back_to_nothing(inside, policy):
     clock = Clock()

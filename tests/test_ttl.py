@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from synthex_fast import TTLDict, create_memory_aware_ttl_dict
+from synthex_fast import TTLDict, _sweeper, create_memory_aware_ttl_dict
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, ValueTooLargeError
 
 POLICIES = ["fifo", "lru", "sieve", "s3fifo"]
@@ -142,6 +142,9 @@ class Model(RuleBasedStateMachine):
             assert before >= self.max_size
         if memory:
             assert self.limit is not None
+            replaced = self.model[key][0][1] + ENTRY if was_live else 0
+            lives = self.weight() - sum(ENTRY + e[1][1] for e in full)
+            assert lives - replaced + ENTRY + value[1] > self.limit, "what lives would have had room"
         self.settle()
         self.model[key] = (value, self.deadline(ttl), self.clock.now)
         if memory:
@@ -524,6 +527,100 @@ def test_refreshed_entries_outlive_their_first_deadline():
     assert set(d) == set(range(2, 500, 4))
 
 
+def test_a_clock_that_goes_back_hides_nothing_that_is_due():
+    for idle in (None, 10.0):
+        clock = Clock(1e9)
+        d = TTLDict(ttl=10.0, idle=idle, timer=clock)
+        d["a"] = 1
+        clock.now = 0.0
+        d["b"] = 2
+        assert d["b"] == 2
+        clock.now = 10.0
+        assert (len(d), list(d)) == (1, ["a"])
+        assert d.stats["expired"] == 1
+    clock = Clock(100.0)
+    d = TTLDict(idle=10.0, timer=clock)
+    d["a"] = 1
+    clock.now = 95.0
+    assert d["a"] == 1
+    clock.now = 107.0
+    assert (len(d), list(d)) == (1, ["a"])
+    clock.now = 110.0
+    assert (len(d), list(d)) == (0, [])
+
+
+def test_comparisons_may_store_timed_entries_below_zero():
+    """A lookup that needs no time when it begins must not take what is stored meanwhile for expired."""
+    for operation in (lambda d, k: d.get(k), lambda d, k: d.setdefault(k, 3), lambda d, k: d.expires_at(k) and 2):
+        d = TTLDict(timer=Clock(-5.0))
+        a, b = same_hash("a", "b")
+        d[a] = 1
+        a.on_eq = lambda d=d, a=a, b=b: (setattr(a, "on_eq", None), d.set(b, 2, ttl=1.0))
+        assert operation(d, Hostile("b")) == 2
+        assert d.stats["expired"] == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e18])
+def test_expire_with_a_limit_comes_to_an_end(scale):
+    """Also where the timer counts nanoseconds, too coarse as a float for the ticks of the heap."""
+    clock = Clock(1.7 * scale)
+    d = TTLDict(timer=clock)
+    for n in range(300):
+        d.set(n, n, ttl=1e3)
+        d.touch(n, 2e3 + n)
+    clock.now += 1e3
+    assert d.expire(1) == 0
+    for n in range(300):
+        d.set(n, n, ttl=math.ulp(clock.now))
+    clock.now += math.ulp(clock.now)
+    assert [d.expire(100) for _ in range(4)] == [100, 100, 100, 0]
+
+
+def test_each_operation_reads_the_clock_once_at_most():
+    reads = 0
+
+    def timer():
+        nonlocal reads
+        reads += 1
+        return 1.0
+
+    d = TTLDict(9, ttl=10, idle=5, timer=timer, sizeof=lambda k, v: 1)
+    d["a"] = 1
+    iterator = iter(d)
+    for operation in (
+        lambda: next(iterator),
+        lambda: d.get("a"),
+        lambda: d["a"],
+        lambda: "a" in d,
+        lambda: d.set("a", 1, ttl=3),
+        lambda: d.touch("a"),
+        lambda: d.expires_at("a"),
+        lambda: d.recount("a"),
+        lambda: d.setdefault("a", 1),
+        lambda: d.setdefault("b", 1),
+        lambda: d.get_or_set("a", int),
+        lambda: d.pop("b"),
+        lambda: len(d),
+        lambda: d.stats,
+        lambda: d.nbytes,
+        lambda: d.expire(),
+        lambda: d.expire(1),
+        lambda: d.trim(0),
+        lambda: d.resize(max_size=7),
+        lambda: iter(d),
+        lambda: d.popitem(),
+        lambda: d.clear(),
+    ):
+        reads = 0
+        operation()
+        assert reads <= 1
+    untimed = TTLDict(9, timer=timer)
+    reads = 0
+    untimed["a"] = 1
+    untimed.update(b=untimed.get("a"))
+    assert (untimed.pop("a"), len(untimed), reads) == (1, 1, 0)
+
+
 def test_years_pass():
     clock = Clock()
     d = TTLDict(timer=clock)
@@ -548,7 +645,12 @@ def test_a_timer_may_go_back_and_must_return_seconds():
     assert dict(d) == {"a": 1, "b": 2}
     clock.now = 10.0
     assert dict(d) == {"a": 1}
-    for bad, error in ((None, ArgumentTypeError), ("1", ArgumentTypeError), (math.nan, ArgumentValueError)):
+    for bad, error in (
+        (None, ArgumentTypeError),
+        ("1", ArgumentTypeError),
+        (math.nan, ArgumentValueError),
+        (10**400, ArgumentValueError),
+    ):
         clock.now = bad
         with pytest.raises(error, match=r"timer\(\)"):
             d["c"] = 3
@@ -631,6 +733,43 @@ def test_memory_limit(policy):
     d["a"], d["b"] = 400, 400
     d["a"] = 700
     assert dict(d) == {"a": 700}
+
+
+def test_due_entries_make_room_before_any_other_is_evicted():
+    clock, gone = Clock(), []
+    d = TTLDict(
+        memory_limit=1000, sizeof=lambda k, v: 100 - ENTRY, timer=clock, on_evict=lambda k, v, why: gone.append(why)
+    )
+    for n in range(10):
+        d.set(n, n, ttl=1.0 if n == 5 else None)
+    clock.now = 1.0
+    d["x"] = 1
+    assert (gone, d.nbytes) == (["expired"], 1000)
+    d["y"] = 1
+    assert (gone, d.nbytes) == (["expired"] + ["memory"] * 3, 800)
+
+
+@pytest.mark.parametrize("policy", ["sieve", "s3fifo"])
+def test_the_policy_goes_by_what_lives_not_by_a_limit_out_of_reach(policy):
+    d = TTLDict(10**6, memory_limit=100_000, policy=policy)
+    for _ in range(5):
+        for hot in range(50):
+            d.setdefault(("hot", hot), 1)
+    for n in range(5000):
+        d[n] = n
+        if n % 20 == 0:
+            for hot in range(50):
+                d.get(("hot", hot))
+    assert sum(("hot", hot) in d for hot in range(50)) >= 45
+
+
+def test_setdefault_weighs_only_what_it_stores():
+    d = TTLDict(memory_limit=1000, sizeof=lambda k, v: v)
+    assert d.setdefault("a", 1) == 1
+    assert d.setdefault("a", 5000) == 1
+    with pytest.raises(ValueTooLargeError):
+        d.setdefault("b", 5000)
+    assert (d.stats["hits"], d.stats["misses"]) == (1, 2)
 
 
 def test_default_account_and_recount():
@@ -750,6 +889,34 @@ def test_callbacks_may_use_the_dict():
     assert len(e) == 0
     assert len(seen) == 200
     assert all(entry == (0, [], 0, None) for entry in seen)
+
+
+@pytest.mark.parametrize("way", ["callback", "finaliser"])
+def test_what_runs_while_entries_go_is_not_told_of_the_next_ones(way):
+    """Each entry's callback looks something up, which frees due entries, whose callbacks look something up, ..."""
+    clock, depth, deepest, told = Clock(), 0, 0, 0
+
+    def use():
+        nonlocal depth, deepest, told
+        depth, told = depth + 1, told + 1
+        deepest = max(deepest, depth)
+        d.get("a")
+        d[("new", told)] = None
+        d.pop(("new", told))
+        assert "b" not in d
+        depth -= 1
+
+    d = TTLDict(ttl=1.0, timer=clock, on_evict=(lambda *entry: use()) if way == "callback" else None)
+    for n in range(3000):
+        d[n] = OnDel(use) if way == "finaliser" else n
+    clock.now = 1.0
+    before = told
+    d.get("a")
+    assert 0 < told - before <= 8
+    while d.stats["entries"]:
+        d.get("a")
+    assert told == 3000
+    assert deepest <= 2
 
 
 def test_comparisons_may_change_the_dict():
@@ -901,6 +1068,49 @@ def test_changing_the_dict_while_iterating_raises():
                 list(iterator)
 
 
+def test_eviction_ends_an_iteration_and_expiry_does_not():
+    sizes = {}
+    for change in (lambda d: d.set(1, 800), lambda d: (sizes.update({1: 900}), d.recount(1)), lambda d: d.trim(1)):
+        sizes.clear()
+        d = TTLDict(memory_limit=1000, sizeof=lambda k, v: sizes.get(k, v) - ENTRY)
+        for n in range(5):
+            d[n] = 200
+        iterator = iter(d)
+        next(iterator)
+        change(d)
+        with pytest.raises(RuntimeError, match="dictionary changed size during iteration"):
+            next(iterator)
+    clock = Clock()
+    for change in (lambda d: d.trim(1), lambda d: d.resize(max_size=5), lambda d: d.expire(1)):
+        d = TTLDict(timer=clock)
+        for n in range(5):
+            d.set(n, n, ttl=1.0 if n == 4 else math.inf)
+        iterator = iter(d)
+        assert next(iterator) == 0
+        clock.now += 1.0
+        change(d)
+        assert list(iterator) == [1, 2, 3]
+
+
+def test_iterators_outlive_their_end():
+    d = TTLDict()
+    d["a"] = 1
+    iterator = iter(d)
+    assert list(iterator) == ["a"]
+    d["b"] = 1
+    assert list(iterator) == []
+    assert list(type(iterator)()) == []
+
+
+def test_comparing_and_showing_are_done_on_one_state():
+    d = TTLDict()
+    d[Hostile(1, on_hash=lambda: d.set(object(), 1))] = 1
+    size = len(d)
+    assert repr(d).count("Hostile") == 1
+    assert d != {}
+    assert len(d) > size
+
+
 def test_replacing_while_iterating_is_allowed_and_expiry_is_no_change():
     clock = Clock()
     d = TTLDict(timer=clock)
@@ -957,6 +1167,63 @@ def test_copy_and_pickle():
     assert len(twin) == 0
 
 
+def test_a_copy_weighs_nothing_anew_and_keeps_deadlines():
+    weighed = 0
+
+    def sizeof(key, value):
+        nonlocal weighed
+        weighed += 1
+        return len(value)
+
+    d = TTLDict(3, 60.0, memory_limit=1000, sizeof=sizeof)
+    value = [1]
+    d["a"] = value
+    d.set("b", [], ttl=math.inf)
+    # It has grown beyond what the dict would take.
+    value.extend(range(5000))
+    weighed = 0
+    twin = d.copy()
+    assert (twin, twin.nbytes, weighed) == (d, d.nbytes, 0)
+    assert twin.expires_at("a") == d.expires_at("a")
+    assert twin.expires_at("b") == math.inf
+
+
+def test_a_dict_in_use_takes_no_other_state():
+    class Value:
+        pass
+
+    value = Value()
+    ref = weakref.ref(value)
+    for d in (TTLDict(), TTLDict.__new__(TTLDict)):
+        d["a"] = value
+        state = TTLDict(7).__reduce_ex__(4)[2]
+        with pytest.raises(ArgumentValueError, match="initialised once"):
+            d.__init__(7)
+        with pytest.raises(ArgumentValueError, match="initialised once"):
+            d.__setstate__(state)
+        assert (d["a"], d.max_size) == (value, None)
+        d.clear()
+        with pytest.raises(ArgumentValueError, match="initialised once"):
+            d.__init__(7)
+    blank = TTLDict.__new__(TTLDict)
+    with pytest.raises(ArgumentValueError, match="initialised once"):
+        blank.__init__(timer=lambda: blank.set("a", value) or 1.0)
+    assert blank["a"] is value
+    del value, d, blank
+    gc.collect()
+    assert ref() is None
+
+
+def test_an_initialisation_that_fails_may_be_repeated():
+    d = TTLDict.__new__(TTLDict)
+    for bad in ({"max_size": 0}, {"ttl": -1}, {"policy": "x"}, {"timer": lambda: None}, {"idle": "x"}):
+        with pytest.raises((TypeError, ValueError)):
+            d.__init__(**{"max_size": 9, **bad})
+        assert (d.max_size, d.ttl, d.policy) == (None, None, "s3fifo")
+    d.__init__(5)
+    assert d.max_size == 5
+
+
 def test_a_pickled_dict_keeps_the_seconds_that_were_left():
     d = TTLDict()
     d.set("a", 1, ttl=100)
@@ -983,7 +1250,33 @@ def test_subclass():
     d["a"] = 1
     twin = pickle.loads(pickle.dumps(d))
     assert (type(twin), twin.shout(), dict(twin), twin.max_size) == (Sub, "me!", {"a": 1}, 3)
-    assert copy.copy(d)["a"] == 1
+    for twin in (copy.copy(d), d.copy(), copy.deepcopy(d)):
+        assert (type(twin), twin.shout(), dict(twin)) == (Sub, "me!", {"a": 1})
+
+    class Slotted(TTLDict):
+        __slots__ = ("owner",)
+
+    slotted = Slotted(3)
+    slotted.owner = "me"
+    assert copy.copy(slotted).owner == copy.deepcopy(slotted).owner == "me"
+
+    class Overriding(TTLDict):
+        max_size = property(lambda self: "many")
+
+        def __len__(self):
+            return 7
+
+        def items(self):
+            raise ZeroDivisionError
+
+        def get(self, *arguments):
+            raise ZeroDivisionError
+
+    overriding = Overriding(3)
+    overriding["a"] = 1
+    assert repr(overriding) == "Overriding({'a': 1}, max_size=3)"
+    assert overriding == {"a": 1}
+    assert overriding.copy()["a"] == overriding.setdefault("a", 2) == overriding.pop("a") == 1
 
     class Bare(TTLDict):
         def __init__(self):
@@ -1244,6 +1537,158 @@ def test_the_sweeper_survives_callbacks_that_raise():
         assert wait_for(lambda: len(seen) == 2)
     finally:
         sys.unraisablehook = hook
+
+
+class Swept:
+    """A client of the sweeper's that does as it is told."""
+
+    def __init__(self, sweep):
+        self._sweep = sweep
+
+
+def test_the_sweeper_plans_one_visit_for_each_client():
+    d = TTLDict(ttl=1e6)
+    d["far"] = 1
+    for n in range(200):
+        # As a distant entry and many near ones do, each coming before the visit that is planned.
+        _sweeper.schedule(d, time.monotonic() + 1e6 - n)
+    planned = [entry for entry in _sweeper._visits.values() if entry[2]() is d]
+    assert len(planned) == 1
+    due = planned[0][0]
+    _sweeper.schedule(d, time.monotonic() + 1e7)
+    assert _sweeper._visits[id(d)][0] == due
+    for _ in range(3000):
+        TTLDict(ttl=1e6)["a"] = 1
+    assert len(_sweeper._agenda) < 1000
+    assert len(_sweeper._visits) < 1000
+    visits = []
+    client = Swept(lambda budget: visits.append(budget) or (0.0 if len(visits) < 5 else math.inf))
+    _sweeper.schedule(client, 0.0)
+    assert wait_for(lambda: len(visits) == 5 and id(client) not in _sweeper._visits)
+    assert all(0 < budget <= 0.1 for budget in visits)
+
+
+def test_a_client_scheduled_while_it_is_visited_is_visited_again():
+    visits = []
+
+    def sweep(budget):
+        visits.append(time.monotonic())
+        if len(visits) == 1:
+            _sweeper.schedule(client, time.monotonic())
+            return time.monotonic() + 1e6
+        return math.inf
+
+    client = Swept(sweep)
+    _sweeper.schedule(client, 0.0)
+    assert wait_for(lambda: len(visits) == 2)
+
+
+def test_a_client_whose_sweep_raises_is_visited_again_and_keeps_nobody_waiting(monkeypatch):
+    seen, visits = [], []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_type))
+
+    def sweep(budget):
+        visits.append(1)
+        if len(visits) == 1:
+            raise ZeroDivisionError
+        return math.inf
+
+    client = Swept(sweep)
+    _sweeper.schedule(client, 0.0)
+    endless = Swept(lambda budget: 0.0)
+    _sweeper.schedule(endless, 0.0)
+    other = []
+    late = Swept(lambda budget: other.append(1) or math.inf)
+    _sweeper.schedule(late, time.monotonic())
+    assert wait_for(lambda: len(visits) == 2 and other)
+    assert seen == [ZeroDivisionError]
+
+
+def test_finalisers_that_run_in_the_agenda_lose_nobody():
+    """The sweeper holds its clients weakly, so the last reference may go while it looks at one."""
+    visits = []
+    saved = [Swept(lambda budget, n=n: visits.append(n) or math.inf) for n in range(300)]
+
+    class Last:
+        def __init__(self, n):
+            self.n = n
+
+        def __del__(self):
+            _sweeper.schedule(saved[self.n], 0.0)
+
+        def _sweep(self, budget):
+            return math.inf
+
+    for n in range(300):
+        dying = Last(n)
+        dying.cycle = dying
+        _sweeper.schedule(dying, time.monotonic() + 1e6)
+    del dying
+    gc.collect()
+    assert wait_for(lambda: len(visits) >= 300)
+    assert set(visits) == set(range(300))
+
+
+def test_signals_pass_and_the_sweeper_is_called_again(monkeypatch):
+    d = TTLDict(ttl=0.01)
+    plan = _sweeper._plan
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_sweeper, "_plan", interrupted)
+    for store in (lambda: d.setdefault("a", Sub), lambda: d.set("b", 1), lambda: TTLDict(ttl=1).touch("b")):
+        with contextlib.suppress(KeyboardInterrupt):
+            store()
+    assert d.stats["sets"] >= 1
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(_sweeper, "_plan", fail)
+    e = TTLDict(ttl=0.01)
+    e["a"] = 1
+    monkeypatch.setattr(_sweeper, "_plan", plan)
+    time.sleep(0.7)
+    e.set("far", 1, ttl=1e6)
+    gone = weakref.ref(value := Swept(None))
+    e["last"] = value
+    del value
+    assert wait_for(lambda: gone() is None)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_in_the_middle_of_a_visit_visits_again():
+    script = """
+import os, sys, threading, time
+from synthex_fast import TTLDict
+parent, inside, go_on = os.getpid(), threading.Event(), threading.Event()
+gone = []
+def on_evict(key, value, reason):
+    gone.append(key)
+    if os.getpid() == parent and not inside.is_set():
+        inside.set()
+        go_on.wait()
+d = TTLDict(ttl=0.05, on_evict=on_evict)
+for n in range(100): d[n] = n
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    end = time.monotonic() + 20
+    while len(gone) < 93 and time.monotonic() < end:
+        time.sleep(0.01)
+    os._exit(0 if len(gone) >= 93 else 1)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+go_on.set()
+end = time.monotonic() + 20
+while len(gone) < 100 and time.monotonic() < end:
+    time.sleep(0.01)
+assert (code, len(gone)) == (0, 100), (code, len(gone))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
