@@ -4,7 +4,7 @@ import hashlib
 import random
 from typing import NamedTuple
 
-EXPERTS = ("claude", "gpt4", "gemini", "supergrok", "deepseek")
+EXPERTS = ("architecture", "security", "performance", "data", "operations")
 QUERY_TYPES = ("technical", "architectural", "optimization", "review", "research", "general", "code_review")
 PRIORITIES = ("low", "medium", "high", "critical")
 
