@@ -8,15 +8,23 @@ import gc
 import os
 import statistics
 import threading
+import time
 from time import perf_counter_ns
 from typing import NamedTuple
 
-# Rounds when a claim names none, and how long one side of one round runs at least.
+# Rounds when a claim names none, and how long one side of one round runs at least. Many short rounds: where
+# other processes take turns on the machine, an interruption then spoils a few of them, and the median none.
 QUICK = bool(os.environ.get("SYNTHEX_BENCH_QUICK"))
-ROUNDS = 41
-ROUND_SECONDS = 0.01
+ROUNDS = 201
+ROUND_SECONDS = 0.002
 if QUICK:
-    ROUNDS, ROUND_SECONDS = 11, 0.004
+    ROUNDS, ROUND_SECONDS = 41, 0.001
+
+
+# What is compared neither waits nor uses other threads, so its processor time is its time, less what other
+# processes took in between. Windows counts that in ticks of 15 ms only.
+_FINE = time.get_clock_info("thread_time").resolution <= 1e-6
+_clock = time.thread_time_ns if _FINE else perf_counter_ns
 
 
 class Comparison(NamedTuple):
@@ -59,10 +67,10 @@ def _calls_for(call, seconds):
     """How many calls take ``seconds`` together."""
     calls = 1
     while True:
-        start = perf_counter_ns()
+        start = _clock()
         for _ in range(calls):
             call()
-        if perf_counter_ns() - start >= seconds * 1e9:
+        if _clock() - start >= seconds * 1e9:
             return calls
         calls *= 2
 
@@ -70,10 +78,10 @@ def _calls_for(call, seconds):
 def _time(call, calls, prepare):
     if prepare is not None:
         prepare()
-    start = perf_counter_ns()
+    start = _clock()
     for _ in range(calls):
         call()
-    return perf_counter_ns() - start
+    return _clock() - start
 
 
 def compare(ours, rival, *, rounds=None, inner=None, seconds=None, prepare_ours=None, prepare_rival=None):
@@ -152,15 +160,16 @@ def scaling(make_work, *, threads=2, rounds=None):
 
     ``make_work(n)`` returns the callable for thread ``n``; every call of it does the same amount of work. In
     the result ``ours_ns`` is the time of ``threads`` threads, ``rival_ns`` that of one, and ``ratio`` is how
-    many times the throughput of one thread was reached, so here larger is better.
+    many times the throughput of one thread was reached, so here larger is better. It is that of the fastest
+    rounds: a round needs as many idle cores as threads, and other processes can only take from it. The spread
+    is that of the rounds' own ratios.
     """
-    rounds = (ROUNDS if rounds is None else rounds) // 2 + 1
+    if rounds is None:
+        rounds = 21 if QUICK else 101
     many, one = [], []
     for n in range(rounds):
         order = ((threads, many), (1, one)) if n % 2 else ((1, one), (threads, many))
         for count, times in order:
             times.append(_run_threads([make_work(index) for index in range(count)]))
-    ratios = [threads * single / several for several, single in zip(many, one, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    medians = (statistics.median(values) for values in (many, one, ratios))
-    return Comparison(*medians, spread=(low, high))
+    low, _, high = statistics.quantiles((threads * b / a for a, b in zip(many, one, strict=True)), n=4)
+    return Comparison(min(many), min(one), threads * min(one) / min(many), (low, high))
