@@ -160,16 +160,17 @@ def scaling(make_work, *, threads=2, rounds=None):
 
     ``make_work(n)`` returns the callable for thread ``n``; every call of it does the same amount of work. In
     the result ``ours_ns`` is the time of ``threads`` threads, ``rival_ns`` that of one, and ``ratio`` is how
-    many times the throughput of one thread was reached, so here larger is better. It is that of the fastest
-    rounds: a round needs as many idle cores as threads, and other processes can only take from it. The spread
-    is that of the rounds' own ratios.
+    many times the throughput of one thread was reached, so here larger is better. A round needs as many idle
+    cores as threads: where other processes want them too, nothing can be learnt from it.
     """
     if rounds is None:
-        rounds = 21 if QUICK else 101
+        rounds = 11 if QUICK else 41
     many, one = [], []
     for n in range(rounds):
         order = ((threads, many), (1, one)) if n % 2 else ((1, one), (threads, many))
         for count, times in order:
             times.append(_run_threads([make_work(index) for index in range(count)]))
-    low, _, high = statistics.quantiles((threads * b / a for a, b in zip(many, one, strict=True)), n=4)
-    return Comparison(min(many), min(one), threads * min(one) / min(many), (low, high))
+    ratios = [threads * single / several for several, single in zip(many, one, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    medians = (statistics.median(values) for values in (many, one, ratios))
+    return Comparison(*medians, spread=(low, high))
