@@ -12,7 +12,7 @@ where there is one).
 
 from libc.stdint cimport int64_t, uint64_t
 
-from synthex_fast._sync cimport FREE_THREADED, likely, unlikely
+from synthex_fast._sync cimport FREE_THREADED, Lock, likely, lock, unlikely, unlock
 
 
 cdef extern from *:
@@ -20,33 +20,6 @@ cdef extern from *:
     #ifndef SYNTHEX_POOL
     #define SYNTHEX_POOL
     #ifdef Py_GIL_DISABLED
-      #if defined(_WIN32)
-        #ifndef WIN32_LEAN_AND_MEAN
-        #define WIN32_LEAN_AND_MEAN
-        #endif
-        #include <windows.h>
-        #define SYNTHEX_YIELD() SwitchToThread()
-      #else
-        #include <sched.h>
-        #define SYNTHEX_YIELD() sched_yield()
-      #endif
-      /* No PyMutex: a thread that waits for one detaches, may be handed it while the world is stopped, and
-         then leaves it locked for ever in a forked child or at exit. Whoever holds this one runs a few dozen
-         instructions and never detaches, so with the world stopped (fork, collection) it is always free
-         and what it guards is whole. */
-      typedef struct { int held; } synthex_spin;
-      static inline void synthex_spin_lock(synthex_spin *lock) {
-          int tries = 0;
-          for (;;) {
-              int expected = 0;
-              if (_Py_atomic_compare_exchange_int(&lock->held, &expected, 1)) return;
-              while (_Py_atomic_load_int_relaxed(&lock->held)) {
-                  if (++tries > 100) SYNTHEX_YIELD();
-              }
-          }
-      }
-      #define synthex_spin_unlock(lock) _Py_atomic_store_int_release(&(lock)->held, 0)
-
       /* A thread's magazines, by the slot number of their freelist. The serial number tells a freelist from
          one that had the same slot earlier. */
       typedef struct { uint64_t serial; void *magazine; } synthex_slot;
@@ -67,9 +40,6 @@ cdef extern from *:
       }
       #define synthex_thread_variable() (&synthex_magazines)
     #else
-      typedef struct { char unused; } synthex_spin;
-      #define synthex_spin_lock(lock) ((void)(lock))
-      #define synthex_spin_unlock(lock) ((void)(lock))
       typedef struct { uint64_t serial; void *magazine; } synthex_slot;
       typedef struct synthex_thread {
           size_t count;
@@ -82,10 +52,6 @@ cdef extern from *:
     #endif
     #endif
     """
-    ctypedef struct SpinLock "synthex_spin":
-        pass
-    void spin_lock "synthex_spin_lock"(SpinLock*) noexcept nogil
-    void spin_unlock "synthex_spin_unlock"(SpinLock*) noexcept nogil
     ctypedef struct Slot "synthex_slot":
         uint64_t serial
         void* magazine
@@ -124,7 +90,7 @@ cdef struct Stack:
 
 cdef struct Magazine:
     char before[64]           # no other thread writes in these cache lines
-    SpinLock lock
+    Lock lock
     bint orphaned             # its thread has ended; any thread may adopt it
     int patience              # pushes to refuse before asking the depot for credit again
     uint64_t serial           # tells it from a later one at the same address
@@ -142,7 +108,7 @@ cdef struct Freelist:
     bint pinned               # a block stays with the thread that pushed it
     bint timed                # blocks carry the time when they went idle
     char apart[64]            # what is above is read by every thread, what is below is written
-    SpinLock lock             # taken before a magazine's, never after it
+    Lock lock             # taken before a magazine's, never after it
     Py_ssize_t limit          # blocks that all threads together may keep
     Py_ssize_t lent           # of those, credit that is with the magazines
     uint64_t attached         # magazines ever made
@@ -201,12 +167,12 @@ cdef inline void* freelist_pop_as(Freelist* self, double* since, bint spare_last
             if mine == NULL:
                 return freelist_refill(self, NULL, since)
         stack = &mine.stack
-        spin_lock(&mine.lock)
+        lock(&mine.lock)
         if unlikely(stack.top == stack.base):
-            spin_unlock(&mine.lock)
+            unlock(&mine.lock)
             return freelist_refill(self, mine, since)
         block = stack_pop(stack, since, spare_last)
-        spin_unlock(&mine.lock)
+        unlock(&mine.lock)
         return block
     stack = &self.stack
     if stack.top == stack.base:
@@ -232,10 +198,10 @@ cdef inline bint freelist_push_since(Freelist* self, void* block, bint timed, do
                 return freelist_push_depot(self, block, since)
         stack = &mine.stack
         while True:
-            spin_lock(&mine.lock)
+            lock(&mine.lock)
             if likely(stack.top < stack.ceiling):
                 break
-            spin_unlock(&mine.lock)
+            unlock(&mine.lock)
             if not freelist_make_room(self, mine):
                 return False
         stack.blocks[stack.top] = block
@@ -243,7 +209,7 @@ cdef inline bint freelist_push_since(Freelist* self, void* block, bint timed, do
             stack.since[stack.top] = since
         stack.top += 1
         stack.counts[<int>RELEASED] += 1
-        spin_unlock(&mine.lock)
+        unlock(&mine.lock)
         return True
     stack = &self.stack
     if unlikely(stack.top >= stack.ceiling) and not freelist_make_room(self, NULL):

@@ -10,7 +10,7 @@ from cpython.object cimport PyObject
 
 from synthex_fast._clock cimport monotonic_coarse
 from synthex_fast._sizeof cimport deep_sizeof
-from synthex_fast._sync cimport owned_by_this_thread, uniquely_referenced
+from synthex_fast._sync cimport Lock, lock, owned_by_this_thread, uniquely_referenced, unlock
 
 from time import monotonic
 
@@ -125,7 +125,7 @@ cdef void stack_move_down(Stack* stack) noexcept nogil:
 
 
 cdef bint stack_reserve(
-    Stack* stack, SpinLock* guard, Py_ssize_t extra, Py_ssize_t most, bint timed
+    Stack* stack, Lock* guard, Py_ssize_t extra, Py_ssize_t most, bint timed
 ) noexcept nogil:
     """Make memory for `extra` more blocks, moving down instead of growing past twice `most`.
 
@@ -136,28 +136,28 @@ cdef bint stack_reserve(
     cdef void* memory
     cdef void** blocks
     while True:
-        spin_lock(guard)
+        lock(guard)
         count = stack_count(stack)
         if stack.room - stack.top >= extra:
-            spin_unlock(guard)
+            unlock(guard)
             return True
         # Moving down only where it frees half the room keeps the cost of a push constant on average.
         if stack.room - count >= extra and (stack.base >= stack.room // 2 or stack.room // 2 >= most):
             stack_move_down(stack)
-            spin_unlock(guard)
+            unlock(guard)
             return True
         room = max(<Py_ssize_t>16, stack.room * 2, count + extra)
-        spin_unlock(guard)
+        unlock(guard)
         memory = NULL
         if room < PY_SSIZE_T_MAX // 64:
             # A line to spare at the end: no two threads' magazines meet in one.
             memory = PyMem_RawMalloc(<size_t>room * width + 64)
-        spin_lock(guard)
+        lock(guard)
         if memory == NULL:
             if stack.room - stack_count(stack) >= extra:
                 stack_move_down(stack)
             count = stack.room - stack.top
-            spin_unlock(guard)
+            unlock(guard)
             return count >= extra
         if stack.room < room:
             count = stack_count(stack)
@@ -174,7 +174,7 @@ cdef bint stack_reserve(
             stack.base = 0
             stack.top = count
             stack_settle(stack)
-        spin_unlock(guard)
+        unlock(guard)
         PyMem_RawFree(memory)
 
 
@@ -213,7 +213,7 @@ cdef inline Py_ssize_t rounds_for(Py_ssize_t limit) noexcept nogil:
 
 # --- every freelist of the process, so that an ending thread knows which of its magazines still have one ---
 
-cdef SpinLock registry_lock     # taken before a freelist's
+cdef Lock registry_lock     # taken before a freelist's
 cdef Freelist** registry = NULL
 cdef size_t registry_room = 0
 cdef size_t registry_low = 0    # no free slot below
@@ -226,7 +226,7 @@ cdef bint registry_add(Freelist* self) noexcept:
     cdef Freelist** memory
     cdef Freelist** old
     while True:
-        spin_lock(&registry_lock)
+        lock(&registry_lock)
         slot = registry_low
         while slot < registry_room and registry[slot] != NULL:
             slot += 1
@@ -237,13 +237,13 @@ cdef bint registry_add(Freelist* self) noexcept:
             serials += 1
             self.serial = serials
             self.slot = slot
-            spin_unlock(&registry_lock)
+            unlock(&registry_lock)
             return True
-        spin_unlock(&registry_lock)
+        unlock(&registry_lock)
         memory = <Freelist**>PyMem_RawCalloc(max(<size_t>64, room * 2), sizeof(Freelist*))
         if memory == NULL:
             return False
-        spin_lock(&registry_lock)
+        lock(&registry_lock)
         old = memory
         if registry_room == room:
             old = registry
@@ -251,16 +251,16 @@ cdef bint registry_add(Freelist* self) noexcept:
                 memcpy(memory, registry, room * sizeof(Freelist*))
             registry = memory
             registry_room = max(<size_t>64, room * 2)
-        spin_unlock(&registry_lock)
+        unlock(&registry_lock)
         PyMem_RawFree(old)
 
 
 cdef void registry_remove(Freelist* self) noexcept:
     global registry_low
-    spin_lock(&registry_lock)
+    lock(&registry_lock)
     registry[self.slot] = NULL
     registry_low = min(registry_low, self.slot)
-    spin_unlock(&registry_lock)
+    unlock(&registry_lock)
 
 
 # --- magazines ---
@@ -306,7 +306,7 @@ cdef Magazine* magazine_for(Freelist* self, Thread* thread) noexcept:
     cdef Magazine* spare = <Magazine*>PyMem_RawCalloc(1, sizeof(Magazine))
     if spare == NULL:
         return NULL
-    spin_lock(&self.lock)
+    lock(&self.lock)
     mine = self.magazines
     while mine != NULL and not mine.orphaned:
         mine = mine.next
@@ -320,7 +320,7 @@ cdef Magazine* magazine_for(Freelist* self, Thread* thread) noexcept:
     self.attached += 1
     mine.serial = self.attached
     mine.orphaned = False
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     PyMem_RawFree(spare)
     thread.slots[self.slot].magazine = mine
     thread.slots[self.slot].serial = self.serial
@@ -332,13 +332,13 @@ cdef void magazine_end(uint64_t serial, size_t slot, Magazine* magazine) noexcep
     cdef Freelist* self
     cdef free_block let_go
     cdef Stack* stack
-    spin_lock(&registry_lock)
+    lock(&registry_lock)
     self = registry[slot]
     if self == NULL or self.serial != serial:
         # The freelist went first and took the magazine along.
-        spin_unlock(&registry_lock)
+        unlock(&registry_lock)
         return
-    spin_lock(&self.lock)
+    lock(&self.lock)
     stack = &magazine.stack
     if not self.pinned and stack_count(stack):
         magazine.orphaned = True
@@ -347,8 +347,8 @@ cdef void magazine_end(uint64_t serial, size_t slot, Magazine* magazine) noexcep
         stack.counts[<int>DISCARDED] += stack_count(stack)
         magazine_unlink(self, magazine)
         let_go = self.let_go
-    spin_unlock(&self.lock)
-    spin_unlock(&registry_lock)
+    unlock(&self.lock)
+    unlock(&registry_lock)
     if magazine != NULL:
         while stack_count(stack):
             stack.top -= 1
@@ -424,7 +424,7 @@ cdef void* freelist_refill(Freelist* self, Magazine* mine, double* since) noexce
     if mine != NULL and not self.pinned:
         # Without that memory the block asked for is all there is to move.
         stack_reserve(&mine.stack, &mine.lock, 2 * rounds_for(PY_SSIZE_T_MAX), 0, self.timed)
-    spin_lock(&self.lock)
+    lock(&self.lock)
     if not self.pinned and stack_count(source) == 0:
         orphan = self.magazines
         while orphan != NULL and not (orphan.orphaned and stack_count(&orphan.stack)):
@@ -433,7 +433,7 @@ cdef void* freelist_refill(Freelist* self, Magazine* mine, double* since) noexce
             source = &orphan.stack
     target = &self.stack
     if mine != NULL:
-        spin_lock(&mine.lock)
+        lock(&mine.lock)
         target = &mine.stack
     if self.pinned or stack_count(source) == 0:
         target.counts[<int>MISSED] += 1
@@ -459,12 +459,12 @@ cdef void* freelist_refill(Freelist* self, Magazine* mine, double* since) noexce
             stack_settle(target)
         stack_settle(source)
     if mine != NULL:
-        spin_unlock(&mine.lock)
+        unlock(&mine.lock)
     if orphan != NULL and stack_count(&orphan.stack) == 0:
         magazine_unlink(self, orphan)
     else:
         orphan = NULL
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     if orphan != NULL:
         magazine_free(orphan)
     return block
@@ -476,13 +476,13 @@ cdef Py_ssize_t reclaim_credit(Freelist* self, Magazine* mine) noexcept nogil:
     cdef Py_ssize_t unused
     while magazine != NULL:
         if magazine != mine:
-            spin_lock(&magazine.lock)
+            lock(&magazine.lock)
             unused = magazine.stack.credit - stack_count(&magazine.stack)
             if unused > 0:
                 magazine.stack.credit -= unused
                 self.lent -= unused
                 stack_settle(&magazine.stack)
-            spin_unlock(&magazine.lock)
+            unlock(&magazine.lock)
         magazine = magazine.next
     return freelist_unlent(self)
 
@@ -492,16 +492,16 @@ cdef bint freelist_hand_over(Freelist* self, Magazine* mine, Py_ssize_t rounds) 
     cdef Py_ssize_t number
     if not stack_reserve(&self.stack, &self.lock, rounds, self.limit, self.timed):
         return False
-    spin_lock(&self.lock)
-    spin_lock(&mine.lock)
+    lock(&self.lock)
+    lock(&mine.lock)
     number = min(rounds, stack_count(&mine.stack), self.stack.room - self.stack.top)
     stack_copy(&self.stack, &mine.stack, mine.stack.base, number)
     mine.stack.base += number
     mine.stack.credit -= number
     self.lent -= number
     stack_settle(&mine.stack)
-    spin_unlock(&mine.lock)
-    spin_unlock(&self.lock)
+    unlock(&mine.lock)
+    unlock(&self.lock)
     return number > 0
 
 
@@ -515,16 +515,16 @@ cdef bint freelist_make_room(Freelist* self, Magazine* mine) noexcept nogil:
                 return True
         self.stack.counts[<int>DISCARDED] += 1
         return False
-    spin_lock(&self.lock)
+    lock(&self.lock)
     limit = self.limit
     rounds = self.rounds
-    spin_lock(&mine.lock)
+    lock(&mine.lock)
     count = stack_count(&mine.stack)
     lacks_credit = count >= mine.stack.credit
-    spin_unlock(&mine.lock)
+    unlock(&mine.lock)
     grant = 1
     if not self.pinned and count >= 2 * rounds:
-        spin_unlock(&self.lock)
+        unlock(&self.lock)
         if freelist_hand_over(self, mine, rounds):
             return True
     elif lacks_credit:
@@ -541,20 +541,20 @@ cdef bint freelist_make_room(Freelist* self, Magazine* mine) noexcept nogil:
             mine.patience = 0
             grant = min(grant, rounds if self.pinned else min(rounds, 2 * rounds - mine.stack.credit))
             self.lent += grant
-            spin_lock(&mine.lock)
+            lock(&mine.lock)
             mine.stack.credit += grant
             stack_settle(&mine.stack)
-            spin_unlock(&mine.lock)
-        spin_unlock(&self.lock)
+            unlock(&mine.lock)
+        unlock(&self.lock)
         if grant > 0 and stack_reserve(&mine.stack, &mine.lock, 1, limit, self.timed):
             return True
     else:
-        spin_unlock(&self.lock)
+        unlock(&self.lock)
         if stack_reserve(&mine.stack, &mine.lock, 1, limit, self.timed):
             return True
-    spin_lock(&mine.lock)
+    lock(&mine.lock)
     mine.stack.counts[<int>DISCARDED] += 1
-    spin_unlock(&mine.lock)
+    unlock(&mine.lock)
     return False
 
 
@@ -565,7 +565,7 @@ cdef bint freelist_push_depot(Freelist* self, void* block, double since) noexcep
     cdef bint kept = False
     if not self.pinned:
         stack_reserve(stack, &self.lock, 1, self.limit, self.timed)
-    spin_lock(&self.lock)
+    lock(&self.lock)
     if not self.pinned and stack.top < stack.room:
         unlent = freelist_unlent(self)
         if unlent <= 0:
@@ -577,7 +577,7 @@ cdef bint freelist_push_depot(Freelist* self, void* block, double since) noexcep
             stack.top += 1
             kept = True
     stack.counts[<int>(RELEASED if kept else DISCARDED)] += 1
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     return kept
 
 
@@ -621,15 +621,15 @@ cdef Py_ssize_t freelist_take(Freelist* self, void** out, Py_ssize_t number, dou
     """
     cdef Magazine* magazine
     cdef Py_ssize_t taken
-    spin_lock(&self.lock)
+    lock(&self.lock)
     taken = stack_take(&self.stack, out, number, before)
     magazine = self.magazines
     while magazine != NULL and taken < number:
-        spin_lock(&magazine.lock)
+        lock(&magazine.lock)
         taken += stack_take(&magazine.stack, out + taken, number - taken, before)
-        spin_unlock(&magazine.lock)
+        unlock(&magazine.lock)
         magazine = magazine.next
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     return taken
 
 
@@ -643,9 +643,9 @@ cdef Py_ssize_t freelist_take_near(
         return stack_take(&self.stack, out, number, before)
     mine = <Magazine*>find_magazine(self.serial, self.slot)
     if mine != NULL:
-        spin_lock(&mine.lock)
+        lock(&mine.lock)
         taken = stack_take(&mine.stack, out, number, before)
-        spin_unlock(&mine.lock)
+        unlock(&mine.lock)
     return taken
 
 
@@ -669,14 +669,14 @@ cdef Py_ssize_t freelist_trim(Freelist* self, Py_ssize_t blocks) noexcept:
 cdef Py_ssize_t freelist_resize(Freelist* self, Py_ssize_t limit) noexcept:
     cdef Magazine* magazine
     cdef Py_ssize_t over, gone, total = 0
-    spin_lock(&self.lock)
+    lock(&self.lock)
     self.limit = limit
     self.rounds = rounds_for(limit)
     self.stack.credit = limit - self.lent
     stack_settle(&self.stack)
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     while True:
-        spin_lock(&self.lock)
+        lock(&self.lock)
         over = -freelist_unlent(self)
         if over > 0:
             over = -reclaim_credit(self, NULL)
@@ -684,7 +684,7 @@ cdef Py_ssize_t freelist_resize(Freelist* self, Py_ssize_t limit) noexcept:
         while magazine != NULL:
             magazine.patience = 0
             magazine = magazine.next
-        spin_unlock(&self.lock)
+        unlock(&self.lock)
         if over <= 0:
             return total
         gone = freelist_trim(self, over)
@@ -698,21 +698,21 @@ cdef Py_ssize_t freelist_stats(Freelist* self, int64_t* counts) noexcept nogil:
     cdef Magazine* magazine
     cdef Py_ssize_t idle
     cdef int i
-    spin_lock(&self.lock)
+    lock(&self.lock)
     idle = stack_count(&self.stack)
     if counts != NULL:
         for i in range(<int>COUNTS):
             counts[i] = self.stack.counts[i]
     magazine = self.magazines
     while magazine != NULL:
-        spin_lock(&magazine.lock)
+        lock(&magazine.lock)
         idle += stack_count(&magazine.stack)
         if counts != NULL:
             for i in range(<int>COUNTS):
                 counts[i] += magazine.stack.counts[i]
-        spin_unlock(&magazine.lock)
+        unlock(&magazine.lock)
         magazine = magazine.next
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     return idle
 
 
@@ -720,17 +720,17 @@ cdef double freelist_oldest(Freelist* self) noexcept nogil:
     """Since when the block has been idle that has been so longest, or infinity."""
     cdef double oldest = INFINITY
     cdef Magazine* magazine
-    spin_lock(&self.lock)
+    lock(&self.lock)
     if self.timed and stack_count(&self.stack):
         oldest = self.stack.since[self.stack.base]
     magazine = self.magazines
     while magazine != NULL:
-        spin_lock(&magazine.lock)
+        lock(&magazine.lock)
         if self.timed and stack_count(&magazine.stack):
             oldest = min(oldest, magazine.stack.since[magazine.stack.base])
-        spin_unlock(&magazine.lock)
+        unlock(&magazine.lock)
         magazine = magazine.next
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     return oldest
 
 
@@ -757,13 +757,13 @@ cdef int freelist_visit(Freelist* self, Visit visit, void* arg) noexcept:
 cdef void freelist_note(Freelist* self, Count which, int64_t number) noexcept nogil:
     cdef Magazine* mine = <Magazine*>find_magazine(self.serial, self.slot)
     if mine != NULL:
-        spin_lock(&mine.lock)
+        lock(&mine.lock)
         mine.stack.counts[<int>which] += number
-        spin_unlock(&mine.lock)
+        unlock(&mine.lock)
     else:
-        spin_lock(&self.lock)
+        lock(&self.lock)
         self.stack.counts[<int>which] += number
-        spin_unlock(&self.lock)
+        unlock(&self.lock)
 
 
 cdef struct Borrowed:
@@ -817,7 +817,7 @@ cdef bint freelist_borrow(Freelist* self, Py_ssize_t index, Borrowed* borrowed) 
     """Take out the idle block at this index, over all stacks; `freelist_give_back` finds its place kept."""
     cdef Magazine* magazine
     cdef bint found = False
-    spin_lock(&self.lock)
+    lock(&self.lock)
     if index < stack_count(&self.stack):
         borrowed.home = NULL
         borrowed.at = self.stack.base + index
@@ -828,7 +828,7 @@ cdef bint freelist_borrow(Freelist* self, Py_ssize_t index, Borrowed* borrowed) 
         index -= stack_count(&self.stack)
         magazine = self.magazines
         while magazine != NULL and not found:
-            spin_lock(&magazine.lock)
+            lock(&magazine.lock)
             if index < stack_count(&magazine.stack):
                 borrowed.home = magazine
                 borrowed.serial = magazine.serial
@@ -837,16 +837,16 @@ cdef bint freelist_borrow(Freelist* self, Py_ssize_t index, Borrowed* borrowed) 
                 found = True
             else:
                 index -= stack_count(&magazine.stack)
-            spin_unlock(&magazine.lock)
+            unlock(&magazine.lock)
             magazine = magazine.next
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     return found
 
 
 cdef void freelist_give_back(Freelist* self, Borrowed* borrowed) noexcept:
     cdef Magazine* magazine
     cdef bint kept = False
-    spin_lock(&self.lock)
+    lock(&self.lock)
     if borrowed.home == NULL:
         self.lent -= 1
         kept = stack_give_back(&self.stack, borrowed)
@@ -857,12 +857,12 @@ cdef void freelist_give_back(Freelist* self, Borrowed* borrowed) noexcept:
         if magazine == NULL:
             self.lent -= 1
         else:
-            spin_lock(&magazine.lock)
+            lock(&magazine.lock)
             kept = stack_give_back(&magazine.stack, borrowed)
-            spin_unlock(&magazine.lock)
+            unlock(&magazine.lock)
     if not kept:
         self.stack.counts[<int>DISCARDED] += 1
-    spin_unlock(&self.lock)
+    unlock(&self.lock)
     if not kept:
         self.let_go(borrowed.block)
 

@@ -109,7 +109,6 @@ cdef class Aggregate:
 cdef class ResponseBuffer:
     cdef object __weakref__
     cdef Lock guard           # of everything below that changes
-    cdef uint32_t forks_seen  # by it
     cdef Fill fill
     cdef readonly Py_ssize_t capacity
     cdef readonly Py_ssize_t max_batch

@@ -15,7 +15,7 @@ from libc.stdint cimport INT32_MAX, int32_t, uint32_t
 from libc.string cimport memmove, memset
 
 from synthex_fast._records cimport PooledExpertResponse
-from synthex_fast._sync cimport FREE_THREADED, Lock, uniquely_referenced, unlikely, unlock
+from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
 
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
 
@@ -93,26 +93,6 @@ cdef extern from *:
     #else
       #define synthex_slab_watch_forks() 0
     #endif
-
-    /* A thread waiting for a PyMutex may be made its owner before it runs again. If a fork comes in between, the mutex
-       is locked in the child and no thread there will ever unlock it; what it guards is as the last owner left it. So
-       the first thread that comes by after a fork makes the mutex anew. */
-    static inline void synthex_slab_enter(synthex_lock *lock, uint32_t *generation) {
-    #ifdef Py_GIL_DISABLED
-        uint32_t seen = _Py_atomic_load_uint32(generation);
-        while (seen != synthex_slab_forks) {
-            if (seen != UINT32_MAX && _Py_atomic_compare_exchange_uint32(generation, &seen, UINT32_MAX)) {
-                memset(lock, 0, sizeof(*lock));
-                _Py_atomic_store_uint32(generation, synthex_slab_forks);
-                break;
-            }
-            seen = _Py_atomic_load_uint32(generation);
-        }
-    #else
-        (void)generation;
-    #endif
-        synthex_lock_acquire(lock);
-    }
     """
     bint plain_str "synthex_plain_str"(PyObject*) noexcept nogil
     Py_hash_t str_hash "synthex_str_hash"(PyObject*) noexcept
@@ -125,7 +105,6 @@ cdef extern from *:
     bint is_list_or_tuple "synthex_is_list_or_tuple"(PyObject*) noexcept nogil
     PyObject** items_of "synthex_items"(PyObject*) noexcept nogil
     Py_ssize_t items_count "synthex_items_count"(PyObject*) noexcept nogil
-    void enter "synthex_slab_enter"(Lock*, uint32_t*) noexcept nogil
     uint32_t forks "synthex_slab_forks"
     unsigned long survivor "synthex_slab_survivor"
     int watch_forks "synthex_slab_watch_forks"()
@@ -817,7 +796,6 @@ cdef class ResponseBuffer:
 
     def __cinit__(self):
         self.fill.slab = &NOTHING
-        self.forks_seen = forks
         self.flush_at = PY_SSIZE_T_MAX
 
     def __init__(self, capacity=1000, max_batch=100, *, flush_threshold=0.8, on_flush=None):
@@ -840,7 +818,7 @@ cdef class ResponseBuffer:
         if on_flush is not None and not callable(on_flush):
             raise type_error("on_flush", on_flush, "callable or None")
         slab = slab_new(rows)
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         fresh = self.fill.slab == &NOTHING
         if fresh:
             self.fill.slab = slab
@@ -861,7 +839,7 @@ cdef class ResponseBuffer:
     cdef bint store(self, Row* rows, Py_ssize_t n) noexcept:
         """Add all rows, or none where there is no room. The references to the responses change hands."""
         cdef Py_ssize_t i
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         if not self.fits(n):
             unlock(&self.guard)
             return False
@@ -930,7 +908,7 @@ cdef class ResponseBuffer:
         return 0
 
     cdef object full(self, Py_ssize_t n):
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         self.rejected += 1
         unlock(&self.guard)
         return BufferFullError(
@@ -939,7 +917,7 @@ cdef class ResponseBuffer:
         )
 
     cdef object too_large(self, str n):
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         self.rejected += 1
         unlock(&self.guard)
         return BatchTooLargeError(
@@ -1018,7 +996,7 @@ cdef class ResponseBuffer:
             stored = self.store_items(items_of(<PyObject*>items), n)
         if unlikely(stored != n):
             self.add_rows(items_of(<PyObject*>items), n, False)
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         self.batches += 1
         unlock(&self.guard)
         if self.fill.count >= self.flush_at:
@@ -1058,7 +1036,7 @@ cdef class ResponseBuffer:
         cdef Slab* spare = NULL
         cdef tuple kept = None
         cdef list result = None
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         rows = self.begin()
         if rows:
             shared = self.needs_spare()
@@ -1080,7 +1058,7 @@ cdef class ResponseBuffer:
                     result = list(kept)
                 self.on_flush(list(kept))
         except BaseException:
-            enter(&self.guard, &self.forks_seen)
+            lock(&self.guard)
             self.flushing = False
             self.failed += 1
             spare = self.fill.spare
@@ -1088,7 +1066,7 @@ cdef class ResponseBuffer:
             unlock(&self.guard)
             slab_release(spare)
             raise
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         if kept is None:
             for i in range(rows):
                 PyList_SET_ITEM(<PyObject*>result, i, self.fill.slab.responses[i])
@@ -1128,7 +1106,7 @@ cdef class ResponseBuffer:
     cdef int prepare(self) except -1:
         """See to it that the flush at work has a fresh slab to turn to."""
         cdef Slab* spare = slab_new(self.capacity)
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         if self.flushing and self.fill.spare == NULL:
             self.fill.spare = spare
             spare = NULL
@@ -1170,11 +1148,11 @@ cdef class ResponseBuffer:
     cdef SlabView borrow(self):
         """A view of the rows as they are now. While one lives, the slab is not used again."""
         cdef SlabView view = SlabView.__new__(SlabView)
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         while self.flushing and self.fill.spare == NULL:
             unlock(&self.guard)
             self.prepare()
-            enter(&self.guard, &self.forks_seen)
+            lock(&self.guard)
         count_by(&self.fill.slab.borrowers, 1)
         view.slab = self.fill.slab
         view.rows = self.fill.count
@@ -1240,7 +1218,7 @@ cdef class ResponseBuffer:
         """
         cdef int64_t added, batches, flushed, flushes, failed, rejected
         cdef Py_ssize_t high_water
-        enter(&self.guard, &self.forks_seen)
+        lock(&self.guard)
         added = self.added
         batches = self.batches
         flushed = self.flushed

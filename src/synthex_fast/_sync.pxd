@@ -1,8 +1,8 @@
 """Locks that vanish on the standard build, inline, and the two questions that biased reference counts answer.
 
 On the standard build the interpreter's own lock already makes each C call atomic between the points where Python code
-may run, so ``Lock`` is empty and ``lock``/``unlock`` compile to nothing. On the free-threaded build it is a
-``PyMutex``: nothing that can run Python code, and nothing that can block on another thread, may be called under it.
+may run, so ``Lock`` is empty and ``lock``/``unlock`` compile to nothing. On the free-threaded build it is a spin lock:
+nothing may be called under it that can run Python code, drop a reference, block or detach the thread state.
 """
 
 from cpython.object cimport PyObject
@@ -13,9 +13,31 @@ cdef extern from *:
     #ifndef SYNTHEX_SYNC
     #define SYNTHEX_SYNC
     #ifdef Py_GIL_DISABLED
-      typedef struct { PyMutex mutex; } synthex_lock;
-      #define synthex_lock_acquire(l) PyMutex_Lock(&(l)->mutex)
-      #define synthex_lock_release(l) PyMutex_Unlock(&(l)->mutex)
+      #if defined(_WIN32)
+        #ifndef WIN32_LEAN_AND_MEAN
+        #define WIN32_LEAN_AND_MEAN
+        #endif
+        #include <windows.h>
+        #define SYNTHEX_YIELD() SwitchToThread()
+      #else
+        #include <sched.h>
+        #define SYNTHEX_YIELD() sched_yield()
+      #endif
+      /* No PyMutex: a thread that waits for one detaches, may be handed it while the world is stopped, and then leaves
+         it locked for ever in a forked child or at exit. Whoever holds this one never detaches, so with the world
+         stopped (fork, garbage collection) it is always free and what it guards is whole. */
+      typedef struct { int held; } synthex_lock;
+      static inline void synthex_lock_acquire(synthex_lock *lock) {
+          int tries = 0;
+          for (;;) {
+              int expected = 0;
+              if (_Py_atomic_compare_exchange_int(&lock->held, &expected, 1)) return;
+              while (_Py_atomic_load_int_relaxed(&lock->held)) {
+                  if (++tries > 100) SYNTHEX_YIELD();
+              }
+          }
+      }
+      #define synthex_lock_release(lock) _Py_atomic_store_int_release(&(lock)->held, 0)
       #define SYNTHEX_FREE_THREADED 1
       static inline int synthex_unique(PyObject *o) {
       #if PY_VERSION_HEX >= 0x030E0000
