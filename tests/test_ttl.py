@@ -551,7 +551,11 @@ def test_a_clock_that_goes_back_hides_nothing_that_is_due():
 
 def test_comparisons_may_store_timed_entries_below_zero():
     """A lookup that needs no time when it begins must not take what is stored meanwhile for expired."""
-    for operation in (lambda d, k: d.get(k), lambda d, k: d.setdefault(k, 3), lambda d, k: d.expires_at(k) and 2):
+    for operation in (
+        lambda d, k: d.get(k),
+        lambda d, k: d.setdefault(k, 3),
+        lambda d, k: d.expires_at(k) and 2,
+    ):
         d = TTLDict(timer=Clock(-5.0))
         a, b = same_hash("a", "b")
         d[a] = 1
@@ -738,7 +742,10 @@ def test_memory_limit(policy):
 def test_due_entries_make_room_before_any_other_is_evicted():
     clock, gone = Clock(), []
     d = TTLDict(
-        memory_limit=1000, sizeof=lambda k, v: 100 - ENTRY, timer=clock, on_evict=lambda k, v, why: gone.append(why)
+        memory_limit=1000,
+        sizeof=lambda k, v: 100 - ENTRY,
+        timer=clock,
+        on_evict=lambda k, v, why: gone.append(why),
     )
     for n in range(10):
         d.set(n, n, ttl=1.0 if n == 5 else None)
@@ -1070,7 +1077,11 @@ def test_changing_the_dict_while_iterating_raises():
 
 def test_eviction_ends_an_iteration_and_expiry_does_not():
     sizes = {}
-    for change in (lambda d: d.set(1, 800), lambda d: (sizes.update({1: 900}), d.recount(1)), lambda d: d.trim(1)):
+    for change in (
+        lambda d: d.set(1, 800),
+        lambda d: (sizes.update({1: 900}), d.recount(1)),
+        lambda d: d.trim(1),
+    ):
         sizes.clear()
         d = TTLDict(memory_limit=1000, sizeof=lambda k, v: sizes.get(k, v) - ENTRY)
         for n in range(5):
