@@ -1,6 +1,7 @@
 """The table under TTLDict, through a small module that cimports it as any other Cython code would: what must hold of
 its index, heap, queues, chains and account after every operation, whatever the operations were."""
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -126,7 +127,7 @@ cdef int check_heap(TTLDict d) except -1:
     assert t.scheduled <= t.heap_room, "more nodes than there is room for"
     for at in range(t.scheduled):
         slot = t.heap[at].slot
-        assert slot < t.used and t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD, f"node {at} is of no entry"
+        assert slot < t.used and t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD, f"node {at} has no entry"
         assert t.links[slot].node == at, f"node {at} is of slot {slot}, which says {t.links[slot].node}"
         assert at == 0 or t.heap[(at - 1) >> 2].tick <= t.heap[at].tick, f"node {at} is earlier than its parent"
     for slot in range(t.used):
@@ -211,7 +212,7 @@ def through_the_c_face(TTLDict d not None, key, value, double seconds):
 
 
 cdef uint64_t numbers(uint64_t count, uint32_t limit) noexcept nogil:
-    """Numbers as keys and values, no interpreter anywhere: the sum of what is left when all but the last 100 are due."""
+    """Numbers as keys and values, no interpreter: the sum of what is left when all but the last 100 fell due."""
     cdef Table table
     cdef Table* t = &table
     cdef uint64_t n, total = 0
@@ -394,10 +395,8 @@ class Driver:
                 self.limit = chance.choice([None, 3000, 2**29, 2**40])
                 d.resize(chance.choice([None, 1, 2, 3, 10, 150]), self.limit)
             case "R":
-                try:
+                with contextlib.suppress(KeyError, ValueTooLargeError):
                     d.recount(key)
-                except (KeyError, ValueTooLargeError):
-                    pass
             case "T":
                 d.trim(chance.choice([0, 1, 200, 2**28]))
             case "k" if chance.random() < 0.1:

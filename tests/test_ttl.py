@@ -1218,7 +1218,7 @@ def test_a_dict_in_use_takes_no_other_state():
             d.__init__(7)
     blank = TTLDict.__new__(TTLDict)
     with pytest.raises(ArgumentValueError, match="initialised once"):
-        blank.__init__(timer=lambda: blank.set("a", value) or 1.0)
+        blank.__init__(timer=lambda d=blank, value=value: d.set("a", value) or 1.0)
     assert blank["a"] is value
     del value, d, blank
     gc.collect()
@@ -1680,7 +1680,7 @@ def on_evict(key, value, reason):
     if os.getpid() == parent and not inside.is_set():
         inside.set()
         go_on.wait()
-d = TTLDict(ttl=0.05, on_evict=on_evict)
+d = TTLDict(ttl=0.5, on_evict=on_evict)
 for n in range(100): d[n] = n
 inside.wait()
 pid = os.fork()

@@ -132,7 +132,9 @@ def _run():
 def _slice_seconds(late):
     if late < _LATE_SECONDS:
         return _SLICE_SECONDS
-    return _LATE_SLICE_SECONDS if late < 2 * _LATE_SECONDS else max(_LATE_SLICE_SECONDS, sys.getswitchinterval())
+    return (
+        _LATE_SLICE_SECONDS if late < 2 * _LATE_SECONDS else max(_LATE_SLICE_SECONDS, sys.getswitchinterval())
+    )
 
 
 def _next_visit():
