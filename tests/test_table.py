@@ -74,7 +74,7 @@ cdef int check_slots(TTLDict d, unsigned char* seen) except -1:
 cdef int check_index(TTLDict d, unsigned char* seen) except -1:
     cdef Table* t = &d.table
     cdef uint32_t i, slot, at, found = 0, mask = (<uint32_t>1 << t.slot_bits) - 1
-    assert <uint64_t>t.live * 4 <= <uint64_t>t.index_size * 3, f"{t.live} entries in an index of {t.index_size}"
+    assert <uint64_t>t.live * 8 <= <uint64_t>t.index_size * 5, f"{t.live} entries in an index of {t.index_size}"
     for i in range(t.index_size):
         if t.index[i]:
             slot = (t.index[i] & mask) - 1

@@ -52,6 +52,7 @@ cdef extern from *:
       #define synthex_cached_hash(o) (((PyASCIIObject *)(o))->hash)
       #define synthex_defer(o) ((void)(o))
     #endif
+    #define SYNTHEX_FAILED 0xFFFFFFFEu
     /* How deep this thread is in letting entries go. */
     static SYNTHEX_THREAD_LOCAL int synthex_letting_go;
     #define synthex_own(o) (o)
@@ -70,6 +71,9 @@ cdef extern from *:
     }
     """
     const unsigned int STRIPES "SYNTHEX_STRIPES"
+    # What `find` returns instead of a slot; both are greater than any slot.
+    const uint32_t MISSING "SYNTHEX_NONE"
+    const uint32_t FAILED "SYNTHEX_FAILED"
     Py_hash_t hash_of "synthex_hash"(PyObject*) except -1
     bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
     void defer_refcount "synthex_defer"(PyObject*) noexcept
@@ -103,15 +107,13 @@ cdef enum:
     STEPS = 4
     # Due entries that `len` and its like take off the heap one by one before they pass over the whole heap instead.
     SETTLE_STEPS = 64
-    # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 5.3 of index, spare room.
+    # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, spare room.
     ENTRY_COST = 64
     # A reason beside those of Reason: on_evict is not told.
     SILENT = 4
     # On a free-threaded build: lookups by one of the threads that did not make the dict, before it is found shared.
     SHARED_HITS = 1024
 
-cdef uint32_t MISSING = 0xFFFFFFFF
-cdef uint32_t FAILED = 0xFFFFFFFE
 cdef int64_t ALL = 0x7FFFFFFFFFFFFFFF
 cdef uint64_t NO_LIMIT = <uint64_t>0xFFFFFFFFFFFFFFFF
 cdef uint64_t SEED = int.from_bytes(os.urandom(8), "little")
@@ -583,8 +585,7 @@ cdef class TTLDict:
     # ---- the C face ----
 
     cdef PyObject* lookup(self, PyObject* key) except? NULL:
-        cdef uint32_t hash = mix_hash(hash_of(key), SEED)
-        return look(self, key, hash, now_if_needed(self))
+        return read(self, key)
 
     cdef int store(self, PyObject* key, PyObject* value, double seconds, Presence mode, PyObject** present) except -1:
         cdef uint32_t hash = mix_hash(hash_of(key), SEED)
@@ -631,7 +632,7 @@ cdef class TTLDict:
 
     def __getitem__(self, key):
         """The value stored under the key; KeyError where there is none or it has expired."""
-        cdef PyObject* value = self.lookup(<PyObject*>key)
+        cdef PyObject* value = read(self, <PyObject*>key)
         if value == NULL:
             raise KeyError(key)
         return owned(value)
@@ -642,7 +643,7 @@ cdef class TTLDict:
         >>> TTLDict().get("nobody", 0)
         0
         """
-        cdef PyObject* value = self.lookup(<PyObject*>key)
+        cdef PyObject* value = read(self, <PyObject*>key)
         if value == NULL:
             return default
         return owned(value)
@@ -1291,6 +1292,10 @@ cdef PyObject* look(TTLDict self, PyObject* key, uint32_t hash, double now) exce
     if slot != FAILED and any_due(self, now):
         reap(self, now)
     return value
+
+
+cdef inline PyObject* read(TTLDict self, PyObject* key) except? NULL:
+    return look(self, key, mix_hash(hash_of(key), SEED), now_if_needed(self))
 
 
 cdef int put(
