@@ -33,6 +33,7 @@ cdef class TTLDict:
     cdef Table table
     cdef Stripe* stripes
     cdef void* stripes_block
+    cdef unsigned int generation  # of forks; see _sync.pxd
     cdef double ttl_seconds       # infinity: entries live until evicted
     cdef uint64_t most_bytes      # all bits set: no limit
     cdef Py_ssize_t most_entries  # as given; 0: no limit

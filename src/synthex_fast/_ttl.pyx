@@ -9,6 +9,7 @@ what came out of it.
 cimport cython
 from libc.math cimport INFINITY, isnan
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject, visitproc
@@ -16,7 +17,8 @@ from cpython.object cimport Py_EQ, PyObject, visitproc
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
-    FREE_THREADED, likely, lock, owned_by_this_thread, this_thread_number, unlikely, unlock,
+    FREE_THREADED, Lock, forks_seen, likely, lock, owned_by_this_thread, this_thread_number, unlikely, unlock,
+    watch_forks,
 )
 from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, ghost_remember,
@@ -127,6 +129,8 @@ cdef tuple REASONS = ("expired", "idle", "full", "memory")
 cdef dict POLICIES = {"fifo": FIFO, "lru": LRU, "sieve": SIEVE, "s3fifo": S3FIFO}
 cdef object UNCHANGED = object()
 cdef object schedule = None
+# Keeps a thread that waits for this lock out of `repair_after_fork` until the other has repaired.
+cdef Lock repair
 
 
 cdef struct Victims:
@@ -140,10 +144,23 @@ cdef struct Victims:
 
 # ---- locks of the free-threaded build (nothing at all on the standard one) ----
 
+cdef void repair_after_fork(TTLDict self) noexcept:
+    # A thread that only exists in the parent may have held stripes while it waited for others; it had changed nothing.
+    cdef unsigned int i
+    lock(&repair)
+    if self.generation != forks_seen:
+        for i in range(STRIPES):
+            memset(&self.stripes[i].lock, 0, sizeof(Lock))
+        self.generation = forks_seen
+    unlock(&repair)
+
+
 cdef inline Stripe* enter_shared(TTLDict self) noexcept:
     """Lock for reading. Nobody changes the table meanwhile."""
     cdef Stripe* stripe = self.stripes
     if FREE_THREADED:
+        if self.generation != forks_seen:
+            repair_after_fork(self)
         stripe += this_thread_number() % STRIPES
         lock(&stripe.lock)
     return stripe
@@ -158,6 +175,8 @@ cdef inline void enter(TTLDict self) noexcept:
     """Lock for writing."""
     cdef unsigned int i
     if FREE_THREADED:
+        if self.generation != forks_seen:
+            repair_after_fork(self)
         for i in range(STRIPES):
             lock(&self.stripes[i].lock)
 
@@ -560,6 +579,7 @@ cdef class TTLDict:
             raise MemoryError()
         # Stripes start on a cache line of their own.
         self.stripes = <Stripe*>((<size_t>self.stripes_block + 127) & ~<size_t>127)
+        self.generation = forks_seen
         self.most_bytes = NO_LIMIT
         self.ttl_seconds = INFINITY
         self.sweep_at = INFINITY
@@ -989,8 +1009,7 @@ cdef class TTLDict:
         cdef bint failed = False
         if value == NULL:
             raise KeyError(key)
-        # Keeps the value, and with it its address, to the end of the call.
-        _held = owned(value)
+        held = owned(value)
         size = <uint64_t>weigh(self, <PyObject*>key, value)
         victims.count = 0
         victims.buried = 0
@@ -1663,3 +1682,4 @@ cdef int clear_references(PyObject* self) noexcept:
 
 (<FullType*>TTLDict).tp_traverse = traverse
 (<FullType*>TTLDict).tp_clear = clear_references
+watch_forks()
