@@ -2,7 +2,9 @@
 
 On the standard build the interpreter's own lock already makes each C call atomic between the points where Python code
 may run, so ``Lock`` is empty and ``lock``/``unlock`` compile to nothing. On the free-threaded build it is a spin lock:
-nothing may be called under it that can run Python code, drop a reference, block or detach the thread state.
+nothing may be called under it that can run Python code, drop a reference, allocate, block or detach the thread state.
+``Mutex`` is a ``PyMutex`` there, for what has to allocate while it is held: an allocator may have a lock of its own
+(tracemalloc's has), and whoever spins while the holder waits for it would keep the world from being stopped.
 """
 
 from cpython.object cimport PyObject
@@ -38,6 +40,9 @@ cdef extern from *:
           }
       }
       #define synthex_lock_release(lock) _Py_atomic_store_int_release(&(lock)->held, 0)
+      typedef struct { PyMutex mutex; } synthex_mutex;
+      #define synthex_mutex_acquire(m) PyMutex_Lock(&(m)->mutex)
+      #define synthex_mutex_release(m) PyMutex_Unlock(&(m)->mutex)
       #define SYNTHEX_FREE_THREADED 1
       static inline int synthex_unique(PyObject *o) {
       #if PY_VERSION_HEX >= 0x030E0000
@@ -53,6 +58,9 @@ cdef extern from *:
       typedef struct { char unused; } synthex_lock;
       #define synthex_lock_acquire(l) ((void)(l))
       #define synthex_lock_release(l) ((void)(l))
+      typedef struct { char unused; } synthex_mutex;
+      #define synthex_mutex_acquire(m) ((void)(m))
+      #define synthex_mutex_release(m) ((void)(m))
       #define SYNTHEX_FREE_THREADED 0
       #define synthex_unique(o) (Py_REFCNT(o) == 1)
       #define synthex_owned(o) 1
@@ -95,6 +103,10 @@ cdef extern from *:
         pass
     void lock "synthex_lock_acquire"(Lock*) noexcept nogil
     void unlock "synthex_lock_release"(Lock*) noexcept nogil
+    ctypedef struct Mutex "synthex_mutex":
+        pass
+    void mutex_lock "synthex_mutex_acquire"(Mutex*) noexcept nogil
+    void mutex_unlock "synthex_mutex_release"(Mutex*) noexcept nogil
     const bint FREE_THREADED "SYNTHEX_FREE_THREADED"
     # True when the caller's reference is the only one. Free-threaded: only the thread that made the object can tell.
     bint uniquely_referenced "synthex_unique"(PyObject*) noexcept nogil

@@ -506,7 +506,7 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
 
 
 cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, uint32_t at, int* steps) noexcept nogil:
-    """A slot at or below node `at` that is due although its tick is not over, or NONE. A node looked at costs a step."""
+    """A slot at or below node `at` that is due though its tick is not over, or NONE. A node looked at costs a step."""
     cdef uint32_t slot, child, last
     cdef uint64_t first
     if at >= t.scheduled or t.heap[at].tick > tick or steps[0] <= 0:

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cpython.object cimport PyObject
 
-from synthex_fast._sync cimport Lock
+from synthex_fast._sync cimport Mutex
 from synthex_fast._table cimport Table
 
 
@@ -22,7 +22,7 @@ cdef enum Presence:
 
 cdef struct Stripe:
     # A reader takes one stripe's lock, a writer all of them: readers in different threads share no cache line.
-    Lock lock
+    Mutex lock
     int64_t hits
     int64_t misses
     char padding[104]

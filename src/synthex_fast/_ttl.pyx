@@ -17,8 +17,8 @@ from cpython.object cimport Py_EQ, PyObject, visitproc
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
-    FREE_THREADED, Lock, forks_seen, likely, lock, owned_by_this_thread, this_thread_number, unlikely, unlock,
-    watch_forks,
+    FREE_THREADED, Mutex, forks_seen, likely, mutex_lock, mutex_unlock, owned_by_this_thread, this_thread_number,
+    unlikely, watch_forks,
 )
 from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, ghost_remember,
@@ -130,7 +130,7 @@ cdef dict POLICIES = {"fifo": FIFO, "lru": LRU, "sieve": SIEVE, "s3fifo": S3FIFO
 cdef object UNCHANGED = object()
 cdef object schedule = None
 # Keeps a thread that waits for this lock out of `repair_after_fork` until the other has repaired.
-cdef Lock repair
+cdef Mutex repair
 
 
 cdef struct Victims:
@@ -147,12 +147,12 @@ cdef struct Victims:
 cdef void repair_after_fork(TTLDict self) noexcept:
     # A thread that only exists in the parent may have held stripes while it waited for others; it had changed nothing.
     cdef unsigned int i
-    lock(&repair)
+    mutex_lock(&repair)
     if self.generation != forks_seen:
         for i in range(STRIPES):
-            memset(&self.stripes[i].lock, 0, sizeof(Lock))
+            memset(&self.stripes[i].lock, 0, sizeof(Mutex))
         self.generation = forks_seen
-    unlock(&repair)
+    mutex_unlock(&repair)
 
 
 cdef inline Stripe* enter_shared(TTLDict self) noexcept:
@@ -162,13 +162,13 @@ cdef inline Stripe* enter_shared(TTLDict self) noexcept:
         if self.generation != forks_seen:
             repair_after_fork(self)
         stripe += this_thread_number() % STRIPES
-        lock(&stripe.lock)
+        mutex_lock(&stripe.lock)
     return stripe
 
 
 cdef inline void leave_shared(Stripe* stripe) noexcept:
     if FREE_THREADED:
-        unlock(&stripe.lock)
+        mutex_unlock(&stripe.lock)
 
 
 cdef inline void enter(TTLDict self) noexcept:
@@ -178,14 +178,14 @@ cdef inline void enter(TTLDict self) noexcept:
         if self.generation != forks_seen:
             repair_after_fork(self)
         for i in range(STRIPES):
-            lock(&self.stripes[i].lock)
+            mutex_lock(&self.stripes[i].lock)
 
 
 cdef inline void leave(TTLDict self) noexcept:
     cdef unsigned int i
     if FREE_THREADED:
         for i in range(STRIPES):
-            unlock(&self.stripes[i].lock)
+            mutex_unlock(&self.stripes[i].lock)
 
 
 # ---- lookup ----
@@ -1009,7 +1009,8 @@ cdef class TTLDict:
         cdef bint failed = False
         if value == NULL:
             raise KeyError(key)
-        held = owned(value)
+        # Keeps the value, and with it its address, to the end of the call.
+        _held = owned(value)
         size = <uint64_t>weigh(self, <PyObject*>key, value)
         victims.count = 0
         victims.buried = 0
