@@ -80,7 +80,7 @@ cdef extern from *:
         #define synthex_watch_fork_count() 0
       #else
         #include <pthread.h>
-        static void synthex_fork_counted(void) { synthex_fork_count++; }
+        __attribute__((unused)) static void synthex_fork_counted(void) { synthex_fork_count++; }
         #define synthex_watch_fork_count() pthread_atfork(NULL, NULL, synthex_fork_counted)
       #endif
     #else
