@@ -416,6 +416,74 @@ def test_random_operations_leave_the_table_sound(inside, seed):
     inside.check(driver.d)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_threads_leave_the_table_sound(inside, hammer, policy):
+    """All operations at once on one dict, keys whose comparison runs Python code among them."""
+
+    class Key:
+        def __init__(self, n):
+            self.n = n
+
+        def __hash__(self):
+            return self.n % 5
+
+        def __eq__(self, other):
+            return isinstance(other, Key) and self.n == other.n
+
+    chances = [random.Random(n) for n in range(8)]
+    told = []
+    d = TTLDict(60, 0.01, memory_limit=20_000, policy=policy, idle=0.008, on_evict=lambda *entry: told.append(entry[2]))
+    iterators = [iter(d)]
+
+    def body(index):
+        chance = chances[index]
+        key = chance.choice([chance.randrange(90), str(chance.randrange(40)), Key(chance.randrange(20))])
+        match chance.choice("sssssgggggdddxteElLiPcCkrR"):
+            case "s":
+                d.set(key, (key, "x" * chance.randrange(400)), chance.choice([None, 0.001, math.inf]))
+            case "g":
+                value = d.get(key)
+                assert value is None or value[0] == key
+            case "d":
+                d.pop(key, None)
+            case "x":
+                key in d  # noqa: B015
+            case "t":
+                d.touch(key, chance.choice([None, 0.001, math.inf]))
+            case "e":
+                d.expire(chance.choice([None, 3]))
+            case "l":
+                assert 0 <= len(d) <= 60
+                assert 0 <= d.nbytes <= 20_000
+            case "L":
+                iterators[0] = iter(d)
+            case "i":
+                # One iterator, stepped by all threads.
+                with contextlib.suppress(RuntimeError, StopIteration):
+                    for _ in range(100):
+                        next(iterators[0])
+            case "P":
+                with contextlib.suppress(KeyError):
+                    d.popitem()
+            case "c" if chance.random() < 0.1:
+                d.clear()
+            case "C":
+                assert len(d.copy()) <= 60
+            case "k":
+                d.trim(chance.randrange(2000))
+            case "r" if chance.random() < 0.1:
+                d.resize(max_size=60, memory_limit=20_000)
+            case "R":
+                with contextlib.suppress(KeyError):
+                    d.recount(key)
+
+    hammer(8, body, iterations=10_000)
+    inside.check(d)
+    assert set(told) <= {"expired", "idle", "full", "memory"}
+    d.clear()
+    inside.check(d)
+
+
 def test_ghosts_are_as_many_as_what_lives(inside):
     d = TTLDict(10**8, memory_limit=100_000, sizeof=lambda k, v: 436)
     for n in range(2000):

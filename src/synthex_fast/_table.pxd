@@ -13,10 +13,12 @@ Policies: FIFO, LRU, SIEVE (Zhang et al., NSDI 2024) and S3-FIFO (Yang et al., S
 
 from libc.math cimport INFINITY, ceil, floor
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
+
+from synthex_fast._sync cimport FREE_THREADED
 
 
 cdef extern from *:
@@ -222,14 +224,24 @@ cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
     return True
 
 
-cdef inline bint grow(void** array, uint32_t room, size_t item) noexcept nogil:
+cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item) noexcept nogil:
+    cdef void* old = array[0]
     cdef void* grown
     if <uint64_t>room * item > <uint64_t>0x7FFFFFFFFFFFFFFF >> (0 if sizeof(size_t) == 8 else 32):
         return False
-    grown = PyMem_RawRealloc(array[0], room * item)
+    if not FREE_THREADED:
+        grown = PyMem_RawRealloc(old, room * item)
+    else:
+        # An allocator with a lock of its own (tracemalloc's) may wait in here, and the garbage collector come by: it
+        # must find the array that is in place unharmed.
+        grown = PyMem_RawMalloc(room * item)
+        if grown != NULL and old != NULL:
+            memcpy(grown, old, before * item)
     if grown == NULL:
         return False
     array[0] = grown
+    if FREE_THREADED:
+        PyMem_RawFree(old)
     return True
 
 
@@ -244,11 +256,11 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
         if room < t.room or room >= 0x7FFFFFFF:
             return False
         # Arrays that grew before one that could not stay larger than they need be, which harms nothing.
-        if not (grow(<void**>&t.slots, room, sizeof(Slot)) and grow(<void**>&t.links, room, sizeof(Link))):
+        if not (grow(<void**>&t.slots, before, room, sizeof(Slot)) and grow(<void**>&t.links, before, room, sizeof(Link))):
             return False
-        if t.idle != INFINITY and not grow(<void**>&t.touched, room, sizeof(double)):
+        if t.idle != INFINITY and not grow(<void**>&t.touched, before, room, sizeof(double)):
             return False
-        if t.wide != NULL and not grow(<void**>&t.wide, room, sizeof(uint64_t)):
+        if t.wide != NULL and not grow(<void**>&t.wide, before, room, sizeof(uint64_t)):
             return False
         t.room = room
         if t.index != NULL and (room + 1) >> t.slot_bits and not index_rebuild(t, t.index_size):
@@ -273,7 +285,7 @@ cdef inline bint reserve_node(Table* t) noexcept nogil:
     room = t.heap_room + (t.heap_room if t.heap_room < 1024 else t.heap_room >> 2) + 8
     if room > t.limit:
         room = t.limit
-    if not grow(<void**>&t.heap, room, sizeof(Node)):
+    if not grow(<void**>&t.heap, t.heap_room, room, sizeof(Node)):
         return False
     t.heap_room = room
     return True

@@ -363,10 +363,16 @@ cdef void reap(TTLDict self, double now) noexcept:
 
 
 cdef void shed_arrays(TTLDict self) noexcept:
-    """A large table that has become empty gives its memory back (locked for writing)."""
+    """A large table that has become empty gives its memory back."""
     cdef Table* t = &self.table
+    cdef Table old
+    enter(self)
     if t.live == 0 and t.dead_first == NONE and t.room > 64:
-        table_free(t)
+        detach(t, &old)
+        leave(self)
+        table_free(&old)
+    else:
+        leave(self)
 
 
 cdef int64_t bury_all(TTLDict self) noexcept:
@@ -412,9 +418,7 @@ cdef int64_t settle(TTLDict self, double now, int64_t most) noexcept:
     leave(self)
     let_go(self, &victims)
     if count and t.live == 0:
-        enter(self)
         shed_arrays(self)
-        leave(self)
     return count
 
 
@@ -947,8 +951,8 @@ cdef class TTLDict:
             let_go(self, &victims)
             if monotonic_precise() - start >= budget:
                 break
-        enter(self)
         shed_arrays(self)
+        enter(self)
         next_due = t.next_due
         self.sweep_at = next_due
         leave(self)
@@ -1065,9 +1069,7 @@ cdef class TTLDict:
         leave(self)
         let_go(self, &victims)
         if self.table.live == 0:
-            enter(self)
             shed_arrays(self)
-            leave(self)
         return before - after
 
     def resize(self, max_size=UNCHANGED, memory_limit=UNCHANGED):
