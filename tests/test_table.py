@@ -432,7 +432,14 @@ def test_threads_leave_the_table_sound(inside, hammer, policy):
 
     chances = [random.Random(n) for n in range(8)]
     told = []
-    d = TTLDict(60, 0.01, memory_limit=20_000, policy=policy, idle=0.008, on_evict=lambda *entry: told.append(entry[2]))
+    d = TTLDict(
+        60,
+        0.01,
+        memory_limit=20_000,
+        policy=policy,
+        idle=0.008,
+        on_evict=lambda *entry: told.append(entry[2]),
+    )
     iterators = [iter(d)]
 
     def body(index):

@@ -256,7 +256,9 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
         if room < t.room or room >= 0x7FFFFFFF:
             return False
         # Arrays that grew before one that could not stay larger than they need be, which harms nothing.
-        if not (grow(<void**>&t.slots, before, room, sizeof(Slot)) and grow(<void**>&t.links, before, room, sizeof(Link))):
+        if not grow(<void**>&t.slots, before, room, sizeof(Slot)):
+            return False
+        if not grow(<void**>&t.links, before, room, sizeof(Link)):
             return False
         if t.idle != INFINITY and not grow(<void**>&t.touched, before, room, sizeof(double)):
             return False
