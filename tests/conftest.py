@@ -1,6 +1,7 @@
 """What several test files share: allocation failure at every turn, leak checks, and threads that hammer."""
 
 import gc
+import signal
 import sys
 import sysconfig
 import threading
@@ -15,6 +16,10 @@ from hypothesis import HealthCheck, settings
 # No test may depend on how fast the machine is, so hypothesis has no deadline either.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+# A run started in the background inherits "ignore interrupts", and so would the children that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 DEBUG_BUILD = hasattr(sys, "gettotalrefcount")
