@@ -434,6 +434,51 @@ def test_expiry_is_exact_and_shown_nowhere():
     assert d.stats["expired"] == 1
 
 
+@pytest.mark.parametrize("start", [0.0, -7.3, 1.7e9])
+@pytest.mark.parametrize("limit", ["ttl", "idle"])
+def test_no_operation_sees_an_entry_that_has_just_expired(start, limit):
+    """Each is the first to come after the deadline, which lies in the middle of a tick of the heap."""
+    operations = {
+        "get": (lambda d: d.get("a"), None),
+        "subscript": (lambda d: d["a"], KeyError),
+        "in": (lambda d: "a" in d, False),
+        "pop": (lambda d: d.pop("a", None), None),
+        "delete": (lambda d: d.__delitem__("a"), KeyError),
+        "popitem": (lambda d: d.popitem(), KeyError),
+        "setdefault": (lambda d: d.setdefault("a", 2), 2),
+        "get_or_set": (lambda d: d.get_or_set("a", lambda: 2), 2),
+        "touch": (lambda d: d.touch("a"), False),
+        "expires_at": (lambda d: d.expires_at("a"), KeyError),
+        "recount": (lambda d: d.recount("a"), KeyError),
+        "len": (len, 0),
+        "bool": (bool, False),
+        "nbytes": (lambda d: d.nbytes, 0),
+        "entries": (lambda d: d.stats["entries"], 0),
+        "iter": (list, []),
+        "values": (lambda d: list(d.values()), []),
+        "items": (lambda d: list(d.items()), []),
+        "==": (lambda d: d == {}, True),
+        "copy": (lambda d: len(d.copy()), 0),
+        "pickle": (lambda d: d.__reduce_ex__(4)[2][1], []),
+        "repr": (lambda d: "1" in repr(d).split("}")[0], False),
+        "expire": (lambda d: d.expire(), 1),
+        "expire one": (lambda d: d.expire(1), 1),
+    }
+    for name, (operation, expected) in operations.items():
+        clock = Clock(start)
+        d = TTLDict(timer=clock, **{limit: 0.7})
+        d["a"] = 1
+        clock.now = math.nextafter(start + 0.7, -math.inf)
+        iterator = iter(d)
+        clock.now = start + 0.7
+        try:
+            assert operation(d) == expected, name
+        except KeyError:
+            assert expected is KeyError, name
+        if name not in ("setdefault", "get_or_set"):
+            assert list(iterator) == [], name
+
+
 def test_storing_over_an_expired_entry_is_an_insertion():
     clock, gone = Clock(), []
     d = TTLDict(ttl=1.0, timer=clock, on_evict=lambda *entry: gone.append(entry))
