@@ -127,7 +127,10 @@ def leaks_nothing():
                 tracemalloc.stop()
         for name, counts in (("references" if DEBUG_BUILD else "bytes", totals), ("blocks", blocks)):
             growth = [after - before for before, after in pairwise(counts)]
-            assert min(growth) <= 0, f"{runs} runs leak {min(growth)} {name} or more: {growth}"
+            # Without the debug build's exact count, a cache of the interpreter's that still grows a little is no
+            # leak: the smallest one is a block in each run.
+            least = 1 if DEBUG_BUILD else runs
+            assert min(growth) < least, f"{runs} runs leak {min(growth)} {name} or more: {growth}"
 
     return check
 
