@@ -8,11 +8,13 @@ import itertools
 import math
 import os
 import pickle
+import signal
 import statistics
 import subprocess
 import sys
 import sysconfig
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -28,6 +30,7 @@ from synthex_fast.errors import (
     ArgumentValueError,
     BatchTooLargeError,
     BufferFullError,
+    BufferPausedError,
 )
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -940,8 +943,396 @@ def test_stats():
         "flushes": 1,
         "failed": 0,
         "rejected": 1,
+        "waited": 0,
         "high_water": 6,
     }
+
+
+# Pause ------------------------------------------------------------------------------------------------------
+
+
+def start_adding(buffer, *responses):
+    """A thread that adds, and a list for what came of it; back when it waits, or is done."""
+    outcome = []
+
+    def put():
+        try:
+            outcome.append(buffer.add_batch(responses))
+        except BaseException as error:
+            outcome.append(error)
+
+    before = buffer.stats["waited"]
+    thread = threading.Thread(target=put, daemon=True)
+    thread.start()
+    while thread.is_alive() and buffer.stats["waited"] == before:
+        time.sleep(0.001)
+    return thread, outcome
+
+
+@pytest.mark.parametrize("wait", [False, 0, 0.0, lambda: False, lambda: 0])
+def test_additions_to_a_paused_buffer_fail_at_once_if_so_wished(wait):
+    buffer = ResponseBuffer()
+    buffer.add(answer("before"))
+    assert buffer.pause(wait=wait)
+    assert buffer.paused
+    for add in (lambda: buffer.add(answer()), lambda: buffer.add_batch(answers(3))):
+        with pytest.raises(BufferPausedError, match=r"paused.*nothing was added"):
+            add()
+    assert issubclass(BufferPausedError, RuntimeError)
+    assert (len(buffer), buffer.stats["rejected"], buffer.stats["waited"]) == (1, 2, 0)
+    assert buffer.resume()
+    assert not buffer.paused
+    buffer.add(answer())
+    assert buffer.add_batch(answers(3)) == 3
+    assert buffer.queries == ("before", "q", "q0", "q1", "q2")
+
+
+@pytest.mark.parametrize("wait", [True, math.inf, 100, 1e300, 10**400, lambda: True])
+def test_additions_wait_until_the_buffer_is_resumed(wait):
+    buffer = ResponseBuffer()
+    buffer.pause(wait)
+    waiting = [start_adding(buffer, answer(str(i))) for i in range(5)]
+    assert (len(buffer), buffer.stats["waited"]) == (0, 5)
+    assert all(thread.is_alive() for thread, _ in waiting)
+    buffer.resume()
+    for thread, outcome in waiting:
+        thread.join(30)
+        assert outcome == [1]
+    assert sorted(buffer.queries) == ["0", "1", "2", "3", "4"]
+    assert buffer.stats["rejected"] == 0
+
+
+def test_additions_wait_for_the_seconds_given():
+    buffer = ResponseBuffer()
+    buffer.pause(wait=0.05)
+    before = time.monotonic()
+    with pytest.raises(BufferPausedError, match=r"waited for 0\.05 seconds; nothing was added"):
+        buffer.add(answer())
+    assert time.monotonic() - before >= 0.05
+    assert (len(buffer), buffer.stats["waited"], buffer.stats["rejected"]) == (0, 1, 1)
+
+
+def test_the_wait_is_as_the_pause_says_that_holds():
+    buffer = ResponseBuffer()
+    buffer.pause(wait=True)
+    thread, outcome = start_adding(buffer, answer())
+    # Whichever of the two the thread sees.
+    buffer.resume(), buffer.pause(wait=False)
+    thread.join(30)
+    assert outcome == [1] or isinstance(outcome[0], BufferPausedError)
+
+
+def test_pauses_are_not_counted():
+    buffer = ResponseBuffer()
+    assert not buffer.paused
+    assert buffer.resume() is False
+    assert buffer.pause(wait=False) is True
+    assert buffer.pause(wait=True) is False
+    with pytest.raises(BufferPausedError):
+        buffer.add(answer())
+    assert buffer.resume() is True
+    assert buffer.resume() is False
+    buffer.add(answer())
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("handled", [False, True])
+def test_a_paused_buffer_does_everything_else(view, handled):
+    taken = []
+    buffer = ResponseBuffer(10, on_flush=taken.extend if handled else None)
+    rows = answers(5)
+    buffer.add_batch(rows)
+    buffer.pause(wait=False)
+    assert holds(buffer, rows)
+    kept = buffer.columns() if view else None
+    assert dict(buffer.aggregate()).keys() == {"q0", "q1", "q2"}
+    assert buffer.trim(0) == 0
+    assert buffer.flush() == rows
+    assert taken == (rows if handled else [])
+    assert (len(buffer), buffer.trim(1), buffer.flush(), buffer.stats["flushed"]) == (0, 0, [], 5)
+    assert (kept is None) or kept.confidence.tolist() == [r.confidence for r in rows]
+    with pytest.raises(BufferPausedError):
+        buffer.add(rows[0])
+    buffer.resume()
+    assert buffer.add_batch(answers(7)) == 7
+
+
+def test_what_fails_anyway_fails_without_waiting():
+    buffer = ResponseBuffer(5, 10)
+    buffer.pause()
+    with pytest.raises(ArgumentTypeError):
+        buffer.add(3)
+    with pytest.raises(ArgumentTypeError):
+        buffer.add_batch([answer(), 3])
+    with pytest.raises(BatchTooLargeError):
+        buffer.add_batch(answers(11))
+    with pytest.raises(BufferFullError):
+        buffer.add_batch(answers(6))
+    assert buffer.add_batch([]) == 0
+    assert (len(buffer), buffer.stats["waited"]) == (0, 0)
+
+
+def test_what_was_said_when_it_was_added_is_what_counts():
+    buffer = ResponseBuffer()
+    buffer.pause()
+    response = answer("then", confidence=0.25)
+    thread, _ = start_adding(buffer, response)
+    response.query_id, response.confidence = "later", 0.75
+    buffer.resume()
+    thread.join(30)
+    assert buffer.queries == ("then",)
+    assert buffer.columns().confidence.tolist() == [0.25]
+
+
+def test_a_full_buffer_is_full_after_the_wait():
+    buffer = ResponseBuffer(2)
+    buffer.add_batch(answers(2))
+    buffer.pause()
+    thread, outcome = start_adding(buffer, answer())
+    buffer.resume()
+    thread.join(30)
+    assert isinstance(outcome[0], BufferFullError)
+    buffer.pause()
+    thread, outcome = start_adding(buffer, answer())
+    buffer.flush()
+    buffer.resume()
+    thread.join(30)
+    assert outcome == [1]
+
+
+def test_a_flush_handler_does_not_wait_for_its_own_buffer():
+    raised = []
+
+    def handler(responses):
+        try:
+            buffer.add(answer("behind"))
+        except BufferPausedError as error:
+            raised.append(str(error))
+
+    buffer = ResponseBuffer(10, on_flush=handler)
+    buffer.add_batch(answers(4))
+    buffer.pause(wait=True)
+    assert len(buffer.flush()) == 4
+    assert raised == ["the buffer is paused, and its flush handler can't wait; nothing was added"]
+    buffer.resume()
+    buffer.add_batch(answers(4))
+    assert len(buffer.flush()) == 4
+    assert buffer.queries == ("behind",)
+
+
+def test_a_handler_may_pause_and_resume_its_buffer():
+    seen = []
+
+    def handler(responses):
+        seen.append(buffer.resume())
+        buffer.add(answer("behind"))
+        seen.append(buffer.pause(wait=False))
+
+    buffer = ResponseBuffer(10, on_flush=handler)
+    buffer.add_batch(answers(4))
+    buffer.pause()
+    buffer.flush()
+    assert (seen, buffer.paused, buffer.queries) == ([True, True], True, ("behind",))
+
+
+@pytest.mark.parametrize("bad", [-1, -0.001, math.nan, -math.inf, -(10**400)])
+def test_a_wait_out_of_range_is_refused(bad):
+    buffer = ResponseBuffer()
+    with pytest.raises(ArgumentValueError, match="wait must be True, False, seconds"):
+        buffer.pause(wait=bad)
+    assert not buffer.paused
+    buffer.pause(wait=lambda: bad)
+    with pytest.raises(ArgumentValueError, match="wait must be True, False, seconds"):
+        buffer.add(answer())
+    assert len(buffer) == 0
+
+
+@pytest.mark.parametrize("bad", [None, "1", "nan", [], 1j])
+def test_a_wait_of_another_type_is_refused(bad):
+    buffer = ResponseBuffer()
+    with pytest.raises(ArgumentTypeError, match="wait must be True, False, seconds"):
+        buffer.pause(wait=bad)
+    assert not buffer.paused
+    buffer.pause(wait=lambda: bad)
+    with pytest.raises(ArgumentTypeError, match="wait must be True, False, seconds"):
+        buffer.add(answer())
+    assert len(buffer) == 0
+
+
+def test_each_addition_asks_in_its_own_thread_whether_to_wait():
+    asked = []
+
+    def wait():
+        asked.append(threading.current_thread())
+        return threading.current_thread() is not threading.main_thread()
+
+    buffer = ResponseBuffer()
+    buffer.pause(wait=wait)
+    with pytest.raises(BufferPausedError):
+        buffer.add(answer("main"))
+    thread, outcome = start_adding(buffer, answer("worker"))
+    assert asked[0] is threading.main_thread() and thread in asked
+    buffer.resume()
+    thread.join(30)
+    assert (outcome, buffer.queries) == ([1], ("worker",))
+
+
+def test_who_is_asked_may_raise_or_resume():
+    buffer = ResponseBuffer()
+
+    def refuse():
+        raise Refused
+
+    buffer.pause(wait=refuse)
+    with pytest.raises(Refused):
+        buffer.add(answer())
+    assert len(buffer) == 0
+    buffer.resume()
+    buffer.pause(wait=buffer.resume)
+    buffer.add(answer("let in"))
+    assert (buffer.paused, buffer.queries) == (False, ("let in",))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs os.kill with SIGINT")
+def test_ctrl_c_ends_the_wait():
+    buffer = ResponseBuffer()
+    response = answer()
+    buffer.pause()
+
+    def interrupt():
+        while not buffer.stats["waited"]:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    references = sys.getrefcount(response)
+    with pytest.raises(KeyboardInterrupt):
+        buffer.add(response)
+    thread.join()
+    assert (len(buffer), buffer.paused, sys.getrefcount(response)) == (0, True, references)
+    buffer.resume()
+    buffer.add(response)
+
+
+def test_a_buffer_not_initialised_yet_may_be_paused():
+    buffer = ResponseBuffer.__new__(ResponseBuffer)
+    buffer.pause(wait=False)
+    buffer.__init__(10)
+    with pytest.raises(BufferPausedError):
+        buffer.add(answer())
+    buffer.resume()
+    buffer.add(answer())
+    with pytest.raises(BufferFullError):
+        ResponseBuffer.__new__(ResponseBuffer).add(answer())
+
+
+def test_a_paused_buffer_in_garbage_is_freed():
+    class Waits:
+        def __init__(self, buffer):
+            self.buffer = buffer
+
+        def __call__(self):
+            return True
+
+    buffer = ResponseBuffer()
+    buffer.pause(wait=Waits(buffer))
+    gone = weakref.ref(buffer)
+    del buffer
+    gc.collect()
+    assert gone() is None
+    buffer = ResponseBuffer()
+    buffer.pause()
+    gone = weakref.ref(buffer)
+    del buffer
+    assert FREE_THREADED or gone() is None
+
+
+def test_eight_threads_with_pauses(hammer):
+    buffer = ResponseBuffer(64, 16)
+    counts = [0] * 8
+    taken = []
+
+    def work(i):
+        if i < 6:
+            while True:
+                try:
+                    buffer.add_batch(answers(3)) if i % 2 else buffer.add(answer())
+                    break
+                except BufferFullError:
+                    taken.extend(buffer.flush())
+                except BufferPausedError:
+                    pass
+            counts[i] += 3 if i % 2 else 1
+        elif i == 6:
+            buffer.pause(wait=(True, False, 0.0001, lambda: True)[counts[6] % 4])
+            counts[6] += 1
+            time.sleep(0)
+            buffer.resume()
+        else:
+            held = len(buffer)
+            assert held <= 64
+            buffer.columns(), buffer.aggregate(), buffer.paused, taken.extend(buffer.flush())
+
+    hammer(8, work, iterations=200)
+    assert not buffer.paused
+    taken.extend(buffer.flush())
+    assert len(taken) == len({id(response) for response in taken}) == sum(counts[:6])
+    assert buffer.stats["added"] == sum(counts[:6])
+
+
+def test_two_threads_that_pause_and_many_that_wait(hammer):
+    # Whoever waits gets in, however the ends of the pauses interleave.
+    buffer = ResponseBuffer(10000)
+
+    def work(i):
+        if i < 2:
+            if buffer.pause():
+                buffer.resume()
+        else:
+            buffer.add(answer())
+
+    hammer(8, work, iterations=200)
+    assert len(buffer) == 6 * 200
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_has_a_paused_buffer_of_its_own():
+    buffer = ResponseBuffer(10)
+    buffer.pause(wait=True)
+    thread, outcome = start_adding(buffer, answer("parent"))
+    child = os.fork()
+    if child == 0:
+        try:
+            good = buffer.paused and buffer.resume() and not buffer.paused
+            buffer.add(answer("child"))
+            good = good and buffer.queries == ("child",) and buffer.pause(wait=0.001)
+            try:
+                buffer.add(answer())
+                good = False
+            except BufferPausedError:
+                pass
+            os._exit(0 if good else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert thread.is_alive() and not outcome
+    buffer.resume()
+    thread.join(30)
+    assert (outcome, buffer.queries) == ([1], ("parent",))
+
+
+def test_a_waiting_daemon_does_not_keep_the_interpreter_from_ending():
+    code = (
+        "import threading, time\n"
+        "from synthex_fast import PooledExpertResponse, ResponseBuffer\n"
+        "buffer = ResponseBuffer(); buffer.pause()\n"
+        "put = lambda: buffer.add(PooledExpertResponse('q', 'e'))\n"
+        "[threading.Thread(target=put, daemon=True).start() for _ in range(4)]\n"
+        "while buffer.stats['waited'] < 4: time.sleep(0.001)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # aggregate --------------------------------------------------------------------------------------------------
@@ -1250,6 +1641,15 @@ def filled(handler=None, rows=6, view=False):
     return make
 
 
+def paused(wait):
+    def make():
+        made = filled()()
+        made[0].pause(wait)
+        return made
+
+    return make
+
+
 def unchanged(made):
     buffer, _, columns, before = made
     assert snapshot(buffer) == before
@@ -1269,10 +1669,21 @@ def added_to(made):
     assert flushed[before[0] :] == rows[: len(flushed) - before[0]]
 
 
+def add_batch_refused(made):
+    # Whatever fails, the answer is no.
+    with contextlib.suppress(BufferFullError, BufferPausedError):
+        made[0].add_batch(made[1])
+
+
+def add_refused(made):
+    with contextlib.suppress(BufferPausedError):
+        made[0].add(made[1][0])
+
+
 FAILING = {
     "construction": (filled(), lambda made: ResponseBuffer(10), unchanged),
     "add_batch of an iterator": (filled(), lambda made: made[0].add_batch(iter(made[1])), unchanged),
-    "add_batch without room": (filled(rows=7), lambda made: made[0].add_batch(made[1]), unchanged),
+    "add_batch without room": (filled(rows=7), add_batch_refused, unchanged),
     "add with a handler": (filled(take, 7), lambda made: made[0].add(made[1][0]), added_to),
     "add_batch with a handler": (filled(take), lambda made: made[0].add_batch(made[1]), added_to),
     "add_batch with a handler to make room": (
@@ -1295,18 +1706,15 @@ FAILING = {
     "aggregate": (filled(), lambda made: made[0].aggregate(), unchanged),
     "a row": (filled(), lambda made: made[0].aggregate()["q0"], unchanged),
     "stats": (filled(), lambda made: made[0].stats, unchanged),
+    "pause": (filled(), lambda made: made[0].pause(0.5), unchanged),
+    "add while paused": (paused(lambda: False), add_refused, unchanged),
+    "a wait": (paused(0.0001), add_batch_refused, unchanged),
 }
 
 
 @pytest.mark.parametrize("case", FAILING)
 def test_failing_allocations(case, fail_allocations):
     prepare, call, check = FAILING[case]
-    if case == "add_batch without room":
-        # Whatever fails, the answer is no.
-        def call(made):
-            with contextlib.suppress(BufferFullError):
-                made[0].add_batch(made[1])
-
     assert fail_allocations(call, check=check, prepare=prepare) > 0
 
 
@@ -1365,6 +1773,15 @@ class PlainBuffer:
         self.flush_at = max(1, math.ceil(flush_threshold * capacity * (1 - 1e-12)))
         self.rows = []
         self.flushing = False
+        self.paused = False
+
+    def pause(self, wait):
+        self.paused, was = True, self.paused
+        return not was
+
+    def resume(self):
+        self.paused, was = False, self.paused
+        return was
 
     def add(self, response):
         self.add_batch([response], 1)
@@ -1377,6 +1794,8 @@ class PlainBuffer:
             raise ArgumentTypeError
         if not responses:
             return 0
+        if self.paused:
+            raise BufferFullError if len(responses) > self.capacity else BufferPausedError
         if len(self.rows) + len(responses) > self.capacity:
             if self.on_flush is None or len(responses) > self.capacity:
                 raise BufferFullError
@@ -1432,8 +1851,8 @@ class BufferMachine(RuleBasedStateMachine):
                 for response in self.behind:
                     try:
                         target.add(response)
-                    except BufferFullError:
-                        log.append("full")
+                    except (BufferFullError, BufferPausedError) as error:
+                        log.append(type(error))
                 log.append(target.flush())
                 responses.clear()
                 if self.refuse:
@@ -1452,7 +1871,13 @@ class BufferMachine(RuleBasedStateMachine):
             self.log[name] = []
             try:
                 outcomes.append((act(getattr(self, name)), self.log[name]))
-            except (Refused, ArgumentTypeError, BatchTooLargeError, BufferFullError) as error:
+            except (
+                Refused,
+                ArgumentTypeError,
+                BatchTooLargeError,
+                BufferFullError,
+                BufferPausedError,
+            ) as error:
                 outcomes.append((type(error), self.log[name]))
         assert outcomes[0] == outcomes[1]
 
@@ -1485,6 +1910,14 @@ class BufferMachine(RuleBasedStateMachine):
         self.both(lambda target: (target.trim(1), None)[1])
 
     @rule()
+    def pause(self):
+        self.both(lambda target: target.pause(wait=False))
+
+    @rule()
+    def resume(self):
+        self.both(lambda target: target.resume())
+
+    @rule()
     def view(self):
         columns = self.buffer.columns()
         self.views.append(
@@ -1508,6 +1941,7 @@ class BufferMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         assert holds(self.buffer, self.model.rows)
+        assert self.buffer.paused == self.model.paused
         assert self.buffer.stats["added"] - self.buffer.stats["flushed"] == len(self.model.rows)
         for columns, values, queries, experts in self.views:
             assert [column.tolist() for column in columns.values()] == values
@@ -1696,6 +2130,14 @@ def scenario():
     for bad in ([3], answers(3), iter([answer(), None]), 3):
         with contextlib.suppress(TypeError, OverflowError):
             plain.add_batch(bad)
+    for wait in (False, 0.0001, lambda: plain is None, -1, "x", object):
+        with contextlib.suppress(TypeError, ValueError, BufferPausedError):
+            plain.pause(wait)
+            plain.pause(lambda: False)
+            plain.add(answer())
+        plain.resume()
+    ResponseBuffer(5).pause(lambda: False)
+    ResponseBuffer(5).pause(plain.resume)
     view = plain.columns()
     plain.flush()
     for bad in (

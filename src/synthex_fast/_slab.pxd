@@ -37,6 +37,8 @@ cdef struct Fill:
     Slab* slab
     Slab* spare               # made ahead where removing rows would need one, so that removing can't fail
     Py_ssize_t count          # rows in use
+    Py_ssize_t room           # rows that additions may fill: all that the slab has, none while paused
+    PyObject* gate            # a strong reference to the Gate while paused, otherwise NULL
 
 
 cdef struct Row:
@@ -106,6 +108,18 @@ cdef class Aggregate:
     cdef int32_t find(self, key) except -2
 
 
+cdef enum Stored:
+    STORED
+    NO_ROOM
+    PAUSED
+
+
+cdef class Gate:
+    cdef object shut          # a lock, held from pause to resume
+    cdef object ask           # what says how long to wait, or None
+    cdef double seconds       # how long to wait: 0 not at all, infinity until resumed
+
+
 cdef class ResponseBuffer:
     cdef object __weakref__
     cdef Lock guard           # of everything below that changes
@@ -125,14 +139,18 @@ cdef class ResponseBuffer:
     cdef int64_t flushes
     cdef int64_t failed
     cdef int64_t rejected
+    cdef int64_t waited
     cdef Py_ssize_t high_water
 
-    cdef bint store(self, Row* rows, Py_ssize_t n) noexcept
+    cdef Stored store(self, Row* rows, Py_ssize_t n) noexcept
     cdef bint fits(self, Py_ssize_t n) noexcept
     cdef void stored(self, Py_ssize_t n) noexcept
     cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept
     cdef int make_room(self, Py_ssize_t n) except -1
+    cdef int pass_gate(self, Py_ssize_t n, double* since) except -1
+    cdef bint flushes_here(self) noexcept
     cdef object full(self, Py_ssize_t n)
+    cdef object paused_error(self, str why)
     cdef object too_large(self, str n)
     cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1
     cdef list collect(self, object iterable)

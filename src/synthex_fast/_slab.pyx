@@ -10,7 +10,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.tuple cimport PyTuple_New
-from libc.math cimport ceil
+from libc.math cimport INFINITY, ceil
 from libc.stdint cimport INT32_MAX, int32_t, uint32_t
 from libc.string cimport memmove, memset
 
@@ -18,11 +18,14 @@ from synthex_fast._records cimport PooledExpertResponse
 from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
 
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
+from _thread import TIMEOUT_MAX, allocate_lock
+from time import monotonic
 
 from synthex_fast.errors import (
     ArgumentTypeError,
     BatchTooLargeError,
     BufferFullError,
+    BufferPausedError,
     type_error,
     value_error,
 )
@@ -304,6 +307,14 @@ cdef Slab* slab_new(Py_ssize_t capacity) except NULL:
     self.experts.entries = self.queries.entries + entries
     self.queries.mask = self.experts.mask = entries - 1
     return self
+
+
+cdef inline PyObject* open_gate(Fill* fill) noexcept:
+    """End the pause. The gate, with its reference, or NULL where there was none. The caller holds the lock."""
+    cdef PyObject* gate = fill.gate
+    fill.gate = NULL
+    fill.room = fill.slab.capacity
+    return gate
 
 
 cdef void slab_release(Slab* self) noexcept:
@@ -768,6 +779,52 @@ cdef Py_ssize_t positive(str name, object value) except -1:
     return value
 
 
+cdef str WAITS = "True, False, seconds (0 or more) or a callable that returns one of these"
+
+
+cdef double seconds_to_wait(object wait) except -1.0:
+    """0: not at all, infinity: for ever."""
+    cdef double seconds
+    if wait is True:
+        return INFINITY
+    if wait is False:
+        return 0.0
+    if isinstance(wait, str):
+        raise type_error("wait", wait, WAITS)
+    try:
+        seconds = PyFloat_AsDouble(wait)
+    except TypeError:
+        raise type_error("wait", wait, WAITS) from None
+    except OverflowError:
+        seconds = INFINITY if wait > 0 else -1.0
+    if not seconds >= 0.0:
+        raise value_error("wait", wait, WAITS)
+    return seconds
+
+
+@cython.final
+@cython.internal
+cdef class Gate:
+    """What the additions to a paused buffer wait at.
+
+    The lock is held from pause to resume; whoever gets hold of it lets go at once, and so lets in the next
+    one. Each pause has a gate of its own: those who are still passing the last one can't be in the way.
+    """
+
+    def __cinit__(self, wait):
+        self.seconds = 0.0
+        if callable(wait):
+            self.ask = wait
+        else:
+            self.seconds = seconds_to_wait(wait)
+        try:
+            self.shut = allocate_lock()
+        except RuntimeError:
+            # "can't allocate lock", until 3.12.
+            raise MemoryError() from None
+        self.shut.acquire()
+
+
 cdef class ResponseBuffer:
     """A buffer of expert responses, of fixed size, with a cap on the batches it takes.
 
@@ -782,6 +839,8 @@ cdef class ResponseBuffer:
     handler was called; ``stats["added"]`` tells. While the handler runs the buffer may be used, from this
     thread and others: additions go behind the rows that are being flushed, as long as there is room, and a
     flush inside a flush takes nothing.
+
+    `pause` makes additions wait, or fail, until `resume`; everything else goes on.
 
     >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
     >>> buffer = ResponseBuffer(capacity=100, max_batch=10)
@@ -822,6 +881,8 @@ cdef class ResponseBuffer:
         fresh = self.fill.slab == &NOTHING
         if fresh:
             self.fill.slab = slab
+            if self.fill.gate == NULL:
+                self.fill.room = rows
             self.capacity = rows
             self.max_batch = batch
             self.flush_threshold = threshold
@@ -836,13 +897,15 @@ cdef class ResponseBuffer:
             slab_release(slab)
             raise ArgumentTypeError("a ResponseBuffer can't be initialised twice")
 
-    cdef bint store(self, Row* rows, Py_ssize_t n) noexcept:
+    cdef Stored store(self, Row* rows, Py_ssize_t n) noexcept:
         """Add all rows, or none where there is no room. The references to the responses change hands."""
         cdef Py_ssize_t i
+        cdef bint paused
         lock(&self.guard)
         if not self.fits(n):
+            paused = self.fill.gate != NULL
             unlock(&self.guard)
-            return False
+            return PAUSED if paused else NO_ROOM
         for i in range(n):
             slab_write(
                 self.fill.slab, self.fill.count + i, rows[i].response, rows[i].query, rows[i].expert,
@@ -851,13 +914,13 @@ cdef class ResponseBuffer:
             rows[i].response = NULL
         self.stored(n)
         unlock(&self.guard)
-        return True
+        return STORED
 
     cdef inline bint fits(self, Py_ssize_t n) noexcept:
-        """Whether there is room for n rows, and for a new code for each."""
-        cdef Py_ssize_t codes = min(self.capacity, <Py_ssize_t>(INT32_MAX - 1))
+        """Whether n rows may be added: there is room, also for a new code for each, and no pause."""
+        cdef Py_ssize_t codes = min(self.fill.room, <Py_ssize_t>(INT32_MAX - 1))
         codes -= max(self.fill.slab.queries.used, self.fill.slab.experts.used)
-        return n <= self.capacity - self.fill.count and n <= codes
+        return n <= self.fill.room - self.fill.count and n <= codes
 
     cdef inline void stored(self, Py_ssize_t n) noexcept:
         self.fill.count += n
@@ -907,6 +970,55 @@ cdef class ResponseBuffer:
         self.empty(False)
         return 0
 
+    cdef bint flushes_here(self) noexcept:
+        """Whether this thread is in the middle of a flush. The caller holds the lock."""
+        return self.flushing and self.flusher == PyThread_get_thread_ident() and (
+            self.generation == forks or self.flusher == survivor
+        )
+
+    cdef int pass_gate(self, Py_ssize_t n, double* since) except -1:
+        """Wait until the buffer is resumed, as long as the pause allows. `since`: when the wait began, or -1."""
+        cdef Gate gate = None
+        cdef bint here = False
+        cdef double seconds
+        cdef double left
+        lock(&self.guard)
+        if self.fill.gate != NULL:
+            gate = <Gate>self.fill.gate
+            here = self.flushes_here()
+        unlock(&self.guard)
+        if gate is None:
+            return 0
+        if n > self.capacity:
+            raise self.full(n)
+        if here:
+            # Perhaps this flush is what is to make room in memory, by the thread that would resume.
+            raise self.paused_error("its flush handler can't wait")
+        seconds = gate.seconds if gate.ask is None else seconds_to_wait(gate.ask())
+        if seconds == 0.0:
+            raise self.paused_error("additions don't wait")
+        if since[0] < 0.0:
+            since[0] = monotonic()
+            lock(&self.guard)
+            self.waited += 1
+            unlock(&self.guard)
+        if seconds == INFINITY:
+            gate.shut.acquire()
+        else:
+            left = since[0] + seconds - <double>monotonic()
+            if left <= 0.0:
+                raise self.paused_error(f"the addition has waited for {seconds:g} seconds")
+            if not gate.shut.acquire(True, min(left, <double>TIMEOUT_MAX)):
+                return 0
+        gate.shut.release()
+        return 0
+
+    cdef object paused_error(self, str why):
+        lock(&self.guard)
+        self.rejected += 1
+        unlock(&self.guard)
+        return BufferPausedError(f"the buffer is paused, and {why}; nothing was added")
+
     cdef object full(self, Py_ssize_t n):
         lock(&self.guard)
         self.rejected += 1
@@ -930,6 +1042,9 @@ cdef class ResponseBuffer:
         cdef Row* rows = few
         cdef Py_ssize_t done = 0
         cdef Py_ssize_t i
+        cdef Stored outcome
+        cdef double since = -1.0
+        cdef bint flushed = False
         if n > STAGED:
             if n > PY_SSIZE_T_MAX // <Py_ssize_t>sizeof(Row):
                 raise MemoryError()
@@ -940,10 +1055,17 @@ cdef class ResponseBuffer:
             while done < n:
                 row_read(&rows[done], <object>items[done], -1 if single else done)
                 done += 1
-            if not self.store(rows, n):
-                self.make_room(n)
-                if not self.store(rows, n):
+            while True:
+                outcome = self.store(rows, n)
+                if outcome == STORED:
+                    break
+                if outcome == PAUSED:
+                    self.pass_gate(n, &since)
+                elif flushed:
                     raise self.full(n)
+                else:
+                    self.make_room(n)
+                    flushed = True
         finally:
             for i in range(done):
                 row_drop(&rows[i])
@@ -1114,6 +1236,61 @@ cdef class ResponseBuffer:
         slab_release(spare)
         return 0
 
+    def pause(self, wait=True):
+        """Let no new response in until `resume`; everything else goes on. O(1). Return whether this call did it.
+
+        `wait` says what becomes of `add` and `add_batch` meanwhile. True: they wait, without the interpreter's
+        lock, until the buffer is resumed; Ctrl-C ends the wait. A number: they wait that many seconds and
+        then raise `BufferPausedError`. False: they raise it at once. A callable is asked by each addition,
+        in the thread that adds, for one of these: an event loop's thread should not wait. An addition that
+        can't succeed anyway fails without waiting, and one made in the buffer's own flush handler raises
+        `BufferPausedError`: the flush may be what the pause is for. What was refused or interrupted has
+        added nothing.
+
+        Pauses are not counted: a paused buffer stays as it is, with the `wait` it has (the call returns
+        False), and one `resume` ends it. A process forked meanwhile has its copy paused too.
+
+        >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
+        >>> buffer = ResponseBuffer()
+        >>> buffer.pause(wait=False)
+        True
+        >>> buffer.add(PooledExpertResponse("q1", "ada"))
+        Traceback (most recent call last):
+        synthex_fast.errors.BufferPausedError: the buffer is paused, and additions don't wait; nothing was added
+        >>> buffer.resume()
+        True
+        >>> buffer.add(PooledExpertResponse("q1", "ada"))
+        """
+        cdef Gate gate = Gate(wait)
+        cdef bint first
+        lock(&self.guard)
+        first = self.fill.gate == NULL
+        if first:
+            Py_INCREF(<PyObject*>gate)
+            self.fill.gate = <PyObject*>gate
+            self.fill.room = 0
+        unlock(&self.guard)
+        return first
+
+    def resume(self):
+        """Let responses in again and wake everyone who waits to add one. O(1). Return whether it was paused."""
+        cdef PyObject* taken
+        cdef Gate gate
+        lock(&self.guard)
+        taken = open_gate(&self.fill)
+        unlock(&self.guard)
+        if taken == NULL:
+            return False
+        gate = <Gate>taken
+        Py_DECREF(taken)
+        gate.shut.release()
+        return True
+
+    @property
+    def paused(self):
+        """Whether additions wait or fail because of `pause`."""
+        return self.fill.gate != NULL
+
     def flush(self):
         """Take all responses out and return them as a list, in the order in which they were added; O(n).
 
@@ -1213,10 +1390,10 @@ cdef class ResponseBuffer:
 
         ``added`` responses, ``batches`` (calls of `add_batch` that succeeded), ``flushed`` responses,
         ``flushes``, ``failed`` (flushes that failed, the handler's errors for the most part), ``rejected``
-        (calls refused because of the cap or for want of room) and ``high_water`` (the most responses held
-        at once).
+        (calls refused because of the cap, a pause or for want of room), ``waited`` (calls that had to wait
+        for the end of a pause) and ``high_water`` (the most responses held at once).
         """
-        cdef int64_t added, batches, flushed, flushes, failed, rejected
+        cdef int64_t added, batches, flushed, flushes, failed, rejected, waited
         cdef Py_ssize_t high_water
         lock(&self.guard)
         added = self.added
@@ -1225,6 +1402,7 @@ cdef class ResponseBuffer:
         flushes = self.flushes
         failed = self.failed
         rejected = self.rejected
+        waited = self.waited
         high_water = self.high_water
         unlock(&self.guard)
         return {
@@ -1234,6 +1412,7 @@ cdef class ResponseBuffer:
             "flushes": flushes,
             "failed": failed,
             "rejected": rejected,
+            "waited": waited,
             "high_water": high_water,
         }
 
@@ -1273,6 +1452,10 @@ cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
         stop = visit(fill.slab.responses[i], arg)
         if stop:
             return stop
+    if fill.gate != NULL:
+        stop = visit(fill.gate, arg)
+        if stop:
+            return stop
     return traverse_fields(self, visit, arg)
 
 
@@ -1284,6 +1467,7 @@ cdef void drop_responses(Fill* fill) noexcept:
 
 
 cdef int clear(PyObject* self) noexcept:
+    Py_XDECREF(open_gate(fill_of(self)))
     drop_responses(fill_of(self))
     return clear_fields(self)
 
@@ -1294,6 +1478,7 @@ cdef void dealloc(PyObject* self) noexcept:
     cdef Fill* fill = fill_of(self)
     PyObject_GC_UnTrack(self)
     PyObject_ClearWeakRefs(self)
+    Py_XDECREF(open_gate(fill))
     drop_responses(fill)
     slab_release(fill.slab)
     slab_release(fill.spare)

@@ -5,6 +5,7 @@ __all__ = [
     "ArgumentValueError",
     "BatchTooLargeError",
     "BufferFullError",
+    "BufferPausedError",
     "FactoryError",
     "SynthexFastError",
     "ValueTooLargeError",
@@ -33,6 +34,14 @@ class ValueTooLargeError(ArgumentValueError):
 
 class BufferFullError(SynthexFastError, OverflowError):
     """The buffer has no room and no flush handler; nothing was added."""
+
+
+class BufferPausedError(SynthexFastError, RuntimeError):
+    """The buffer is paused and the addition may not wait, or not any longer; nothing was added.
+
+    A RuntimeError, as for other things asked of an object in the wrong state. BlockingIOError and TimeoutError are
+    OSErrors: what handles those would take it for trouble with a file or a peer.
+    """
 
 
 class FactoryError(ArgumentTypeError):
