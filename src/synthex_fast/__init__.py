@@ -13,12 +13,14 @@ from synthex_fast._ttl import TTLDict, create_memory_aware_ttl_dict
 # What type checkers take for typing.TYPE_CHECKING, without importing typing.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from synthex_fast.gc_tuner import GCTuner as GCTuner
     from synthex_fast.kinds import QueryPriority as QueryPriority
     from synthex_fast.kinds import QueryType as QueryType
 
 __version__ = "0.1.0"
 
 _LATER: dict[str, str] = {
+    "GCTuner": "synthex_fast.gc_tuner",
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
 }

@@ -8,6 +8,7 @@ __all__ = [
     "BufferPausedError",
     "FactoryError",
     "SynthexFastError",
+    "TunerRunningError",
     "ValueTooLargeError",
 ]
 
@@ -46,6 +47,10 @@ class BufferPausedError(SynthexFastError, RuntimeError):
 
 class FactoryError(ArgumentTypeError):
     """A pool's factory gave back ``None`` where an object was due."""
+
+
+class TunerRunningError(SynthexFastError, RuntimeError):
+    """A second `GCTuner` was started while one runs: there is one collector in a process."""
 
 
 _SHOWN = 80

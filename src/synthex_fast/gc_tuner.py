@@ -1,0 +1,1139 @@
+"""GCTuner: keeps the cyclic garbage collector out of requests, within a share of the time and a limit of memory.
+
+Where it comes from: freezing what start-up made and raising the threshold is what large Python services do by hand
+(Instagram's ``gc.freeze``); letting no major collection run inside a request is Shopify's practice for Ruby ("Ruby
+Out-of-Band GC"); letting the room under a memory limit decide when a collection is due is Go's ``GOMEMLIMIT`` (Knyszek,
+"Soft memory limit", Go proposal 48409) and Uber's GOGC tuner before it; and so is giving up at half of the processor.
+
+How the work is divided. The interpreter calls the callback at the start and at the end of each collection: it
+measures, and now and then reads memory. A collection asked for in there would do nothing, so whatever is to be
+collected is collected where a request ends, in ``idle()``, or by a watcher thread that the callback wakes. The watcher
+sleeps on a lock: without collections there is no cyclic garbage, and nothing to watch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+import sysconfig
+import time
+from _thread import RLock, allocate_lock
+from collections import deque
+
+from synthex_fast.errors import TunerRunningError, type_error, value_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Iterator,
+        MutableMapping,
+    )
+    from types import TracebackType
+    from typing import Any, Protocol, TypeVar
+
+    class Collector(Protocol):
+        """What the tuner uses of the module ``gc``; tests put another in its place."""
+
+        @property
+        def callbacks(self) -> list[Any]: ...
+        def collect(self, generation: int = 2) -> int: ...
+        def get_count(self) -> tuple[int, int, int]: ...
+        def get_threshold(self) -> tuple[int, int, int]: ...
+        def set_threshold(self, threshold0: int, threshold1: int, threshold2: int, /) -> None: ...
+        def enable(self) -> None: ...
+        def disable(self) -> None: ...
+        def isenabled(self) -> bool: ...
+        def freeze(self) -> None: ...
+        def unfreeze(self) -> None: ...
+        def get_freeze_count(self) -> int: ...
+
+    class MemoryReadings(Protocol):
+        """What the tuner uses of `synthex_fast._readings.Readings`."""
+
+        def rss(self) -> int: ...
+        def charge(self) -> int | None: ...
+        def reclaimable(self) -> int: ...
+        def limit(self) -> int | None: ...
+        def total(self) -> int: ...
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    ASGIApplication = Callable[[Message, Receive, Send], Awaitable[None]]
+    WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+__all__ = ["GCTuner"]
+
+# Shares of the memory limit: over the first the young threshold comes down, under the second it may rise again, over
+# the third requests no longer keep the collector out.
+NEAR_LIMIT = 0.70
+CLEAR_OF_LIMIT = 0.65
+HIGH_WATERMARK = 0.85
+
+# Bounds of the young threshold, in containers: once there have been requests, and in a process without any.
+YOUNG_LEAST = 500
+YOUNG_AT_START = 2_000
+YOUNG_MOST_WITH_REQUESTS = 10_000
+YOUNG_MOST = 100_000
+# Two young collections, then one of both young generations: at most three times the threshold in one pause.
+MIDDLE_WITH_REQUESTS = 1
+OUT_OF_REACH = 2**31 - 1
+
+# Half of the millisecond that a collection inside a request may take: a machine has its bad moments.
+PAUSE_BUDGET_NS = 500_000
+# A full collection is due when memory has grown by as much as the last one left, and by this at least.
+GROWTH_AT_LEAST = 64 << 20
+# What no process grows faster than, in bytes a second: memory is read again before the watermark can be reached.
+FASTEST_GROWTH = 1 << 30
+READING_LEAST_NS = 5_000_000
+READING_MOST_NS = 1_000_000_000
+# The threshold is reconsidered once in so long; one that had to come down is held for as long as HOLD at first.
+WINDOW_NS = 1_000_000_000
+HOLD_NS = 60_000_000_000
+HOLD_MOST_NS = 3_600_000_000_000
+# A full collection that finds fewer objects than this, and gives back less than a 64th of memory, found nothing.
+NOTHING_FREED = 1_000
+# The interpreter (3.12) freezes a few hundred objects of its own; gc.freeze() never so few.
+FROZEN_BY_INTERPRETER = 1_000 if sys.version_info[:2] == (3, 12) else 0
+
+NEVER = 1 << 62
+
+# What made a collection happen.
+AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
+CAUSES = ("automatic", "boundary", "debt", "idle", "watermark", "forced", "trim")
+
+# Buckets of a pause in nanoseconds: eight for each power of two, an eighth apart, up to 2.4 hours.
+BUCKETS = 8 * 44
+
+GENERATIONAL, INCREMENTAL, FREE_THREADED = "generational", "incremental", "free-threaded"
+
+
+def collector_kind(hexversion: int, free_threaded: bool) -> str:
+    """Which of CPython's three collectors a build has."""
+    if free_threaded:
+        return FREE_THREADED
+    # Came with 3.14.0, went with 3.14.5.
+    return INCREMENTAL if 0x030E0000 <= hexversion < 0x030E0500 else GENERATIONAL
+
+
+def _bucket(pause: int) -> int:
+    bits = pause.bit_length()
+    return min((bits << 3) | (pause >> (bits - 4)) & 7, BUCKETS - 1) if bits > 3 else pause
+
+
+def _upper_bound(bucket: int) -> int:
+    """The longest pause, in nanoseconds, that goes into a bucket."""
+    if bucket < 8:
+        return bucket
+    bits, eighth = divmod(bucket, 8)
+    return ((9 + eighth) << (bits - 4)) - 1
+
+
+def _quantile(counts: list[int], share: float) -> float:
+    """In seconds, at most an eighth too high; 0 for no pauses at all."""
+    rank = share * sum(counts)
+    seen = 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if count and seen >= rank:
+            return _upper_bound(bucket) / 1e9
+    return 0.0
+
+
+class _Pauses:
+    """What the callback learns of collections. It allocates no container and takes no lock."""
+
+    __slots__ = (
+        "attention",
+        "automatic_ns",
+        "began",
+        "busy_ns",
+        "cause",
+        "causes",
+        "collections",
+        "counts",
+        "due",
+        "ended",
+        "freed",
+        "glance",
+        "in_flight",
+        "in_request",
+        "last",
+        "longest",
+        "longest_in_request",
+        "now",
+        "over_budget",
+        "overdrawn",
+        "total",
+        "wake",
+    )
+
+    def __init__(self, now: Callable[[], int], glance: Callable[[int], bool]) -> None:
+        self.now = now
+        self.glance = glance
+        # Held while the watcher sleeps.
+        self.wake = allocate_lock()
+        self.reset()
+
+    def reset(self) -> None:
+        self.began = -1
+        self.ended = self.due = self.now()
+        self.attention = False
+        self.in_flight = 0
+        self.cause = AUTOMATIC
+        self.collections = self.last = self.busy_ns = self.automatic_ns = self.over_budget = 0
+        # Nanoseconds of collecting not yet made good by as many without.
+        self.overdrawn = 0
+        self.causes = [0] * len(CAUSES)
+        self.counts = [[0] * BUCKETS for _ in range(3)]
+        self.total, self.freed, self.longest = [0, 0, 0], [0, 0, 0], [0, 0, 0]
+        self.in_request = [0] * BUCKETS
+        self.longest_in_request = 0
+
+    def callback(self, phase: str, info: dict[str, int]) -> None:
+        """For ``gc.callbacks``. Memory is read before a collection: that is when it stands highest."""
+        if phase == "start":
+            began = self.now()
+            if began >= self.due:
+                self.attention = self.glance(began)
+                began = self.now()
+            self.began = began
+            return
+        ended = self.now()
+        began = self.began
+        if began < 0:
+            return
+        self.began = -1
+        pause = ended - began
+        generation = info["generation"]
+        bits = pause.bit_length()
+        bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
+        if bucket >= BUCKETS:
+            bucket = BUCKETS - 1
+        self.counts[generation][bucket] += 1
+        self.total[generation] += pause
+        self.freed[generation] += info["collected"]
+        if pause > self.longest[generation]:
+            self.longest[generation] = pause
+        cause = self.cause
+        self.causes[cause] += 1
+        if cause <= BOUNDARY:
+            self.automatic_ns += pause
+        if self.in_flight and cause != FORCED:
+            self.in_request[bucket] += 1
+            if pause > self.longest_in_request:
+                self.longest_in_request = pause
+            if pause > PAUSE_BUDGET_NS:
+                self.over_budget += 1
+        self.collections += 1
+        self.last = pause
+        self.busy_ns += pause
+        overdrawn = self.overdrawn + self.ended - began
+        self.overdrawn = overdrawn + pause if overdrawn > 0 else pause
+        self.ended = ended
+        if self.attention:
+            self.attention = False
+            self.rouse()
+
+    def rouse(self) -> None:
+        try:
+            self.wake.release()
+        except RuntimeError:
+            # Awake already.
+            pass
+
+    def overdraft(self, now: int) -> int:
+        """Nanoseconds until as much time has passed without collecting as was spent on it."""
+        return max(0, self.overdrawn - (now - self.ended))
+
+
+class _Request:
+    """A request in flight, as a context manager and as a decorator. May be entered any number of times."""
+
+    __slots__ = ("_epochs", "_tuner")
+
+    def __init__(self, tuner: GCTuner) -> None:
+        self._tuner = tuner
+        self._epochs: list[int] = []
+
+    def __enter__(self) -> None:
+        self._epochs.append(self._tuner._enter())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._epochs:
+            self._tuner._leave(self._epochs.pop())
+
+    def __call__(self, function: Function) -> Function:
+        """Each call of ``function`` is a request, to the end of its coroutine or generator where it makes one."""
+        import functools
+        import inspect
+
+        if not callable(function) or isinstance(function, type):
+            raise type_error("function", function, "a function, a coroutine function or a generator function")
+        tuner = self._tuner
+        plain = function
+        while isinstance(plain, functools.partial):
+            plain = plain.func
+        if not (inspect.isroutine(plain) or inspect.ismethod(plain)):
+            # An object that can be called: what it does is said by its class.
+            plain = type(plain).__call__
+        made: Callable[..., Any]
+        if inspect.isasyncgenfunction(plain):
+
+            async def asynchronous_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+                epoch = tuner._enter()
+                inner = function(*args, **kwargs)
+                try:
+                    item = await inner.__anext__()
+                    while True:
+                        try:
+                            sent = yield item
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            item = await inner.athrow(error)
+                        else:
+                            item = await inner.asend(sent)
+                except StopAsyncIteration:
+                    pass
+                finally:
+                    try:
+                        await inner.aclose()
+                    finally:
+                        tuner._leave(epoch)
+
+            made = asynchronous_generator
+        elif inspect.isgeneratorfunction(plain):
+
+            def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+                epoch = tuner._enter()
+                try:
+                    return (yield from function(*args, **kwargs))
+                finally:
+                    tuner._leave(epoch)
+
+            made = generator
+        elif inspect.iscoroutinefunction(plain):
+
+            async def coroutine(*args: Any, **kwargs: Any) -> Any:
+                epoch = tuner._enter()
+                try:
+                    return await function(*args, **kwargs)
+                finally:
+                    tuner._leave(epoch)
+
+            made = coroutine
+        else:
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                epoch = tuner._enter()
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    tuner._leave(epoch)
+
+            made = call
+        functools.update_wrapper(made, function)
+        return made  # type: ignore[return-value]
+
+
+class _Response:
+    """A WSGI response: its request is in flight until the server closes it, or lets it go unclosed."""
+
+    __slots__ = ("_epoch", "_result", "_tuner")
+
+    def __init__(self, tuner: GCTuner, epoch: int, result: Iterable[bytes]) -> None:
+        self._tuner = tuner
+        self._epoch = epoch
+        self._result = result
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._result)
+
+    def __len__(self) -> int:
+        # Servers take the content length from a list of one.
+        return len(self._result)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        epoch, self._epoch = self._epoch, 0
+        try:
+            close = getattr(self._result, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._tuner._leave(epoch)
+
+    def __del__(self) -> None:
+        epoch, self._epoch = self._epoch, 0
+        if epoch:
+            self._tuner._leave(epoch)
+
+
+class GCTuner:
+    """Keeps cyclic garbage collection out of requests, within a share of the time and a limit of memory.
+
+    ``target_overhead`` is the share of wall time that collecting may take (0 to 0.5, above 0). ``memory_limit`` is
+    in bytes, or text such as ``"512MB"`` or ``"80%"`` of the container; ``None`` is the container's limit, else the
+    host's memory. With ``freeze`` what is alive at `start` is collected once and then left out of every collection
+    until `stop`, unless somebody has frozen something before.
+
+    While it runs, every collection is measured; full collections don't start by themselves inside a request but wait
+    until none is in flight, and happen only when memory has grown enough to make one worth while; the young threshold
+    follows the time that collecting takes, the pauses it makes and the memory there is. Above 85 % of the limit a full
+    collection happens even inside a request (``forced`` in `stats`), and never more than half of the time goes to
+    collecting. Until the first request the old generation is left to the interpreter.
+
+    One tuner runs in a process at a time. A request costs about a microsecond. Raises `ArgumentValueError` and
+    `ArgumentTypeError` for bad arguments.
+
+    >>> from synthex_fast import GCTuner
+    >>> tuner = GCTuner(memory_limit="90%")
+    >>> with tuner:
+    ...     with tuner.request():
+    ...         answer = sum(range(10))
+    ...     tuner.stats["requests"], tuner.stats["in_flight"]
+    (1, 0)
+    """
+
+    def __init__(
+        self,
+        *,
+        target_overhead: float = 0.01,
+        memory_limit: int | float | str | None = None,
+        freeze: bool = True,
+        readings: MemoryReadings | None = None,
+        clock: Callable[[], float] | None = None,
+        collector: Collector | None = None,
+        kind: str | None = None,
+    ) -> None:
+        if isinstance(target_overhead, bool) or not isinstance(target_overhead, (int, float)):
+            raise type_error("target_overhead", target_overhead, "a number above 0 and up to 0.5")
+        if not 0 < target_overhead <= 0.5:
+            raise value_error("target_overhead", target_overhead, "above 0 and up to 0.5")
+        if not isinstance(freeze, bool):
+            raise type_error("freeze", freeze, "True or False")
+        from synthex_fast import _readings
+
+        self._readings: MemoryReadings = _readings.Readings() if readings is None else readings
+        self._limit = _readings.memory_limit(memory_limit, self._readings)
+        self._target = float(target_overhead)
+        self._freeze = freeze
+        self._gc: Collector = gc if collector is None else collector
+        self._kind = kind or collector_kind(sys.hexversion, bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
+        # A full collection is the only one there is.
+        self._only_full = self._kind == FREE_THREADED
+        # What starts by itself may be old objects' turn: nothing may, inside a request.
+        self._switched = self._kind != GENERATIONAL
+        self._now: Callable[[], int] = time.perf_counter_ns if clock is None else lambda: int(clock() * 1e9)
+        self._pauses = _Pauses(self._now, self._glance)
+        # Kept: every look at a method makes a new object, and the list of callbacks is searched by identity.
+        self._callback = self._pauses.callback
+        # Reentrant, because a finaliser or a signal handler can make a request of its own anywhere.
+        self._lock = RLock()
+        self._work = RLock()
+        # 0 while it doesn't run; else a number of its own for each start and each forked child.
+        self._epoch = 0
+        self._thread: threading.Thread | None = None
+        self._saved = (0, 0, 0)
+        self._enabled = True
+        self._froze = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Everything that is counted, as at the start: also in a forked child, also where it never ran."""
+        now = self._now()
+        self._pauses.reset()
+        self._started = now
+        self._requests = 0
+        self._serving = False
+        self._dozing = False
+        self._young = YOUNG_AT_START
+        self._boundary_at = YOUNG_AT_START // 2
+        self._fruitless_boundaries = 0
+        self._fruitless = 0
+        self._limited = 0
+        self._warned = False
+        self._decisions: deque[dict[str, Any]] = deque(maxlen=32)
+        # Memory: bytes of this process now, least since the last full collection, and at the start.
+        self._rss = self._floor = self._base = 0
+        self._share = 0.0
+        self._headroom = self._limit
+        self._container: int | None = None
+        self._container_due = now
+        self._forced_from = HIGH_WATERMARK
+        self._growth_allowed = GROWTH_AT_LEAST
+        self._full_due = now
+        self._collections_at_full = 0
+        # Of the threshold.
+        self._most = YOUNG_MOST
+        self._held_until = 0
+        self._hold = HOLD_NS
+        self._window_began = now
+        self._window_ns = self._window_pauses = self._window_over = 0
+
+    # Start and stop
+
+    def start(self) -> None:
+        """Take the collector over; no effect on a tuner that runs.
+
+        Costs one full collection with ``freeze``. Raises `TunerRunningError` where another tuner runs.
+        """
+        global _running
+        with _guard:
+            if _running is self:
+                return
+            if _running is not None:
+                raise TunerRunningError("another GCTuner runs in this process: stop it first")
+            self._start()
+            _running = self
+
+    def _start(self) -> None:
+        collector = self._gc
+        self._saved = collector.get_threshold()
+        self._enabled = collector.isenabled()
+        froze = False
+        if self._freeze and collector.get_freeze_count() <= FROZEN_BY_INTERPRETER:
+            # Garbage that is frozen stays for good.
+            collector.collect()
+            collector.freeze()
+            froze = True
+        try:
+            self._begin()
+            self._glance(self._now())
+            self._floor = self._base = self._rss
+            self._allow_growth()
+            self._young = min(max(self._saved[0] or YOUNG_AT_START, YOUNG_AT_START), YOUNG_MOST)
+            with self._lock:
+                self._froze = froze
+                self._epoch = _next_epoch()
+                collector.callbacks.append(self._callback)
+                collector.enable()
+                self._set_thresholds()
+            self._start_watcher()
+        except BaseException:
+            self._restore()
+            raise
+
+    def stop(self) -> None:
+        """Give the collector back as it was; no effect on a tuner that doesn't run.
+
+        Requests in flight may end later; what `stats` has counted stays.
+        """
+        global _running
+        with _guard:
+            if _running is not self:
+                return
+            _running = None
+            self._restore()
+        self._end_watcher()
+
+    def _restore(self) -> None:
+        collector = self._gc
+        with self._lock:
+            self._epoch = 0
+            self._pauses.in_flight = 0
+            self._remove_callback()
+            collector.set_threshold(*self._saved)
+            if self._enabled:
+                collector.enable()
+            else:
+                collector.disable()
+            if self._froze:
+                self._froze = False
+                collector.unfreeze()
+
+    def _remove_callback(self) -> None:
+        callbacks = self._gc.callbacks
+        for place, callback in enumerate(callbacks):
+            if callback is self._callback:
+                del callbacks[place]
+                break
+
+    def __enter__(self) -> GCTuner:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # Requests
+
+    def request(self) -> _Request:
+        """A request in flight, for ``with``; the same object is a decorator.
+
+        A decorated coroutine function or generator is in flight until it ends. Harmless while the tuner doesn't run.
+
+        >>> from synthex_fast import GCTuner
+        >>> tuner = GCTuner()
+        >>> @tuner.request()
+        ... def handle(n):
+        ...     return n + 1
+        >>> handle(1)
+        2
+        """
+        return _Request(self)
+
+    def _enter(self) -> int:
+        epoch = self._epoch
+        if not epoch:
+            return 0
+        pauses = self._pauses
+        with self._lock:
+            if epoch != self._epoch:
+                return 0
+            self._requests += 1
+            pauses.in_flight += 1
+            if pauses.in_flight == 1 and (self._switched or not self._serving):
+                if not self._serving:
+                    self._serve()
+                self._set_thresholds()
+        if self._dozing:
+            self._dozing = False
+            pauses.rouse()
+        return epoch
+
+    def _leave(self, epoch: int) -> None:
+        if not epoch or epoch != self._epoch:
+            return
+        pauses = self._pauses
+        with self._lock:
+            if epoch != self._epoch:
+                return
+            pauses.in_flight -= 1
+            nobody = not pauses.in_flight
+            if nobody and self._switched:
+                self._set_thresholds()
+        try:
+            if nobody and not self._only_full:
+                young, middle, _ = self._gc.get_count()
+                if (young >= self._boundary_at or (middle and not self._switched)) and self._gc.isenabled():
+                    self._collect_young()
+            now = self._now()
+            if now >= pauses.due:
+                self._glance(now)
+                self._check(epoch)
+        except Exception as error:
+            _unraisable(error, self)
+
+    def _serve(self) -> None:
+        """From the first request on the old generation is the tuner's business."""
+        self._serving = True
+        self._most = YOUNG_MOST_WITH_REQUESTS
+        if self._young > self._most:
+            self._decide(self._now(), self._most, "requests have begun: pauses are kept short")
+
+    def asgi(self, app: ASGIApplication) -> ASGIApplication:
+        """Middleware: an HTTP request is in flight until the last part of its response is sent.
+
+        A websocket is in flight while it works on a message, not while it waits for one; lifespan never is.
+        """
+        tuner = self
+
+        async def application(scope: Message, receive: Receive, send: Send) -> None:
+            kind = scope["type"]
+            if kind not in ("http", "websocket"):
+                await app(scope, receive, send)
+                return
+            epoch = tuner._enter()
+
+            async def sent(message: Message) -> None:
+                nonlocal epoch
+                await send(message)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    epoch, ended = 0, epoch
+                    tuner._leave(ended)
+
+            async def received() -> Message:
+                nonlocal epoch
+                epoch, ended = 0, epoch
+                tuner._leave(ended)
+                message = await receive()
+                if not epoch:
+                    epoch = tuner._enter()
+                return message
+
+            try:
+                if kind == "http":
+                    await app(scope, receive, sent)
+                else:
+                    await app(scope, received, send)
+            finally:
+                epoch, ended = 0, epoch
+                tuner._leave(ended)
+
+        return application
+
+    def wsgi(self, app: WSGIApplication) -> WSGIApplication:
+        """Middleware: a request is in flight until the server closes its response, as PEP 3333 has it do."""
+        tuner = self
+
+        def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            epoch = tuner._enter()
+            try:
+                return _Response(tuner, epoch, app(environ, start_response))
+            except BaseException:
+                tuner._leave(epoch)
+                raise
+
+        return application
+
+    # Collecting
+
+    def idle(self) -> int:
+        """Say that nothing is going on: whatever there is to collect is collected now. Objects found unreachable.
+
+        Does nothing while a request is in flight, nor so soon after another full collection that the two would
+        take more than ``target_overhead`` of the time.
+        """
+        # The lock by a name of its own: in a child forked by a finaliser, the tuner has another.
+        work = self._work
+        if not self._epoch or self._pauses.in_flight or not work.acquire(False):
+            return 0
+        try:
+            now = self._now()
+            self._glance(now)
+            nothing_new = self._pauses.collections == self._collections_at_full and (
+                self._gc.get_count()[0] < self._boundary_at
+            )
+            if nothing_new or now < self._full_due or self._overdrawn(now):
+                return 0
+            return self._collect_all(IDLE)
+        finally:
+            work.release()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds for others: none."""
+        return 0
+
+    def trim(self, nbytes: int) -> int:
+        """One full collection, at once: the bytes by which this process has become smaller.
+
+        0 where it doesn't run, where another thread is collecting, or where collecting has had its half of the time.
+        """
+        work = self._work
+        if nbytes <= 0 or not self._epoch or not work.acquire(False):
+            return 0
+        try:
+            if self._overdrawn(self._now()):
+                return 0
+            before = self._readings.rss()
+            self._collect_all(FORCED if self._pauses.in_flight else TRIM)
+            return max(0, before - self._rss)
+        finally:
+            work.release()
+
+    def _collect(self, generation: int, cause: int) -> int:
+        pauses = self._pauses
+        pauses.cause = cause
+        try:
+            return self._gc.collect(generation)
+        finally:
+            pauses.cause = AUTOMATIC
+
+    def _collect_young(self) -> None:
+        """Between requests what has survived them is old, and what they leave in cycles is found while young."""
+        if self._collect(1, BOUNDARY):
+            if self._fruitless_boundaries:
+                self._fruitless_boundaries = 0
+                self._set_boundary()
+        else:
+            self._fruitless_boundaries += 1
+            if self._fruitless_boundaries == 2:
+                self._set_boundary()
+
+    def _set_boundary(self) -> None:
+        # Below the threshold in either case, so that the interpreter has no reason to collect inside a request.
+        share = 7 if self._fruitless_boundaries >= 2 else 4
+        self._boundary_at = self._young * share // 8
+
+    def _collect_all(self, cause: int) -> int:
+        """A full collection, and what follows from its outcome. Held: ``_work``."""
+        pauses = self._pauses
+        before, collections = self._rss, pauses.collections
+        freed = self._collect(2, cause)
+        now = self._now()
+        self._glance(now)
+        if pauses.collections == collections:
+            # Another thread is collecting: nothing was done.
+            return 0
+        self._collections_at_full = pauses.collections
+        fruitless = freed < NOTHING_FREED and before - self._rss < before >> 6
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        patience = min(max(0, self._fruitless - 1), 10)
+        self._full_due = now + (int(pauses.last / self._target) << patience)
+        self._floor = self._rss
+        self._allow_growth()
+        if self._share >= HIGH_WATERMARK:
+            # An eighth of what is left; seldomer where that is no use, but well before the end.
+            left = max(1 - self._share, 0.0)
+            step = min(max(left / 8, 1 / 256) * (1 << patience), max(left / 2, 1 / 256))
+            self._forced_from = self._share + step
+        else:
+            self._forced_from = HIGH_WATERMARK
+        return freed
+
+    def _allow_growth(self) -> None:
+        patience = min(max(0, self._fruitless - 1), 10)
+        growth = max(self._floor, GROWTH_AT_LEAST) << patience
+        self._growth_allowed = min(growth, max(self._headroom // 2, 0))
+
+    def _overdrawn(self, now: int) -> bool:
+        """Whether collecting has had its half of the time: then nothing is collected until as much has passed."""
+        left = self._pauses.overdraft(now)
+        if left <= 0:
+            return False
+        # Next to nothing is only the shadow of a young collection.
+        if left > READING_LEAST_NS:
+            self._limited += 1
+            if not self._warned:
+                self._warned = True
+                self._note(now, "limit", self._young, "half of the time went to collecting")
+                import warnings
+
+                warnings.warn(
+                    "GCTuner: collecting would take more than half of the time, so it waits; "
+                    "what fills the memory limit is alive, not garbage",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return True
+
+    # Memory
+
+    def _glance(self, now: int) -> bool:
+        """Read memory. Whether the watcher should look at once. Runs inside the callback too."""
+        rss = self._readings.rss()
+        share, headroom = rss / self._limit, int(self._limit * HIGH_WATERMARK) - rss
+        if now >= self._container_due:
+            # A container can be resized.
+            self._container_due = now + HOLD_NS
+            self._container = self._readings.limit()
+        container = self._container
+        if container:
+            charge = self._readings.charge()
+            if charge is not None:
+                if charge > container * CLEAR_OF_LIMIT:
+                    charge -= self._readings.reclaimable()
+                share = max(share, charge / container)
+                headroom = min(headroom, int(container * HIGH_WATERMARK) - charge)
+        self._rss, self._share, self._headroom = rss, share, headroom
+        if rss < self._floor:
+            self._floor = rss
+        soon = max(headroom, 0) * 1_000_000_000 // FASTEST_GROWTH
+        self._pauses.due = now + min(max(soon, READING_LEAST_NS), READING_MOST_NS)
+        return share > NEAR_LIMIT or now - self._window_began >= WINDOW_NS
+
+    def _check(self, epoch: int) -> float:
+        """Decide what memory and time call for, and do it. Seconds until it must be asked again, or -1."""
+        work = self._work
+        if not work.acquire(False):
+            return -1
+        try:
+            if epoch != self._epoch:
+                return -1
+            now = self._now()
+            self._adapt(now)
+            cause = self._cause(now)
+            if cause:
+                if self._overdrawn(now):
+                    return self._pauses.overdraft(now) / 1e9
+                self._collect_all(cause)
+        finally:
+            work.release()
+        return -1
+
+    def _cause(self, now: int) -> int:
+        """Why a full collection is called for; 0 if it is not."""
+        in_flight = self._pauses.in_flight
+        if self._share >= HIGH_WATERMARK:
+            if self._share >= self._forced_from:
+                return FORCED if in_flight else WATERMARK
+            return 0
+        self._forced_from = HIGH_WATERMARK
+        if in_flight or now < self._full_due or not self._gc.isenabled():
+            return 0
+        return DEBT if self._rss - self._floor > self._growth_allowed else 0
+
+    # The young threshold
+
+    def _adapt(self, now: int) -> None:
+        pauses = self._pauses
+        young = self._young
+        if self._share > NEAR_LIMIT:
+            room = max(HIGH_WATERMARK - self._share, 0) / (HIGH_WATERMARK - NEAR_LIMIT)
+            most = max(YOUNG_LEAST, int(self._most * room))
+            if young > most:
+                self._decide(now, max(most, young // 2), f"memory is at {self._share:.0%} of the limit", hold=True)
+                young = self._young
+        elapsed = now - self._window_began
+        if elapsed < WINDOW_NS:
+            return
+        overhead = (pauses.automatic_ns - self._window_ns) / elapsed
+        count = pauses.collections - self._window_pauses
+        over = pauses.over_budget - self._window_over
+        self._window_began = now
+        self._window_ns, self._window_pauses, self._window_over = (
+            pauses.automatic_ns,
+            pauses.collections,
+            pauses.over_budget,
+        )
+        if overhead > 0.5:
+            if young < YOUNG_MOST:
+                self._decide(now, min(young * 2, YOUNG_MOST), "half of the time went to young collections")
+        elif over >= 2 and over * 8 > count:
+            if young > YOUNG_LEAST:
+                reason = f"{over} of {count} pauses were over {PAUSE_BUDGET_NS / 1e6:g} ms inside a request"
+                self._decide(now, max(young * 3 // 4, YOUNG_LEAST), reason, hold=True)
+        elif overhead > self._target and self._share < CLEAR_OF_LIMIT and young < self._most:
+            if now < self._held_until:
+                return
+            # The garbage that gathers between two collections grows with the threshold.
+            ahead = self._share + (self._rss - self._base) * 0.5 / self._limit
+            if ahead < NEAR_LIMIT:
+                reason = f"young collections took {overhead:.1%} of the time"
+                self._decide(now, min(young * 3 // 2, self._most), reason)
+
+    def _decide(self, now: int, young: int, reason: str, hold: bool = False) -> None:
+        with self._lock:
+            self._note(now, "raise" if young > self._young else "lower", young, reason)
+            self._young = young
+            if hold:
+                # Longer each time, so that it doesn't swing between the same two values for ever.
+                self._held_until = now + self._hold
+                self._hold = min(self._hold * 2, HOLD_MOST_NS)
+            self._set_boundary()
+            if self._epoch:
+                self._set_thresholds()
+
+    def _note(self, now: int, decision: str, young: int, reason: str) -> None:
+        self._decisions.append(
+            {
+                "seconds": (now - self._started) / 1e9,
+                "decision": decision,
+                "from": self._young,
+                "to": young,
+                "reason": reason,
+            }
+        )
+
+    def _set_thresholds(self) -> None:
+        """Held: ``_lock``."""
+        _, middle, old = self._saved
+        if self._switched:
+            # Not by disabling it, which the service may do and undo for reasons of its own.
+            young = OUT_OF_REACH if self._pauses.in_flight else self._young
+            self._gc.set_threshold(young, middle, old)
+        elif self._serving:
+            self._gc.set_threshold(self._young, MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
+        else:
+            self._gc.set_threshold(self._young, middle, old)
+
+    # The watcher
+
+    def _start_watcher(self) -> None:
+        import threading
+
+        wake = self._pauses.wake = allocate_lock()
+        wake.acquire()
+        self._thread = threading.Thread(
+            target=self._watch, args=(self._epoch, wake), name="synthex-fast-gc-tuner", daemon=True
+        )
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            raise
+
+    def _end_watcher(self) -> None:
+        import threading
+
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            self._pauses.rouse()
+            # Bounded: a finaliser that it runs may be waiting for a lock that the caller holds.
+            thread.join(1.0)
+
+    def _watch(self, epoch: int, wake: Any) -> None:
+        import threading
+
+        me = threading.current_thread()
+        seconds = -1.0
+        while True:
+            wake.acquire(True, seconds)
+            if epoch != self._epoch or self._thread is not me:
+                return
+            try:
+                self._glance(self._now())
+                seconds = self._check(epoch)
+                if self._switched and seconds < 0 and self._serving:
+                    # Inside requests no collection starts by itself, so none wakes it.
+                    if self._pauses.in_flight:
+                        seconds = max((self._pauses.due - self._now()) / 1e9, 0.01)
+                    else:
+                        self._dozing = True
+            except Exception as error:
+                _unraisable(error, self)
+                seconds = 1.0
+
+    # What it knows
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What it has measured and decided since `start`, as a new dict. Seconds and bytes.
+
+        ``collector`` is ``generational``, ``incremental`` or ``free-threaded``. ``overhead`` is the share of wall
+        time spent collecting. ``pauses`` has a dict for each generation, ``in_request`` one for the pauses inside
+        requests that were not forced; their quantiles come from a histogram and are at most an eighth too high.
+        ``causes`` counts collections by what made them happen, ``forced`` those above the watermark with a request
+        in flight, ``limited`` how often one was put off because half of the time had gone to collecting.
+        ``decisions`` are the last 32 changes of the young threshold, each with its reason.
+        """
+        pauses = self._pauses
+        now = self._now()
+        generations = [
+            {
+                "collections": sum(counts),
+                "freed": freed,
+                "seconds": total / 1e9,
+                "p50": _quantile(counts, 0.5),
+                "p99": _quantile(counts, 0.99),
+                "max": longest / 1e9,
+            }
+            for counts, freed, total, longest in zip(
+                pauses.counts, pauses.freed, pauses.total, pauses.longest, strict=True
+            )
+        ]
+        return {
+            "running": bool(self._epoch),
+            "collector": self._kind,
+            "frozen": self._froze,
+            "requests": self._requests,
+            "in_flight": pauses.in_flight,
+            "overhead": pauses.busy_ns / max(now - self._started, 1),
+            "collections": pauses.collections,
+            "causes": dict(zip(CAUSES, pauses.causes, strict=True)),
+            "forced": pauses.causes[FORCED],
+            "limited": self._limited,
+            "pauses": generations,
+            "in_request": {
+                "collections": sum(pauses.in_request),
+                "p50": _quantile(pauses.in_request, 0.5),
+                "p99": _quantile(pauses.in_request, 0.99),
+                "max": pauses.longest_in_request / 1e9,
+            },
+            "young_threshold": self._young,
+            "memory": self._rss,
+            "memory_limit": self._limit,
+            "memory_share": self._share,
+            "decisions": [dict(decision) for decision in list(self._decisions)],
+        }
+
+    def __repr__(self) -> str:
+        state = "running" if self._epoch else "stopped"
+        return f"<GCTuner {state}, {self._kind} collector, {self._limit} bytes>"
+
+    # Forks
+
+    def _before_fork(self) -> None:
+        self._end_watcher()
+        # A process forked in the middle of a collection never collects again. Bounded, as above.
+        self._work.acquire(True, 1.0)
+
+    def _after_fork_in_parent(self) -> None:
+        try:
+            self._work.release()
+        except RuntimeError:
+            # It was not to be had before the fork.
+            pass
+        if self._epoch and self._thread is None:
+            self._start_watcher()
+
+    def _after_fork_in_child(self) -> None:
+        self._lock, self._work = RLock(), RLock()
+        self._epoch = _next_epoch()
+        self._begin()
+        self._glance(self._now())
+        self._floor = self._base = self._rss
+        self._allow_growth()
+        self._set_thresholds()
+        self._start_watcher()
+
+
+# One collector, one tuner. Reentrant for the same reason as a tuner's own.
+_guard = RLock()
+_running: GCTuner | None = None
+_epoch = 0
+
+
+def _next_epoch() -> int:
+    global _epoch
+    _epoch += 1
+    return _epoch
+
+
+def _unraisable(error: BaseException, tuner: GCTuner) -> None:
+    """A service must not see the tuner's troubles, nor must they be lost."""
+    from types import SimpleNamespace
+
+    sys.unraisablehook(
+        SimpleNamespace(  # type: ignore[arg-type]
+            exc_type=type(error),
+            exc_value=error,
+            exc_traceback=error.__traceback__,
+            err_msg=None,
+            object=tuner,
+        )
+    )
+
+
+def _before_fork() -> None:
+    if _running is not None:
+        _running._before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    if _running is not None:
+        _running._after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    global _guard
+    _guard = RLock()
+    if _running is not None:
+        _running._after_fork_in_child()
+
+
+def _finish() -> None:
+    """At exit: what is frozen may stay so, since nothing will be collected but what the interpreter takes apart."""
+    tuner = _running
+    if tuner is not None:
+        tuner._remove_callback()
+        tuner._end_watcher()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
+atexit.register(_finish)
