@@ -14,24 +14,27 @@ sleeps on a lock: without collections there is no cyclic garbage, and nothing to
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
 import sysconfig
+import threading
 import time
-from _thread import RLock, allocate_lock
+from _thread import allocate_lock
 from collections import deque
+from threading import RLock
 
+# First of all: in a forked child its descriptors are marked as the parent's before the tuner reads.
+from synthex_fast import _readings
 from synthex_fast.errors import TunerRunningError, type_error, value_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
     from collections.abc import (
         AsyncGenerator,
         Awaitable,
         Callable,
-        Coroutine,
         Generator,
         Iterable,
         Iterator,
@@ -246,11 +249,9 @@ class _Pauses:
             self.rouse()
 
     def rouse(self) -> None:
-        try:
+        # Awake already, otherwise.
+        with contextlib.suppress(RuntimeError):
             self.wake.release()
-        except RuntimeError:
-            # Awake already.
-            pass
 
     def overdraft(self, now: int) -> int:
         """Nanoseconds until as much time has passed without collecting as was spent on it."""
@@ -286,7 +287,7 @@ class _Request:
         if not callable(function) or isinstance(function, type):
             raise type_error("function", function, "a function, a coroutine function or a generator function")
         tuner = self._tuner
-        plain = function
+        plain: Any = function
         while isinstance(plain, functools.partial):
             plain = plain.func
         if not (inspect.isroutine(plain) or inspect.ismethod(plain)):
@@ -427,8 +428,6 @@ class GCTuner:
             raise value_error("target_overhead", target_overhead, "above 0 and up to 0.5")
         if not isinstance(freeze, bool):
             raise type_error("freeze", freeze, "True or False")
-        from synthex_fast import _readings
-
         self._readings: MemoryReadings = _readings.Readings() if readings is None else readings
         self._limit = _readings.memory_limit(memory_limit, self._readings)
         self._target = float(target_overhead)
@@ -884,7 +883,9 @@ class GCTuner:
             room = max(HIGH_WATERMARK - self._share, 0) / (HIGH_WATERMARK - NEAR_LIMIT)
             most = max(YOUNG_LEAST, int(self._most * room))
             if young > most:
-                self._decide(now, max(most, young // 2), f"memory is at {self._share:.0%} of the limit", hold=True)
+                self._decide(
+                    now, max(most, young // 2), f"memory is at {self._share:.0%} of the limit", hold=True
+                )
                 young = self._young
         elapsed = now - self._window_began
         if elapsed < WINDOW_NS:
@@ -952,8 +953,6 @@ class GCTuner:
     # The watcher
 
     def _start_watcher(self) -> None:
-        import threading
-
         wake = self._pauses.wake = allocate_lock()
         wake.acquire()
         self._thread = threading.Thread(
@@ -966,8 +965,6 @@ class GCTuner:
             raise
 
     def _end_watcher(self) -> None:
-        import threading
-
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             self._pauses.rouse()
@@ -975,8 +972,6 @@ class GCTuner:
             thread.join(1.0)
 
     def _watch(self, epoch: int, wake: Any) -> None:
-        import threading
-
         me = threading.current_thread()
         seconds = -1.0
         while True:
@@ -1061,11 +1056,9 @@ class GCTuner:
         self._work.acquire(True, 1.0)
 
     def _after_fork_in_parent(self) -> None:
-        try:
+        # It may not have been to be had before the fork.
+        with contextlib.suppress(RuntimeError):
             self._work.release()
-        except RuntimeError:
-            # It was not to be had before the fork.
-            pass
         if self._epoch and self._thread is None:
             self._start_watcher()
 
@@ -1097,7 +1090,7 @@ def _unraisable(error: BaseException, tuner: GCTuner) -> None:
     from types import SimpleNamespace
 
     sys.unraisablehook(
-        SimpleNamespace(  # type: ignore[arg-type]
+        SimpleNamespace(
             exc_type=type(error),
             exc_value=error,
             exc_traceback=error.__traceback__,
