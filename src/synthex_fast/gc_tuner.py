@@ -92,6 +92,13 @@ YOUNG_MOST = 100_000
 MIDDLE_WITH_REQUESTS = 1
 OUT_OF_REACH = 2**31 - 1
 
+# How many requests pass between two collections at their ends is chosen so that one takes as long as this. The count
+# that thresholds are compared with goes down with every container freed, so that the young objects can be many times as
+# many; and those made lately are still in the processor's caches, where a collection costs a fraction.
+BOUNDARY_MOST_NS = 200_000
+# Twice without finding anything, they may grow to this: still short should the interpreter begin one inside a request.
+FRUITLESS_BOUNDARY_MOST_NS = 400_000
+REQUESTS_AT_MOST = 1_024
 # Half of the millisecond that a collection inside a request may take: a machine has its bad moments.
 PAUSE_BUDGET_NS = 500_000
 # A full collection is due when memory has grown by as much as the last one left, and by this at least.
@@ -104,8 +111,14 @@ READING_MOST_NS = 1_000_000_000
 WINDOW_NS = 1_000_000_000
 HOLD_NS = 60_000_000_000
 HOLD_MOST_NS = 3_600_000_000_000
-# A full collection that finds fewer objects than this, and gives back less than a 64th of memory, found nothing.
-NOTHING_FREED = 1_000
+# A full collection that gives back less than a 64th of memory was fruitless if it found fewer objects than this, or took
+# longer for each: it looked at ten live ones for one that was garbage.
+FEW_FREED = 1_000
+FRUITLESS_NS = 5_000
+# The share of the limit from which a process lives rather than keeps to its half of the time, if there is garbage.
+LAST_RESORT = 0.92
+# Time without collecting can be saved up for collecting, up to this: as much as Go's limiter lets it.
+CREDIT_MOST_NS = 1_000_000_000
 # The interpreter (3.12) freezes a few hundred objects of its own; gc.freeze() never so few.
 FROZEN_BY_INTERPRETER = 1_000 if sys.version_info[:2] == (3, 12) else 0
 
@@ -115,8 +128,8 @@ NEVER = 1 << 62
 AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
 CAUSES = ("automatic", "boundary", "debt", "idle", "watermark", "forced", "trim")
 
-# Buckets of a pause in nanoseconds: eight for each power of two, an eighth apart, up to 2.4 hours.
-BUCKETS = 8 * 44
+# Buckets of a pause in nanoseconds: eight for each power of two, the widest an eighth of what goes into it.
+BUCKETS = 8 * 64
 
 GENERATIONAL, INCREMENTAL, FREE_THREADED = "generational", "incremental", "free-threaded"
 
@@ -129,17 +142,12 @@ def collector_kind(hexversion: int, free_threaded: bool) -> str:
     return INCREMENTAL if 0x030E0000 <= hexversion < 0x030E0500 else GENERATIONAL
 
 
-def _bucket(pause: int) -> int:
-    bits = pause.bit_length()
-    return min((bits << 3) | (pause >> (bits - 4)) & 7, BUCKETS - 1) if bits > 3 else pause
-
-
 def _upper_bound(bucket: int) -> int:
     """The longest pause, in nanoseconds, that goes into a bucket."""
     if bucket < 8:
         return bucket
     bits, eighth = divmod(bucket, 8)
-    return ((9 + eighth) << (bits - 4)) - 1
+    return max(((9 + eighth) << (bits - 4)) - 1, 8)
 
 
 def _quantile(counts: list[int], share: float) -> float:
@@ -154,108 +162,97 @@ def _quantile(counts: list[int], share: float) -> float:
 
 
 class _Pauses:
-    """What the callback learns of collections. It allocates no container and takes no lock."""
+    """What the callback learns of collections. It takes no lock, and a container is made only where it looks at memory.
+
+    The callback is a closure, and what can be told from the histograms is not counted twice: each statement in it is
+    paid for at every collection.
+    """
 
     __slots__ = (
-        "attention",
-        "automatic_ns",
-        "began",
-        "busy_ns",
-        "cause",
-        "causes",
-        "collections",
+        "callback",
         "counts",
         "due",
-        "ended",
+        "explicit",
         "freed",
-        "glance",
         "in_flight",
         "in_request",
-        "last",
         "longest",
         "longest_in_request",
         "now",
         "over_budget",
-        "overdrawn",
         "total",
+        "unforced",
         "wake",
     )
 
     def __init__(self, now: Callable[[], int], glance: Callable[[int], bool]) -> None:
         self.now = now
-        self.glance = glance
+        # By generation: nanoseconds, objects, nanoseconds; and a histogram for each, one after the other.
+        self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
+        self.counts = [0] * (3 * BUCKETS)
+        self.in_request = [0] * BUCKETS
         # Held while the watcher sleeps.
         self.wake = allocate_lock()
+        self.callback = self._make_callback(now, glance)
         self.reset()
 
     def reset(self) -> None:
-        self.began = -1
-        self.ended = self.due = self.now()
-        self.attention = False
+        # In place: the callback holds these lists.
+        for figures in (self.total, self.freed, self.longest, self.counts, self.in_request):
+            figures[:] = [0] * len(figures)
+        # Collections that the tuner asked for, by cause.
+        self.explicit = [0] * len(CAUSES)
+        self.longest_in_request = self.over_budget = 0
         self.in_flight = 0
-        self.cause = AUTOMATIC
-        self.collections = self.last = self.busy_ns = self.automatic_ns = self.over_budget = 0
-        # Nanoseconds of collecting not yet made good by as many without.
-        self.overdrawn = 0
-        self.causes = [0] * len(CAUSES)
-        self.counts = [[0] * BUCKETS for _ in range(3)]
-        self.total, self.freed, self.longest = [0, 0, 0], [0, 0, 0], [0, 0, 0]
-        self.in_request = [0] * BUCKETS
-        self.longest_in_request = 0
+        self.unforced = True
+        # When memory is to be read again.
+        self.due = self.now()
 
-    def callback(self, phase: str, info: dict[str, int]) -> None:
-        """For ``gc.callbacks``. Memory is read before a collection: that is when it stands highest."""
-        if phase == "start":
-            began = self.now()
-            if began >= self.due:
-                self.attention = self.glance(began)
-                began = self.now()
-            self.began = began
-            return
-        ended = self.now()
-        began = self.began
-        if began < 0:
-            return
-        self.began = -1
-        pause = ended - began
-        generation = info["generation"]
-        bits = pause.bit_length()
-        bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
-        if bucket >= BUCKETS:
-            bucket = BUCKETS - 1
-        self.counts[generation][bucket] += 1
-        self.total[generation] += pause
-        self.freed[generation] += info["collected"]
-        if pause > self.longest[generation]:
-            self.longest[generation] = pause
-        cause = self.cause
-        self.causes[cause] += 1
-        if cause <= BOUNDARY:
-            self.automatic_ns += pause
-        if self.in_flight and cause != FORCED:
-            self.in_request[bucket] += 1
-            if pause > self.longest_in_request:
-                self.longest_in_request = pause
-            if pause > PAUSE_BUDGET_NS:
-                self.over_budget += 1
-        self.collections += 1
-        self.last = pause
-        self.busy_ns += pause
-        overdrawn = self.overdrawn + self.ended - began
-        self.overdrawn = overdrawn + pause if overdrawn > 0 else pause
-        self.ended = ended
-        if self.attention:
-            self.attention = False
-            self.rouse()
+    def _make_callback(
+        self, now: Callable[[], int], glance: Callable[[int], bool]
+    ) -> Callable[[str, dict[str, int]], None]:
+        total, freed, longest, counts = self.total, self.freed, self.longest, self.counts
+        began = now()
+        attention = False
+
+        def callback(phase: str, info: dict[str, int]) -> None:
+            nonlocal began, attention
+            if phase == "start":
+                began = now()
+                if began >= self.due:
+                    # Before the collection, when memory stands highest.
+                    attention = glance(began)
+                    began = now()
+                return
+            pause = now() - began
+            generation = info["generation"]
+            bits = pause.bit_length()
+            bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
+            counts[generation << 9 | bucket] += 1
+            total[generation] += pause
+            if info["collected"]:
+                freed[generation] += info["collected"]
+            if pause > longest[generation]:
+                longest[generation] = pause
+            if self.in_flight and self.unforced:
+                self.in_request[bucket] += 1
+                if pause > self.longest_in_request:
+                    self.longest_in_request = pause
+                if pause > PAUSE_BUDGET_NS:
+                    self.over_budget += 1
+            if attention:
+                attention = False
+                self.rouse()
+
+        return callback
 
     def rouse(self) -> None:
         # Awake already, otherwise.
         with contextlib.suppress(RuntimeError):
             self.wake.release()
 
-    def overdraft(self, now: int) -> int:
-        """Nanoseconds until as much time has passed without collecting as was spent on it."""
-        return max(0, self.overdrawn - (now - self.ended))
+    def histogram(self, generation: int) -> list[int]:
+        return self.counts[generation * BUCKETS : (generation + 1) * BUCKETS]
 
 
 class _Request:
@@ -463,6 +460,8 @@ class GCTuner:
         self._dozing = False
         self._young = YOUNG_AT_START
         self._boundary_at = YOUNG_AT_START // 2
+        self._boundary_due = 1
+        self._boundary_requests = 1
         self._fruitless_boundaries = 0
         self._fruitless = 0
         self._limited = 0
@@ -477,13 +476,18 @@ class GCTuner:
         self._forced_from = HIGH_WATERMARK
         self._growth_allowed = GROWTH_AT_LEAST
         self._full_due = now
-        self._collections_at_full = 0
+        # The limiter: nanoseconds of collecting that are made good by as many without, and how far it has counted.
+        self._credit = self._credit_total = 0
+        self._credit_at = now
+        self._full_pause = 0
+        # Nanoseconds of the full collections that the tuner asked for: no threshold would have spared them.
+        self._asked_ns = 0
         # Of the threshold.
         self._most = YOUNG_MOST
         self._held_until = 0
         self._hold = HOLD_NS
         self._window_began = now
-        self._window_ns = self._window_pauses = self._window_over = 0
+        self._window_ns = self._window_over = self._window_count = 0
 
     # Start and stop
 
@@ -623,10 +627,10 @@ class GCTuner:
             if nobody and self._switched:
                 self._set_thresholds()
         try:
-            if nobody and not self._only_full:
+            if not self._only_full:
                 young, middle, _ = self._gc.get_count()
-                if (young >= self._boundary_at or (middle and not self._switched)) and self._gc.isenabled():
-                    self._collect_young()
+                if self._requests >= self._boundary_due or young >= self._boundary_at:
+                    self._collect_young(1 if nobody or middle > MIDDLE_WITH_REQUESTS else 0)
             now = self._now()
             if now >= pauses.due:
                 self._glance(now)
@@ -711,10 +715,10 @@ class GCTuner:
         try:
             now = self._now()
             self._glance(now)
-            nothing_new = self._pauses.collections == self._collections_at_full and (
-                self._gc.get_count()[0] < self._boundary_at
-            )
-            if nothing_new or now < self._full_due or self._overdrawn(now):
+            young, middle, old = self._gc.get_count()
+            if young < self._boundary_at and not middle and not old:
+                return 0
+            if now < self._full_due or self._overdrawn(now):
                 return 0
             return self._collect_all(IDLE)
         finally:
@@ -744,43 +748,51 @@ class GCTuner:
 
     def _collect(self, generation: int, cause: int) -> int:
         pauses = self._pauses
-        pauses.cause = cause
+        pauses.explicit[cause] += 1
+        if cause != FORCED:
+            return self._gc.collect(generation)
+        pauses.unforced = False
         try:
             return self._gc.collect(generation)
         finally:
-            pauses.cause = AUTOMATIC
+            pauses.unforced = True
 
-    def _collect_young(self) -> None:
-        """Between requests what has survived them is old, and what they leave in cycles is found while young."""
-        if self._collect(1, BOUNDARY):
-            if self._fruitless_boundaries:
-                self._fruitless_boundaries = 0
-                self._set_boundary()
-        else:
-            self._fruitless_boundaries += 1
-            if self._fruitless_boundaries == 2:
-                self._set_boundary()
+    def _collect_young(self, generation: int) -> None:
+        """At the end of a request, often and shortly, so that the interpreter finds no reason to inside one.
 
-    def _set_boundary(self) -> None:
-        # Below the threshold in either case, so that the interpreter has no reason to collect inside a request.
-        share = 7 if self._fruitless_boundaries >= 2 else 4
-        self._boundary_at = self._young * share // 8
+        Between requests what has survived them is old, and what they leave in cycles is found while it is young.
+        """
+        if not self._gc.isenabled():
+            return
+        total = sum(self._pauses.total)
+        freed = self._collect(generation, BOUNDARY)
+        pause = sum(self._pauses.total) - total
+        self._fruitless_boundaries = 0 if freed else self._fruitless_boundaries + 1
+        most = BOUNDARY_MOST_NS if self._fruitless_boundaries < 2 else FRUITLESS_BOUNDARY_MOST_NS
+        if pause > most:
+            self._boundary_requests = max(self._boundary_requests // 2, 1)
+        elif pause < most // 4:
+            self._boundary_requests = min(self._boundary_requests * 2, REQUESTS_AT_MOST)
+        self._boundary_due = self._requests + self._boundary_requests
 
     def _collect_all(self, cause: int) -> int:
         """A full collection, and what follows from its outcome. Held: ``_work``."""
-        pauses = self._pauses
-        before, collections = self._rss, pauses.collections
+        before = self._rss
+        total = sum(self._pauses.total)
         freed = self._collect(2, cause)
         now = self._now()
         self._glance(now)
-        if pauses.collections == collections:
+        pause = sum(self._pauses.total) - total
+        if not pause:
             # Another thread is collecting: nothing was done.
+            self._pauses.explicit[cause] -= 1
             return 0
-        self._collections_at_full = pauses.collections
-        fruitless = freed < NOTHING_FREED and before - self._rss < before >> 6
+        self._asked_ns += pause
+        self._full_pause = pause
+        fruitless = before - self._rss < before >> 6 and (freed < FEW_FREED or pause > freed * FRUITLESS_NS)
         self._fruitless = self._fruitless + 1 if fruitless else 0
         patience = min(max(0, self._fruitless - 1), 10)
-        self._full_due = now + (int(pauses.last / self._target) << patience)
+        self._full_due = now + (int(pause / self._target) << patience)
         self._floor = self._rss
         self._allow_growth()
         if self._share >= HIGH_WATERMARK:
@@ -798,30 +810,42 @@ class GCTuner:
         self._growth_allowed = min(growth, max(self._headroom // 2, 0))
 
     def _overdrawn(self, now: int) -> bool:
-        """Whether collecting has had its half of the time: then nothing is collected until as much has passed."""
-        left = self._pauses.overdraft(now)
-        if left <= 0:
+        """Whether one more full collection would make more than half of the time go to collecting."""
+        missing = self._missing_credit(now)
+        if not missing:
             return False
-        # Next to nothing is only the shadow of a young collection.
-        if left > READING_LEAST_NS:
-            self._limited += 1
-            if not self._warned:
-                self._warned = True
-                self._note(now, "limit", self._young, "half of the time went to collecting")
-                import warnings
+        if self._share >= LAST_RESORT and self._full_pause and not self._fruitless:
+            # Not a leak: without a collection the process would be killed, with one it lives.
+            return False
+        self._limited += 1
+        if not self._warned:
+            self._warned = True
+            self._note(now, "limit", self._young, "half of the time went to collecting")
+            import warnings
 
-                warnings.warn(
-                    "GCTuner: collecting would take more than half of the time, so it waits; "
-                    "what fills the memory limit is alive, not garbage",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            warnings.warn(
+                "GCTuner: collecting would take more than half of the time, so it waits: "
+                "most of what fills the memory limit is alive",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return True
+
+    def _missing_credit(self, now: int) -> int:
+        """Nanoseconds to go without collecting before there may be another collection as long as the last full one."""
+        total = sum(self._pauses.total)
+        collecting = total - self._credit_total
+        without = now - self._credit_at - collecting
+        self._credit = min(self._credit + without - collecting, CREDIT_MOST_NS + self._full_pause)
+        self._credit_total, self._credit_at = total, now
+        return max(0, self._full_pause - self._credit)
 
     # Memory
 
     def _glance(self, now: int) -> bool:
         """Read memory. Whether the watcher should look at once. Runs inside the callback too."""
+        # Not at every collection, even if it fails.
+        self._pauses.due = now + READING_MOST_NS
         rss = self._readings.rss()
         share, headroom = rss / self._limit, int(self._limit * HIGH_WATERMARK) - rss
         if now >= self._container_due:
@@ -856,7 +880,7 @@ class GCTuner:
             cause = self._cause(now)
             if cause:
                 if self._overdrawn(now):
-                    return self._pauses.overdraft(now) / 1e9
+                    return self._missing_credit(now) / 1e9
                 self._collect_all(cause)
         finally:
             work.release()
@@ -890,18 +914,18 @@ class GCTuner:
         elapsed = now - self._window_began
         if elapsed < WINDOW_NS:
             return
-        overhead = (pauses.automatic_ns - self._window_ns) / elapsed
-        count = pauses.collections - self._window_pauses
+        spent = sum(pauses.total) - self._asked_ns
+        overhead = (spent - self._window_ns) / elapsed
         over = pauses.over_budget - self._window_over
-        self._window_began = now
-        self._window_ns, self._window_pauses, self._window_over = (
-            pauses.automatic_ns,
-            pauses.collections,
-            pauses.over_budget,
-        )
+        count = sum(pauses.in_request) - self._window_count
+        self._window_began, self._window_ns = now, spent
+        self._window_over += over
+        self._window_count += count
         if overhead > 0.5:
             if young < YOUNG_MOST:
-                self._decide(now, min(young * 2, YOUNG_MOST), "half of the time went to young collections")
+                self._decide(
+                    now, min(young * 2, YOUNG_MOST), "half of the time went to collections of young objects"
+                )
         elif over >= 2 and over * 8 > count:
             if young > YOUNG_LEAST:
                 reason = f"{over} of {count} pauses were over {PAUSE_BUDGET_NS / 1e6:g} ms inside a request"
@@ -923,7 +947,7 @@ class GCTuner:
                 # Longer each time, so that it doesn't swing between the same two values for ever.
                 self._held_until = now + self._hold
                 self._hold = min(self._hold * 2, HOLD_MOST_NS)
-            self._set_boundary()
+            self._boundary_at = young // 2
             if self._epoch:
                 self._set_thresholds()
 
@@ -1006,6 +1030,7 @@ class GCTuner:
         """
         pauses = self._pauses
         now = self._now()
+        histograms = [pauses.histogram(generation) for generation in range(3)]
         generations = [
             {
                 "collections": sum(counts),
@@ -1016,19 +1041,23 @@ class GCTuner:
                 "max": longest / 1e9,
             }
             for counts, freed, total, longest in zip(
-                pauses.counts, pauses.freed, pauses.total, pauses.longest, strict=True
+                histograms, pauses.freed, pauses.total, pauses.longest, strict=True
             )
         ]
+        collections = sum(map(sum, histograms))
+        causes = dict(zip(CAUSES, pauses.explicit, strict=True))
+        # One that was asked for while another thread collected has not taken place.
+        causes["automatic"] = max(0, collections - sum(pauses.explicit))
         return {
             "running": bool(self._epoch),
             "collector": self._kind,
             "frozen": self._froze,
             "requests": self._requests,
             "in_flight": pauses.in_flight,
-            "overhead": pauses.busy_ns / max(now - self._started, 1),
-            "collections": pauses.collections,
-            "causes": dict(zip(CAUSES, pauses.causes, strict=True)),
-            "forced": pauses.causes[FORCED],
+            "overhead": sum(pauses.total) / max(now - self._started, 1),
+            "collections": collections,
+            "causes": causes,
+            "forced": pauses.explicit[FORCED],
             "limited": self._limited,
             "pauses": generations,
             "in_request": {

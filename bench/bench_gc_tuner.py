@@ -1,0 +1,366 @@
+"""GCTuner against ``gc.set_threshold(700, 10, 10)``: latency of requests, pauses inside them, time and memory.
+
+    python bench/bench_gc_tuner.py [--quick] [--only load|callback|limit] [--json FILE]
+
+*Load*: an open loop of 200 requests a second, evenly spaced, each with 1 ms of other work (processor time), over
+2,000,000 long-lived objects; each request leaves 200 containers that live for 5,000 requests and 20 that form cycles. It
+ends when the plain collector has made five full collections. Both arms run at the same time, each in a process of its own
+and on a processor of its own where there are two. Latency counts from the scheduled arrival to the end of the work.
+``--quick`` has a twentieth of the objects and 15 seconds: a look, not a measurement.
+
+*Callback*: what the tuner's callback costs a collection beyond one that does nothing.
+
+*Limit*: cycles that outlive young collections, in a control group of 300 MB (Linux, version 1, root), with
+``gc.disable()`` and with the tuner.
+"""
+
+import argparse
+import gc
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from time import perf_counter_ns, thread_time_ns
+
+from synthex_fast import GCTuner
+
+RATE = 200
+WORK_NS = 1_000_000
+LONG_LIVED = 2_000_000
+CONTAINERS, LIFETIME, CYCLIC = 200, 5_000, 20
+FULL_COLLECTIONS = 5
+MEGABYTE = 1 << 20
+
+
+class Watch:
+    """Pauses as the bench sees them, the same in both arms: (generation, wall ns, processor ns, inside a request)."""
+
+    def __init__(self):
+        self.pauses = []
+        self.inside = False
+        self.began = (0, 0)
+
+    def __call__(self, phase, info):
+        if phase == "start":
+            self.began = (perf_counter_ns(), thread_time_ns())
+            return
+        processor, wall = thread_time_ns() - self.began[1], perf_counter_ns() - self.began[0]
+        self.pauses.append((info["generation"], wall, processor, self.inside))
+
+
+def rss():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+class Load:
+    """The requests of one arm."""
+
+    def __init__(self, scale):
+        self.kept = deque(maxlen=LIFETIME // scale)
+        self.long_lived = [[n] for n in range(LONG_LIVED // scale)]
+
+    def request(self):
+        ends = thread_time_ns() + WORK_NS
+        self.kept.append([[n] for n in range(CONTAINERS)])
+        for _ in range(CYCLIC // 2):
+            one, other = [], []
+            one.append(other)
+            other.append(one)
+        while thread_time_ns() < ends:
+            pass
+
+
+def run_arm(arm, scale, stop_file, processor, limit):
+    """One arm, in its own process; prints a JSON object."""
+    if processor >= 0 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {processor})
+    load = Load(scale)
+    watch = Watch()
+    tuner = None
+    if arm == "tuner":
+        tuner = GCTuner(memory_limit=limit)
+        tuner.start()
+    else:
+        gc.set_threshold(700, 10, 10)
+        gc.collect()
+    gc.callbacks.append(watch)
+    latencies, sizes = [], [rss()]
+    period = 1_000_000_000 // RATE
+    began = perf_counter_ns()
+    number = full = 0
+    while True:
+        due = began + number * period
+        wait = due - perf_counter_ns()
+        if wait > 0:
+            time.sleep(wait / 1e9)
+        watch.inside = True
+        if tuner is None:
+            load.request()
+            latencies.append(perf_counter_ns() - due)
+        else:
+            with tuner.request():
+                load.request()
+                latencies.append(perf_counter_ns() - due)
+                watch.inside = False
+        watch.inside = False
+        number += 1
+        if number % 100 == 0:
+            sizes.append(rss())
+            if arm == "plain":
+                full = sum(pause[0] == 2 for pause in watch.pauses)
+                if full >= FULL_COLLECTIONS or (scale > 1 and perf_counter_ns() - began > 15e9):
+                    break
+            elif os.path.exists(stop_file):
+                break
+    elapsed = perf_counter_ns() - began
+    gc.callbacks.remove(watch)
+    inside = [pause for pause in watch.pauses if pause[3]]
+    latencies.sort()
+
+    def quantile(share):
+        return latencies[min(int(share * len(latencies)), len(latencies) - 1)] / 1e6
+
+    result = {
+        "requests": number,
+        "seconds": elapsed / 1e9,
+        "p50": quantile(0.5),
+        "p99": quantile(0.99),
+        "p99.9": quantile(0.999),
+        "max": latencies[-1] / 1e6,
+        "collections": [sum(pause[0] == generation for pause in watch.pauses) for generation in range(3)],
+        "inside": len(inside),
+        "longest_inside": max((pause[1] for pause in inside), default=0) / 1e6,
+        "longest_inside_processor": max((pause[2] for pause in inside), default=0) / 1e6,
+        "longest": max((pause[1] for pause in watch.pauses), default=0) / 1e6,
+        "longest_processor": max((pause[2] for pause in watch.pauses), default=0) / 1e6,
+        "share": sum(pause[1] for pause in watch.pauses) / elapsed,
+        "rss_start": sizes[0] / MEGABYTE,
+        "rss_end": sizes[-1] / MEGABYTE,
+        "rss_max": max(sizes) / MEGABYTE,
+        "rss_halfway": sizes[len(sizes) // 2] / MEGABYTE,
+    }
+    if tuner is not None:
+        stats = tuner.stats
+        result["tuner"] = stats
+        tuner.stop()
+    print(json.dumps(result))
+    sys.stdout.flush()
+    # Taking two million objects apart is nobody's business here.
+    os._exit(0)
+
+
+def measure_load(quick, swap=False, limit="1GB"):
+    """Both arms at once; their figures by name."""
+    scale = 20 if quick else 1
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    places = processors[:2] if len(processors) > 1 else [-1, -1]
+    if swap:
+        places.reverse()
+    with tempfile.TemporaryDirectory() as directory:
+        stop_file = str(Path(directory) / "stop")
+        children = {}
+        for arm, processor in zip(("plain", "tuner"), places, strict=True):
+            command = [
+                sys.executable,
+                __file__,
+                "--arm",
+                arm,
+                "--scale",
+                str(scale),
+                "--stop-file",
+                stop_file,
+            ]
+            command += ["--processor", str(processor), "--limit", limit]
+            children[arm] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        results = {}
+        plain, _ = children["plain"].communicate()
+        Path(stop_file).touch()
+        results["plain"] = json.loads(plain)
+        results["tuner"] = json.loads(children["tuner"].communicate()[0])
+    return results
+
+
+def measure_callback():
+    """Nanoseconds a collection (start and stop together), beyond a callback that does nothing; quartiles."""
+
+    def nothing(phase, info):
+        pass
+
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    tuner = GCTuner(freeze=False)
+    tuner.start()
+    ours = tuner._callback
+    calls, rounds = 10_000, 41
+
+    def measure(callback):
+        gc.callbacks[:] = [callback]
+        collect = gc.collect
+        began = thread_time_ns()
+        for _ in range(calls):
+            collect(0)
+        return (thread_time_ns() - began) / calls
+
+    extra = []
+    for number in range(rounds):
+        if number % 2:
+            bare, full = measure(nothing), measure(ours)
+        else:
+            full, bare = measure(ours), measure(nothing)
+        extra.append(full - bare)
+    gc.callbacks[:] = []
+    tuner.stop()
+    gc.unfreeze()
+    return statistics.quantiles(extra, n=4)
+
+
+LIMITED = """
+import collections, gc, sys
+from synthex_fast import GCTuner
+
+class Node:
+    pass
+
+def load(count, held):
+    for n in range(count):
+        node = Node()
+        node.itself = node
+        node.payload = bytes(2000)
+        held.append(node)
+
+held = collections.deque(maxlen=10_000)
+if sys.argv[1] == "disabled":
+    gc.disable()
+    load(1_000_000, held)
+else:
+    with GCTuner() as tuner:
+        with tuner.request():
+            load(500_000, held)
+        for n in range(500):
+            with tuner.request():
+                load(1_000, held)
+        stats = tuner.stats
+    print(stats["memory_limit"] >> 20, stats["forced"], stats["causes"]["debt"], stats["limited"])
+"""
+
+
+def measure_limit(megabytes=300):
+    """How each arm ends in a control group of so many megabytes; None where there can be none."""
+    parent = Path("/sys/fs/cgroup/memory")
+    if not (parent / "memory.limit_in_bytes").exists() or os.geteuid() != 0:
+        return None
+    group = parent / f"synthex-fast-bench-{os.getpid()}"
+    group.mkdir()
+    results = {}
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(megabytes * MEGABYTE))
+        for arm in ("disabled", "tuner"):
+            (group / "memory.max_usage_in_bytes").write_text("0")
+
+            def enter():
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+
+            done = subprocess.run(
+                [sys.executable, "-c", LIMITED, arm],
+                preexec_fn=enter,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            peak = int((group / "memory.max_usage_in_bytes").read_text()) / MEGABYTE
+            results[arm] = {
+                "returncode": done.returncode,
+                "peak": peak,
+                "output": done.stdout.split(),
+                "stderr": done.stderr[-300:],
+            }
+    finally:
+        group.rmdir()
+    return results
+
+
+def print_load(results):
+    plain, tuner = results["plain"], results["tuner"]
+    print(f"load: {tuner['requests']:,} requests in {tuner['seconds']:.0f} s; plain {plain['requests']:,}")
+    print(f"{'':34}{'plain':>12}{'tuner':>12}{'times better':>14}")
+    for name in ("p50", "p99", "p99.9", "max"):
+        ratio = plain[name] / tuner[name]
+        asked = "   asked: at least 10" if name == "p99.9" else ""
+        print(f"{'latency ' + name + ', ms':34}{plain[name]:12.2f}{tuner[name]:12.2f}{ratio:14.1f}{asked}")
+    rows = [
+        ("longest pause in a request, ms", "longest_inside", 1, "   asked: at most 1 unless forced"),
+        ("  of that processor time, ms", "longest_inside_processor", 1, ""),
+        ("longest pause at all, ms", "longest", 1, ""),
+        ("  of that processor time, ms", "longest_processor", 1, ""),
+        ("share of time collecting, %", "share", 100, "   asked: at most 1"),
+        ("RSS at the start, MB", "rss_start", 1, ""),
+        ("RSS halfway, MB", "rss_halfway", 1, ""),
+        ("RSS at the end, MB", "rss_end", 1, ""),
+        ("RSS at most, MB", "rss_max", 1, ""),
+    ]
+    for title, key, factor, asked in rows:
+        print(f"{title:34}{plain[key] * factor:12.2f}{tuner[key] * factor:12.2f}{'':14}{asked}")
+    for title, key in (("collections by generation", "collections"), ("collections in requests", "inside")):
+        print(f"{title:34}{plain[key]!s:>12}{tuner[key]!s:>12}")
+    stats = tuner["tuner"]
+    limit = stats["memory_limit"] / MEGABYTE
+    print(f"limit {limit:.0f} MB; forced {stats['forced']}; by cause {stats['causes']}")
+    for decision in stats["decisions"]:
+        print("  decision", decision)
+
+
+def print_callback(quartiles):
+    low, middle, high = quartiles
+    print(f"callback: {middle:.0f} ns a collection ({low:.0f} - {high:.0f})   asked: at most 1000")
+
+
+def print_limit(results):
+    if results is None:
+        print("limit: needs root and control groups of version 1")
+        return
+    for arm, result in results.items():
+        end = "lived" if result["returncode"] == 0 else f"ended with {result['returncode']}"
+        print(f"limit: {arm:10}{end}, at most {result['peak']:.0f} MB {result['output']} {result['stderr']}")
+    print("   asked: killed (-9) with gc.disable(), alive with the tuner")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=("load", "callback", "limit"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--swap", action="store_true", help="the arms change processors")
+    parser.add_argument("--limit", default="1GB", help="the tuner's memory limit")
+    parser.add_argument("--arm", choices=("plain", "tuner"), help=argparse.SUPPRESS)
+    parser.add_argument("--scale", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--stop-file", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--processor", type=int, default=-1, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.arm:
+        run_arm(arguments.arm, arguments.scale, arguments.stop_file, arguments.processor, arguments.limit)
+    results = {}
+    if arguments.only in (None, "callback"):
+        results["callback"] = measure_callback()
+        print_callback(results["callback"])
+    if arguments.only in (None, "limit"):
+        results["limit"] = measure_limit()
+        print_limit(results["limit"])
+    if arguments.only in (None, "load"):
+        results["load"] = measure_load(arguments.quick, arguments.swap, arguments.limit)
+        print_load(results["load"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
