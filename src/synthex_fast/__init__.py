@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from synthex_fast.gc_tuner import GCTuner as GCTuner
     from synthex_fast.kinds import QueryPriority as QueryPriority
     from synthex_fast.kinds import QueryType as QueryType
+    from synthex_fast.monitor import AdaptiveMemoryMonitor as AdaptiveMemoryMonitor
 
 __version__ = "0.1.0"
 
 _LATER: dict[str, str] = {
+    "AdaptiveMemoryMonitor": "synthex_fast.monitor",
     "GCTuner": "synthex_fast.gc_tuner",
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
