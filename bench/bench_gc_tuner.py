@@ -3,10 +3,10 @@
     python bench/bench_gc_tuner.py [--quick] [--only load|callback|limit] [--json FILE]
 
 *Load*: an open loop of 200 requests a second, evenly spaced, each with 1 ms of other work (processor time), over
-2,000,000 long-lived objects; each request leaves 200 containers that live for 5,000 requests and 20 that form cycles. It
-ends when the plain collector has made five full collections. Both arms run at the same time, each in a process of its own
-and on a processor of its own where there are two. Latency counts from the scheduled arrival to the end of the work.
-``--quick`` has a twentieth of the objects and 15 seconds: a look, not a measurement.
+2,000,000 long-lived objects; each request leaves 200 containers that live for 5,000 requests and 20 that form
+cycles. It ends when the plain collector has made five full collections. Both arms run at the same time, each in a
+process of its own and on a processor of its own where there are two. Latency counts from the scheduled arrival to
+the end of the work. ``--quick`` has a twentieth of the objects and 15 seconds: a look, not a measurement.
 
 *Callback*: what the tuner's callback costs a collection beyond one that does nothing.
 

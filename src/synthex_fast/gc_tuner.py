@@ -77,11 +77,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GCTuner"]
 
-# Shares of the memory limit: over the first the young threshold comes down, under the second it may rise again, over
-# the third requests no longer keep the collector out.
-NEAR_LIMIT = 0.70
-CLEAR_OF_LIMIT = 0.65
-HIGH_WATERMARK = 0.85
+# Shares of the memory limit. Over the high watermark requests no longer keep the collector out. It is lower where the
+# reserve up to the limit would be small: what grows fast doesn't grow slower in a small container.
+HIGH_WATERMARK, LOWEST_WATERMARK = 0.85, 0.70
+RESERVE = 64 << 20
+# So far below the watermark the young threshold begins to come down, and so far it may rise again.
+NEAR, CLEAR = 0.15, 0.20
 
 # Bounds of the young threshold, in containers: once there have been requests, and in a process without any.
 YOUNG_LEAST = 500
@@ -104,15 +105,15 @@ PAUSE_BUDGET_NS = 500_000
 # A full collection is due when memory has grown by as much as the last one left, and by this at least.
 GROWTH_AT_LEAST = 64 << 20
 # What no process grows faster than, in bytes a second: memory is read again before the watermark can be reached.
-FASTEST_GROWTH = 1 << 30
+FASTEST_GROWTH = 4 << 30
 READING_LEAST_NS = 5_000_000
 READING_MOST_NS = 1_000_000_000
 # The threshold is reconsidered once in so long; one that had to come down is held for as long as HOLD at first.
 WINDOW_NS = 1_000_000_000
 HOLD_NS = 60_000_000_000
 HOLD_MOST_NS = 3_600_000_000_000
-# A full collection that gives back less than a 64th of memory was fruitless if it found fewer objects than this, or took
-# longer for each: it looked at ten live ones for one that was garbage.
+# A full collection that gives back less than a 64th of memory was fruitless if it found fewer objects than this, or
+# took longer for each: then it looked at ten live ones for one that was garbage.
 FEW_FREED = 1_000
 FRUITLESS_NS = 5_000
 # The share of the limit from which a process lives rather than keeps to its half of the time, if there is garbage.
@@ -122,7 +123,8 @@ CREDIT_MOST_NS = 1_000_000_000
 # The interpreter (3.12) freezes a few hundred objects of its own; gc.freeze() never so few.
 FROZEN_BY_INTERPRETER = 1_000 if sys.version_info[:2] == (3, 12) else 0
 
-NEVER = 1 << 62
+# When a full collection is tried again for which another thread's stood in the way.
+RETRY_SECONDS = 0.001
 
 # What made a collection happen.
 AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
@@ -148,6 +150,10 @@ def _upper_bound(bucket: int) -> int:
         return bucket
     bits, eighth = divmod(bucket, 8)
     return max(((9 + eighth) << (bits - 4)) - 1, 8)
+
+
+def _watermark(limit: int) -> float:
+    return max(min(HIGH_WATERMARK, 1 - RESERVE / limit), LOWEST_WATERMARK)
 
 
 def _quantile(counts: list[int], share: float) -> float:
@@ -242,6 +248,8 @@ class _Pauses:
                     self.over_budget += 1
             if attention:
                 attention = False
+                # Reading lets other threads in: were that the watcher, in here it could not collect.
+                self.due = began + READING_MOST_NS
                 self.rouse()
 
         return callback
@@ -353,12 +361,13 @@ class _Request:
 class _Response:
     """A WSGI response: its request is in flight until the server closes it, or lets it go unclosed."""
 
-    __slots__ = ("_epoch", "_result", "_tuner")
+    __slots__ = ("_closed", "_epoch", "_result", "_tuner")
 
     def __init__(self, tuner: GCTuner, epoch: int, result: Iterable[bytes]) -> None:
         self._tuner = tuner
         self._epoch = epoch
         self._result = result
+        self._closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._result)
@@ -368,12 +377,15 @@ class _Response:
         return len(self._result)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        epoch, self._epoch = self._epoch, 0
+        if self._closed:
+            return
+        self._closed = True
         try:
             close = getattr(self._result, "close", None)
             if close is not None:
                 close()
         finally:
+            epoch, self._epoch = self._epoch, 0
             self._tuner._leave(epoch)
 
     def __del__(self) -> None:
@@ -454,6 +466,7 @@ class GCTuner:
         """Everything that is counted, as at the start: also in a forked child, also where it never ran."""
         now = self._now()
         self._pauses.reset()
+        self._high = _watermark(self._limit)
         self._started = now
         self._requests = 0
         self._serving = False
@@ -471,9 +484,11 @@ class GCTuner:
         self._rss = self._floor = self._base = 0
         self._share = 0.0
         self._headroom = self._limit
+        self._read_at = now
+        self._interval = READING_LEAST_NS
         self._container: int | None = None
         self._container_due = now
-        self._forced_from = HIGH_WATERMARK
+        self._forced_from = self._high
         self._growth_allowed = GROWTH_AT_LEAST
         self._full_due = now
         # The limiter: nanoseconds of collecting that are made good by as many without, and how far it has counted.
@@ -720,7 +735,7 @@ class GCTuner:
                 return 0
             if now < self._full_due or self._overdrawn(now):
                 return 0
-            return self._collect_all(IDLE)
+            return max(self._collect_all(IDLE), 0)
         finally:
             work.release()
 
@@ -776,7 +791,7 @@ class GCTuner:
         self._boundary_due = self._requests + self._boundary_requests
 
     def _collect_all(self, cause: int) -> int:
-        """A full collection, and what follows from its outcome. Held: ``_work``."""
+        """A full collection, and what follows from its outcome; -1 where it could not be. Held: ``_work``."""
         before = self._rss
         total = sum(self._pauses.total)
         freed = self._collect(2, cause)
@@ -786,7 +801,11 @@ class GCTuner:
         if not pause:
             # Another thread is collecting: nothing was done.
             self._pauses.explicit[cause] -= 1
-            return 0
+            return -1
+        if self._share >= self._high and freed >= FEW_FREED:
+            _hand_back()
+            now = self._now()
+            self._glance(now)
         self._asked_ns += pause
         self._full_pause = pause
         fruitless = before - self._rss < before >> 6 and (freed < FEW_FREED or pause > freed * FRUITLESS_NS)
@@ -795,13 +814,18 @@ class GCTuner:
         self._full_due = now + (int(pause / self._target) << patience)
         self._floor = self._rss
         self._allow_growth()
-        if self._share >= HIGH_WATERMARK:
-            # An eighth of what is left; seldomer where that is no use, but well before the end.
+        if self._share >= self._high:
+            # What was freed may still be this process's, in holes: when it grows at all, they are full again. Where
+            # there was little to free, an eighth of what is left; more if that is no use, but well before the end.
             left = max(1 - self._share, 0.0)
-            step = min(max(left / 8, 1 / 256) * (1 << patience), max(left / 2, 1 / 256))
+            step = (
+                min(max(left / 8, 1 / 256) * (1 << patience), max(left / 2, 1 / 256))
+                if fruitless
+                else 1 / 256
+            )
             self._forced_from = self._share + step
         else:
-            self._forced_from = HIGH_WATERMARK
+            self._forced_from = self._high
         return freed
 
     def _allow_growth(self) -> None:
@@ -824,8 +848,8 @@ class GCTuner:
             import warnings
 
             warnings.warn(
-                "GCTuner: collecting would take more than half of the time, so it waits: "
-                "most of what fills the memory limit is alive",
+                "GCTuner: a collection would make more than half of the time go to collecting, so it waits; "
+                "more is alive than the memory limit has room for, or garbage is made faster than it is collected",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -847,25 +871,27 @@ class GCTuner:
         # Not at every collection, even if it fails.
         self._pauses.due = now + READING_MOST_NS
         rss = self._readings.rss()
-        share, headroom = rss / self._limit, int(self._limit * HIGH_WATERMARK) - rss
         if now >= self._container_due:
             # A container can be resized.
             self._container_due = now + HOLD_NS
             self._container = self._readings.limit()
-        container = self._container
+            self._high = _watermark(min(self._limit, self._container or self._limit))
+        container, high = self._container, self._high
+        share, headroom = rss / self._limit, int(self._limit * high) - rss
         if container:
             charge = self._readings.charge()
             if charge is not None:
-                if charge > container * CLEAR_OF_LIMIT:
+                if charge > container * (high - CLEAR):
                     charge -= self._readings.reclaimable()
                 share = max(share, charge / container)
-                headroom = min(headroom, int(container * HIGH_WATERMARK) - charge)
-        self._rss, self._share, self._headroom = rss, share, headroom
+                headroom = min(headroom, int(container * high) - charge)
+        self._rss, self._share, self._headroom, self._read_at = rss, share, headroom, now
         if rss < self._floor:
             self._floor = rss
         soon = max(headroom, 0) * 1_000_000_000 // FASTEST_GROWTH
-        self._pauses.due = now + min(max(soon, READING_LEAST_NS), READING_MOST_NS)
-        return share > NEAR_LIMIT or now - self._window_began >= WINDOW_NS
+        self._interval = min(max(soon, READING_LEAST_NS), READING_MOST_NS)
+        self._pauses.due = now + self._interval
+        return share > high - NEAR or now - self._window_began >= WINDOW_NS
 
     def _check(self, epoch: int) -> float:
         """Decide what memory and time call for, and do it. Seconds until it must be asked again, or -1."""
@@ -881,7 +907,8 @@ class GCTuner:
             if cause:
                 if self._overdrawn(now):
                     return self._missing_credit(now) / 1e9
-                self._collect_all(cause)
+                if self._collect_all(cause) < 0:
+                    return RETRY_SECONDS
         finally:
             work.release()
         return -1
@@ -889,11 +916,11 @@ class GCTuner:
     def _cause(self, now: int) -> int:
         """Why a full collection is called for; 0 if it is not."""
         in_flight = self._pauses.in_flight
-        if self._share >= HIGH_WATERMARK:
+        if self._share >= self._high:
             if self._share >= self._forced_from:
                 return FORCED if in_flight else WATERMARK
             return 0
-        self._forced_from = HIGH_WATERMARK
+        self._forced_from = self._high
         if in_flight or now < self._full_due or not self._gc.isenabled():
             return 0
         return DEBT if self._rss - self._floor > self._growth_allowed else 0
@@ -903,8 +930,8 @@ class GCTuner:
     def _adapt(self, now: int) -> None:
         pauses = self._pauses
         young = self._young
-        if self._share > NEAR_LIMIT:
-            room = max(HIGH_WATERMARK - self._share, 0) / (HIGH_WATERMARK - NEAR_LIMIT)
+        if self._share > self._high - NEAR:
+            room = max(self._high - self._share, 0) / NEAR
             most = max(YOUNG_LEAST, int(self._most * room))
             if young > most:
                 self._decide(
@@ -930,12 +957,12 @@ class GCTuner:
             if young > YOUNG_LEAST:
                 reason = f"{over} of {count} pauses were over {PAUSE_BUDGET_NS / 1e6:g} ms inside a request"
                 self._decide(now, max(young * 3 // 4, YOUNG_LEAST), reason, hold=True)
-        elif overhead > self._target and self._share < CLEAR_OF_LIMIT and young < self._most:
+        elif overhead > self._target and self._share < self._high - CLEAR and young < self._most:
             if now < self._held_until:
                 return
             # The garbage that gathers between two collections grows with the threshold.
             ahead = self._share + (self._rss - self._base) * 0.5 / self._limit
-            if ahead < NEAR_LIMIT:
+            if ahead < self._high - NEAR:
                 reason = f"young collections took {overhead:.1%} of the time"
                 self._decide(now, min(young * 3 // 2, self._most), reason)
 
@@ -1003,7 +1030,12 @@ class GCTuner:
             if epoch != self._epoch or self._thread is not me:
                 return
             try:
-                self._glance(self._now())
+                now = self._now()
+                # The callback has mostly read it just now, and each reading lets other threads go first, for 5 ms.
+                if now - self._read_at > 2 * READING_LEAST_NS:
+                    self._glance(now)
+                else:
+                    self._pauses.due = now + self._interval
                 seconds = self._check(epoch)
                 if self._switched and seconds < 0 and self._serving:
                     # Inside requests no collection starts by itself, so none wakes it.
@@ -1106,12 +1138,26 @@ class GCTuner:
 _guard = RLock()
 _running: GCTuner | None = None
 _epoch = 0
+_malloc_trim: Any = None
 
 
 def _next_epoch() -> int:
     global _epoch
     _epoch += 1
     return _epoch
+
+
+def _hand_back() -> None:
+    """Give what the C library keeps for itself back to the system, where there is a way (glibc's ``malloc_trim``)."""
+    global _malloc_trim
+    if _malloc_trim is None:
+        try:
+            import ctypes
+
+            _malloc_trim = ctypes.CDLL(None).malloc_trim
+        except Exception:
+            _malloc_trim = int
+    _malloc_trim(0)
 
 
 def _unraisable(error: BaseException, tuner: GCTuner) -> None:
