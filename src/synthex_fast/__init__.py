@@ -13,6 +13,7 @@ from synthex_fast._ttl import TTLDict, create_memory_aware_ttl_dict
 # What type checkers take for typing.TYPE_CHECKING, without importing typing.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from synthex_fast.collector import ResponseCollector as ResponseCollector
     from synthex_fast.gc_tuner import GCTuner as GCTuner
     from synthex_fast.kinds import QueryPriority as QueryPriority
     from synthex_fast.kinds import QueryType as QueryType
@@ -25,6 +26,7 @@ _LATER: dict[str, str] = {
     "GCTuner": "synthex_fast.gc_tuner",
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
+    "ResponseCollector": "synthex_fast.collector",
 }
 
 __all__ = [

@@ -764,6 +764,16 @@ cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
     return 0
 
 
+cdef object query_of(object got, Py_ssize_t index):
+    """The id of the query that a response answers, as a plain str."""
+    cdef object query
+    if not isinstance(got, PooledExpertResponse):
+        raise type_error(f"responses[{index}]", got, "a PooledExpertResponse")
+    with cython.critical_section(got):
+        query = (<PooledExpertResponse>got).query_id
+    return PyUnicode_FromObject(query)
+
+
 cdef void row_drop(Row* self) noexcept:
     Py_DECREF(self.query)
     Py_DECREF(self.expert)
@@ -1124,6 +1134,59 @@ cdef class ResponseBuffer:
         if self.fill.count >= self.flush_at:
             self.empty(False)
         return n
+
+    def _admit(self, tuple responses):
+        """See to it that `_store_batch` will take these: responses, within the cap, with room made for them.
+
+        Raises what `add_batch` raises, before anything has changed. Returns the id of the query that they
+        answer, or a list with that of each response where they answer several.
+        """
+        cdef Py_ssize_t n = items_count(<PyObject*>responses)
+        cdef PyObject** items = items_of(<PyObject*>responses)
+        cdef object query = None
+        cdef object other
+        cdef list several = None
+        cdef double since = -1.0
+        cdef bint flushed = False
+        cdef Py_ssize_t i
+        if n > self.max_batch:
+            raise self.too_large("more")
+        for i in range(n):
+            other = query_of(<object>items[i], i)
+            if several is not None:
+                several.append(other)
+            elif query is None:
+                query = other
+            elif not str_equal(<PyObject*>query, <PyObject*>other):
+                several = [query] * i
+                several.append(other)
+        while not self.fits(n):
+            if self.fill.gate != NULL:
+                self.pass_gate(n, &since)
+            elif flushed:
+                raise self.full(n)
+            else:
+                self.make_room(n)
+                flushed = True
+        return query if several is None else several
+
+    def _store_batch(self, tuple responses):
+        """Add all or none, as `add_batch` does, and leave the flush that is due then to the caller.
+
+        Returns whether one is. An error means that nothing was added, whoever raised it.
+        """
+        cdef Py_ssize_t n = items_count(<PyObject*>responses)
+        cdef Py_ssize_t stored = -1
+        if n > self.max_batch:
+            raise self.too_large("more")
+        if not FREE_THREADED:
+            stored = self.store_items(items_of(<PyObject*>responses), n)
+        if unlikely(stored != n):
+            self.add_rows(items_of(<PyObject*>responses), n, False)
+        lock(&self.guard)
+        self.batches += 1
+        unlock(&self.guard)
+        return self.fill.count >= self.flush_at
 
     cdef list collect(self, object iterable):
         cdef list items = []

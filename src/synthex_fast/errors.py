@@ -6,7 +6,9 @@ __all__ = [
     "BatchTooLargeError",
     "BufferFullError",
     "BufferPausedError",
+    "CollectorClosedError",
     "FactoryError",
+    "OwnerGoneError",
     "SynthexFastError",
     "TunerRunningError",
     "ValueTooLargeError",
@@ -43,6 +45,14 @@ class BufferPausedError(SynthexFastError, RuntimeError):
     A RuntimeError, as for other things asked of an object in the wrong state. BlockingIOError and TimeoutError are
     OSErrors: what handles those would take it for trouble with a file or a peer.
     """
+
+
+class CollectorClosedError(SynthexFastError, ValueError):
+    """The collector has been closed, and holds nothing any more."""
+
+
+class OwnerGoneError(SynthexFastError, ReferenceError):
+    """The object that the collector belonged to is gone, and with it what the collector held."""
 
 
 class FactoryError(ArgumentTypeError):
