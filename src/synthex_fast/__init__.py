@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from synthex_fast.collector import ResponseCollector as ResponseCollector
     from synthex_fast.gc_tuner import GCTuner as GCTuner
+    from synthex_fast.governor import MemoryGovernor as MemoryGovernor
     from synthex_fast.kinds import QueryPriority as QueryPriority
     from synthex_fast.kinds import QueryType as QueryType
     from synthex_fast.monitor import AdaptiveMemoryMonitor as AdaptiveMemoryMonitor
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _LATER: dict[str, str] = {
     "AdaptiveMemoryMonitor": "synthex_fast.monitor",
     "GCTuner": "synthex_fast.gc_tuner",
+    "MemoryGovernor": "synthex_fast.governor",
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
     "ResponseCollector": "synthex_fast.collector",

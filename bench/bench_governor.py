@@ -1,0 +1,254 @@
+"""MemoryGovernor: the report's workload in a container too small for its caches, without and with the governor.
+
+``python bench/bench_governor.py [--quick]``. Needs root and a memory controller of control groups (version 1 or 2) in
+which groups can be made; says so and measures nothing elsewhere.
+
+The service of `synthex_fast.validate` gets caches of 512 MB each in a container of 256 MB without swap, and serves one
+request after the other as fast as it can, each unpickled, as from a network. Resident memory is sampled from outside,
+every few milliseconds; the container's own high-water mark misses nothing.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MB = 1 << 20
+LIMIT = 256 * MB
+CACHES = 1024 * MB
+SECONDS = 60.0
+ASKED_SHARE = 0.95
+SAMPLE_SECONDS = 0.005
+# Throughput "before pressure" is that of the first seconds in which memory is under this share of the limit.
+CALM_SHARE = 0.65
+
+
+class NoContainerError(Exception):
+    """No control group can be made here; the message says why."""
+
+
+class Container:
+    """A memory control group with a hard limit and no swap, removed at the end."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        name = f"synthex-fast-{os.getpid()}-{next(_numbers)}"
+        one, two = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+        try:
+            if (one / "memory.limit_in_bytes").exists():
+                self.version, self.path = 1, one / name
+                self.path.mkdir()
+                self._write("memory.limit_in_bytes", limit)
+                # A kernel without swap accounting has no such file.
+                with contextlib.suppress(FileNotFoundError):
+                    self._write("memory.memsw.limit_in_bytes", limit)
+                self._peak = "memory.max_usage_in_bytes"
+            elif "memory" in (two / "cgroup.subtree_control").read_text().split():
+                self.version, self.path = 2, two / name
+                self.path.mkdir()
+                self._write("memory.max", limit)
+                with contextlib.suppress(FileNotFoundError):
+                    self._write("memory.swap.max", 0)
+                self._peak = "memory.peak"
+            else:
+                raise NoContainerError("no memory controller of control groups is mounted")
+        except OSError as error:
+            self.close()
+            raise NoContainerError(f"no control group can be made: {error}") from error
+
+    def _write(self, name, value):
+        (self.path / name).write_text(str(value))
+
+    def peak(self):
+        """The most that was ever charged, or None where the kernel doesn't say."""
+        try:
+            return int((self.path / self._peak).read_text())
+        except FileNotFoundError:
+            return None
+
+    def close(self):
+        for _ in range(100):
+            try:
+                self.path.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError:
+                # The dying are still being counted.
+                time.sleep(0.05)
+            else:
+                return
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+_numbers = itertools.count()
+
+
+def resident(pid):
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def serve(procs, seconds, governed, caches):
+    """The child: a line for each second, then a last one; killed in between where nobody governs."""
+    # Before anything is imported, so that all of it is charged.
+    Path(procs).write_text(str(os.getpid()))
+    import pickle
+
+    from synthex_fast import ResponseBuffer, create_memory_aware_ttl_dict
+    from synthex_fast.validate import arms, corpus
+    from synthex_fast.validate.arms.synthex_fast import Service
+
+    class LargeService(Service):
+        def __init__(self):
+            self.flushed = 0
+            each = caches / 2 / MB
+            self._active = create_memory_aware_ttl_dict(None, arms.ACTIVE_SECONDS, each)
+            self._responses = create_memory_aware_ttl_dict(None, arms.RESPONSE_SECONDS, each)
+            self._buffer = ResponseBuffer(arms.BUFFER_CAPACITY)
+            self._flush_size = int(arms.BUFFER_CAPACITY * arms.FLUSH_THRESHOLD)
+
+    service = LargeService()
+    governor = None
+    if governed:
+        from synthex_fast import MemoryGovernor
+
+        governor = MemoryGovernor(on_emergency=lambda governor: print("emergency", flush=True))
+        governor.register(service._active, name="active")
+        governor.register(service._responses, name="responses")
+        governor.register(service._buffer, name="buffer")
+        governor.start()
+    arriving = [pickle.dumps(request) for request in corpus.make(7)]
+    served = errors = then = 0
+    slowest = 0.0
+    begin = second = time.perf_counter()
+    print("begin", flush=True)
+    for request in itertools.cycle(arriving):
+        start = time.perf_counter()
+        if start - second >= 1.0:
+            print("second", served - then, f"{slowest * 1e3:.1f}", resident("self"), flush=True)
+            then, second, slowest = served, start, 0.0
+            if start - begin >= seconds:
+                break
+        try:
+            service.handle(pickle.loads(request))
+        except Exception as error:
+            errors += 1
+            print("error", repr(error), flush=True)
+        served += 1
+        slowest = max(slowest, time.perf_counter() - start)
+    print("served", served, errors, flush=True)
+    if governor is not None:
+        for name, action in governor.stats["actions"].items():
+            print(
+                "action", name, action["count"], action["freed"] // MB, action["returned"] // MB, flush=True
+            )
+        print("overhead", governor.stats["overhead"], flush=True)
+        governor.stop()
+
+
+def measure(seconds, governed, limit=LIMIT, caches=CACHES, out=None):
+    """What came of a child in a container: a dict."""
+    result = {"seconds": [], "killed": False, "served": 0, "errors": 0, "actions": [], "peak_rss": 0}
+    with Container(limit) as container:
+        code = [sys.executable, __file__, "--serve", str(container.path / "cgroup.procs"), str(seconds)]
+        child = subprocess.Popen(
+            [*code, str(int(governed)), str(caches)], stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        os.set_blocking(child.stdout.fileno(), False)
+        lines = ""
+        end = time.monotonic() + seconds + 120
+        try:
+            while time.monotonic() < end:
+                result["peak_rss"] = max(result["peak_rss"], resident(child.pid))
+                with contextlib.suppress(TypeError, BlockingIOError):
+                    lines += child.stdout.read() or ""
+                if child.poll() is not None:
+                    break
+                time.sleep(SAMPLE_SECONDS)
+        finally:
+            child.kill()
+            child.wait()
+        os.set_blocking(child.stdout.fileno(), True)
+        lines += child.stdout.read()
+        child.stdout.close()
+        result["killed"] = child.returncode == -signal.SIGKILL
+        result["status"] = child.returncode
+        result["peak_charge"] = container.peak()
+    for line in lines.splitlines():
+        kind, *rest = line.split()
+        if kind == "second":
+            result["seconds"].append((int(rest[0]), float(rest[1]), int(rest[2])))
+        elif kind == "served":
+            result["served"], result["errors"] = int(rest[0]), int(rest[1])
+        elif kind in ("action", "overhead", "emergency", "error"):
+            result["actions"].append(line)
+    if out is not None:
+        out(result)
+    return result
+
+
+def show(result):
+    for second, (served, slowest, rss) in enumerate(result["seconds"], 1):
+        print(f"    second {second:3}: {served:7,} requests, slowest {slowest:7.1f} ms, {rss / MB:6.1f} MB")
+    for line in result["actions"]:
+        print("   ", line)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="15 seconds instead of 60")
+    parser.add_argument("--verbose", action="store_true", help="every second, and what the governor did")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        procs, seconds, governed, caches = arguments.serve
+        serve(procs, float(seconds), bool(int(governed)), int(caches))
+        return 0
+    seconds = 15.0 if arguments.quick else SECONDS
+    out = show if arguments.verbose else None
+    try:
+        print(f"A container of {LIMIT // MB} MB, caches of {CACHES // MB} MB:")
+        without = measure(seconds, governed=False, out=out)
+        lived = len(without["seconds"])
+        ends = "killed" if without["killed"] else f"ended with status {without['status']}"
+        print(f"  without the governor: {ends} in second {lived + 1} (asked: killed)")
+        result = measure(seconds, governed=True, out=out)
+    except NoContainerError as error:
+        print(f"Not measured here: {error}.")
+        return 0
+    ran = len(result["seconds"])
+    ends = "killed" if result["killed"] else f"ended with status {result['status']}"
+    print(f"  with it: {ends} after {ran} s (asked: {seconds:.0f} s and status 0)")
+    print(f"  requests served: {result['served']:,}, with {result['errors']} errors (asked: 0)")
+    rss, charge = result["peak_rss"] / LIMIT, result["peak_charge"]
+    print(f"  resident memory at most {rss:.1%} of the limit (asked: {ASKED_SHARE:.0%})")
+    if charge is not None:
+        print(f"  charged to the container at most {charge / LIMIT:.1%} of the limit")
+    rates = [served for served, _, _ in result["seconds"]]
+    calm = [served for served, _, used in result["seconds"] if used < CALM_SHARE * LIMIT]
+    # The first second holds what is done once.
+    calm, later = calm[1:] or calm, rates[len(calm) :]
+    if calm and later:
+        before, after = statistics.median(calm), statistics.median(later)
+        print(f"  requests a second: {before:,.0f} before pressure, {after:,.0f} under it: {after / before:.2f}")
+    kept = without["killed"] and not result["killed"] and result["status"] == 0 and ran >= seconds - 1
+    good = kept and not result["errors"] and rss <= ASKED_SHARE
+    print("  kept" if good else "  NOT KEPT")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
