@@ -243,7 +243,9 @@ def main():
     calm, later = calm[1:] or calm, rates[len(calm) :]
     if calm and later:
         before, after = statistics.median(calm), statistics.median(later)
-        print(f"  requests a second: {before:,.0f} before pressure, {after:,.0f} under it: {after / before:.2f}")
+        print(
+            f"  requests a second: {before:,.0f} before pressure, {after:,.0f} under it: {after / before:.2f}"
+        )
     kept = without["killed"] and not result["killed"] and result["status"] == 0 and ran >= seconds - 1
     good = kept and not result["errors"] and rss <= ASKED_SHARE
     print("  kept" if good else "  NOT KEPT")
