@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synthex_fast.errors import TunerRunningError
 from synthex_fast.validate import _allocations, corpus, figures, process_memory, rounds
 from synthex_fast.validate.arms import ARMS, service
 from synthex_fast.validate.background import Background
@@ -26,11 +27,13 @@ def requests():
 
 @pytest.fixture(params=ARMS)
 def arm(request):
-    """A service of each arm; what it does to the collector's thresholds is undone."""
+    """A service of each arm; what it does to the collector is undone."""
     if request.param != "synthex_fast":
         pytest.importorskip("pydantic")
     thresholds = gc.get_threshold()
-    yield service(request.param)()
+    made = service(request.param)()
+    yield made
+    made.close()
     gc.set_threshold(*thresholds)
 
 
@@ -123,16 +126,41 @@ class TestArms:
             assert first >= 0
             assert task() > 0
 
+    def test_sampling_becomes_as_rare_as_the_version_makes_it(self, arm):
+        sample = arm.sampling()
+        intervals = [sample() for _ in range(30)]
+        if type(arm) is service("current"):
+            assert set(intervals) == {1.0}
+        else:
+            assert intervals[0] == 5.0
+            assert set(intervals) <= {5.0, 15.0, 30.0, 60.0}
+        if type(arm) is service("synthex_fast"):
+            assert intervals[-1] == 60.0
+
+    @pytest.mark.parametrize("arm", ["synthex_fast"], indirect=True)
+    def test_a_closed_service_leaves_the_collector_as_it_was(self, arm):
+        with pytest.raises(TunerRunningError):
+            service("synthex_fast")()
+        arm.close()
+        before = gc.get_threshold(), len(gc.callbacks)
+        other = service("synthex_fast")()
+        assert (gc.get_threshold(), len(gc.callbacks)) != before
+        other.close()
+        assert (gc.get_threshold(), len(gc.callbacks)) == before
+
     @pytest.mark.parametrize("name", [name for name in ARMS if name != "current"])
     def test_pools_reuse_once_the_caches_are_full(self, name, requests):
         pytest.importorskip("pydantic")
         pooled = service(name)()
-        for request in requests + requests[:100]:
-            pooled.handle(request)
-        reused, created = pooled.made()
-        for request in requests:
-            pooled.handle(request)
-        now_reused, now_created = pooled.made()
+        try:
+            for request in requests + requests[:100]:
+                pooled.handle(request)
+            reused, created = pooled.made()
+            for request in requests:
+                pooled.handle(request)
+            now_reused, now_created = pooled.made()
+        finally:
+            pooled.close()
         assert (now_reused - reused) / (now_reused - reused + now_created - created) > 0.95
 
 

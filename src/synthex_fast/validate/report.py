@@ -144,6 +144,12 @@ def footnotes(results: Any) -> list[str]:
             "[4] The service with full caches, by tracemalloc, each request's texts its own; then what the "
             "caches' own account says. The report's figure is its estimate for the responses alone."
         )
+    if results.sampling:
+        notes.append(
+            "[5] With steady memory: what a sample takes, as often as the version then samples; the thread's "
+            "wake-ups are not in it. Bytes are those requested from Python's allocators; the report's figure "
+            "is its estimate of the data that its samples are."
+        )
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append("This system can't reset a peak: each round's peak RSS is the highest since the start.")
     notes.append(
@@ -155,11 +161,7 @@ def footnotes(results: Any) -> list[str]:
             "recommended skips validation, since the report's reset() sets what its models would refuse if "
             "asked; the other two check every field."
         )
-    if "synthex_fast" in results.arms:
-        notes.append(
-            "synthex_fast samples no memory yet; the other two ask psutil as often as the report says."
-        )
-    notes.append("Not measured here: growth per day, leaks, out-of-memory errors, a day's monitoring.")
+    notes.append("Not measured here: growth per day, leaks, out-of-memory errors.")
     return notes
 
 
@@ -204,6 +206,7 @@ def as_json(results: Any, arguments: list[str]) -> dict:
         "started": results.started,
         "held": results.held,
         "first_fill": results.first_fill,
+        "sampling": results.sampling,
         "allocation": results.allocation,
         "rounds": results.rounds,
         "footnotes": footnotes(results),

@@ -51,6 +51,7 @@ class Results:
     held: dict[str, dict] = field(default_factory=dict)
     first_fill: dict[str, dict] = field(default_factory=dict)
     allocation: dict[str, dict] = field(default_factory=dict)
+    sampling: dict[str, dict] = field(default_factory=dict)
     rounds: dict[str, list[dict]] = field(default_factory=dict)
     compared: int = 0  # requests for which the arms were seen to return the same
     complete: bool = False
@@ -219,6 +220,10 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
             say(f"{arm}: counting allocations", 0.06)
             process.order(do="allocation")
             results.allocation[arm] = process.answer()[0]
+        for arm, process in working.items():
+            say(f"{arm}: sampling memory", 0.08)
+            process.order(do="sampling")
+            results.sampling[arm] = process.answer()[0]
         if seconds is None:
             now = time.monotonic()
             # A round fills the caches before its load; counting allocations took that long and some more.

@@ -25,6 +25,8 @@ from synthex_fast.validate.background import Background
 MOST_REQUESTS = 600_000
 FIRST_REQUESTS = 5
 ALLOCATION_REQUESTS = 500
+# Until a monitor knows that memory is steady, and then as many as are measured.
+SETTLING_SAMPLES, MEASURED_SAMPLES = 20, 200
 # Enough to fill the larger cache and to evict from both.
 FILL_REQUESTS = 1_100
 
@@ -134,6 +136,7 @@ class Arm:
         # What a first request makes once and for all is on the books before the service that counts is made.
         for request in arriving[:FIRST_REQUESTS]:
             self.service.handle(pickle.loads(request))
+        self.service.close()
         self.service = None
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
@@ -145,6 +148,30 @@ class Arm:
         after = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         return {"bytes": after - before, "account": self.service.account(), "requests": FILL_REQUESTS}
+
+    def sampling(self) -> dict:
+        """What a sample of this version's memory monitor costs once memory is steady, and how often it takes
+        one.
+        """
+        sample = self.service.sampling()
+        for _ in range(SETTLING_SAMPLES):
+            sample()
+        gc.collect()
+        cpu = time.process_time_ns()
+        for _ in range(MEASURED_SAMPLES):
+            interval = sample()
+        cpu = time.process_time_ns() - cpu
+        _allocations.start()
+        try:
+            for _ in range(MEASURED_SAMPLES):
+                sample()
+        finally:
+            requested, _ = _allocations.stop()
+        return {
+            "interval": interval,
+            "cpu_seconds": cpu / 1e9 / MEASURED_SAMPLES,
+            "bytes": requested / MEASURED_SAMPLES,
+        }
 
     def round(self, seconds: float) -> tuple[dict, memoryview]:
         """Let everything expire, fill the caches again, then serve one request after the other for `seconds`.
@@ -259,6 +286,8 @@ def main(name: str, seed: int) -> None:
                     channel.send(arm.allocation())
                 case "held":
                     channel.send(arm.held())
+                case "sampling":
+                    channel.send(arm.sampling())
                 case "round":
                     channel.send(*arm.round(command["seconds"]))
     except Exception as error:

@@ -8,6 +8,9 @@ A `Service` has
 - `tasks()`: what the version does in the background, as pairs of seconds until it is first due and a function
   that does it and returns the seconds until the next time;
 - `flush()`: empties the response buffer, as its threshold does;
+- `sampling()`: the sampling of a memory monitor like its own, as a function that takes a sample and returns the
+  seconds until the next one; to it, the time between two calls is as long as that;
+- `close()`: gives back what it took of the process as a whole (the garbage collector);
 - `made()`: `(reused, created)`, the records taken from a pool or freelist and the ones newly allocated;
 - `account()`: the bytes that the caches believe they hold;
 - `flushed`: how many responses the buffer's handler has been given.

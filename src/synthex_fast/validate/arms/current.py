@@ -313,6 +313,12 @@ class Service:
     def flush(self):
         self._buffer.flush()
 
+    def sampling(self):
+        return MemoryMonitor().sample
+
+    def close(self):
+        pass
+
     def made(self) -> tuple[int, int]:
         # Every request makes one query and five responses, and nothing is ever taken up again.
         stats = self._active.stats

@@ -233,6 +233,12 @@ class Service:
     def flush(self):
         self._buffer.flush()
 
+    def sampling(self):
+        return AdaptiveMemoryMonitor().sample
+
+    def close(self):
+        pass
+
     def made(self) -> tuple[int, int]:
         pools = self._query_pool.stats, self._response_pool.stats
         return sum(pool["reused"] for pool in pools), sum(pool["created"] for pool in pools)

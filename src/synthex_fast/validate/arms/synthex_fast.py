@@ -8,11 +8,14 @@
 - Buffer: `ResponseBuffer` of the same capacity; the consensus is a row of its `aggregate()`. The service
   hands the buffer over at the same threshold, after the aggregation, so that a request's own responses are
   still there for it.
-- The collector stays at the interpreter's own settings, and nothing samples memory: the package's tuner
-  and monitor are not part of this first version of the comparison.
+- Garbage collector: a `GCTuner`; each request is one to it, so what it collects after a request is in that
+  request's latency. It freezes nothing here, since the harness has frozen what is its own in every arm.
+- Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
 """
 
 from synthex_fast import (
+    AdaptiveMemoryMonitor,
+    GCTuner,
     PooledExpertQuery,
     PooledExpertResponse,
     ResponseBuffer,
@@ -30,6 +33,10 @@ from synthex_fast.validate.arms import (
 )
 
 
+def _sample(monitor: AdaptiveMemoryMonitor) -> float:
+    return monitor.calculate_next_interval(monitor.sample().rss)
+
+
 class Service:
     def __init__(self):
         self.flushed = 0
@@ -37,8 +44,16 @@ class Service:
         self._responses = create_memory_aware_ttl_dict(RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB)
         self._buffer = ResponseBuffer(BUFFER_CAPACITY)
         self._flush_size = int(BUFFER_CAPACITY * FLUSH_THRESHOLD)
+        self._monitor = AdaptiveMemoryMonitor()
+        self._tuner = GCTuner()
+        self._tuner.start()
+        self._request = self._tuner.request()
 
     def handle(self, request) -> Consensus:
+        with self._request:
+            return self._handle(request)
+
+    def _handle(self, request) -> Consensus:
         query = PooledExpertQuery(
             request.title,
             request.content,
@@ -76,7 +91,22 @@ class Service:
         self.flushed = 0
 
     def tasks(self):
-        return []
+        return [(0.0, lambda: _sample(self._monitor))]
+
+    def sampling(self):
+        now = 0.0
+        monitor = AdaptiveMemoryMonitor(clock=lambda: now)
+
+        def sample():
+            nonlocal now
+            seconds = _sample(monitor)
+            now += seconds
+            return seconds
+
+        return sample
+
+    def close(self):
+        self._tuner.stop()
 
     def flush(self):
         self.flushed += len(self._buffer.flush())
