@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import itertools
 import math
 import os
 import select
@@ -245,7 +246,7 @@ class _History:
         import numpy as np
 
         rows, _ = self.rows()
-        return rows["time"], rows["rss"]["min"].astype(np.float64)
+        return np.ascontiguousarray(rows["time"]), rows["rss"]["min"].astype(np.float64)
 
 
 # Trend and leak
@@ -294,73 +295,113 @@ def mann_kendall(times: Floats, values: Floats, slope: float) -> float:
     return 0.5 * math.erfc((score - 1) / math.sqrt(variance) / math.sqrt(2))
 
 
-def _blocks(times: Floats, values: Floats, end: float, seconds: float, block: float) -> tuple[Floats, Floats]:
-    """The least value of each block of the last ``seconds`` before ``end``; empty blocks are left out."""
+def _blocks(
+    times: Floats, values: Floats, end: float, seconds: float, block: float, keep: bool = False
+) -> tuple[Floats, Floats]:
+    """The least value of each block of the last ``seconds`` before ``end``; empty ones are left out or infinite."""
     import numpy as np
 
-    inside = times > end - seconds
-    index = np.floor((end - times[inside]) / block).astype(np.int64)
-    count = round(seconds / block)
+    count = max(1, round(seconds / block))
+    index = np.floor((end - times) / block).astype(np.int64)
+    inside = index < count
     least = np.full(count, np.inf)
-    np.minimum.at(least, np.minimum(index, count - 1), values[inside])
+    np.minimum.at(least, index[inside], values[inside])
     least = least[::-1]
     middle = end - (np.arange(count)[::-1] + 0.5) * block
+    if keep:
+        return middle, least
     there = np.isfinite(least)
     return middle[there], least[there]
 
 
-# How much history a verdict may rest on: a window, how many parts of it must rise, and the blocks whose least values
-# are tested. Blocks of the last one are days, so that a daily cycle is not in it.
+# How much history a verdict may rest on: a window, its parts, the most of the rise that one step from part to part may
+# make up, and the blocks whose least values are looked at. Traffic that comes down within a block leaves no trace; the
+# blocks of the last window are days, longer than a daily cycle.
 _WINDOWS = (
-    (2.5 * _HOUR, 6, (300.0, 750.0, 1_500.0)),
-    (8 * _HOUR, 6, (1_200.0, 4_800.0)),
-    (_DAY, 6, (_HOUR, 4 * _HOUR)),
-    (8 * _DAY, 8, (_DAY,)),
+    (2.5 * _HOUR, 6, 0.6, (300.0, 750.0, 1_500.0)),
+    (8 * _HOUR, 6, 0.45, (1_200.0, 4_800.0)),
+    (_DAY, 6, 0.45, (_HOUR, 4 * _HOUR)),
+    (9 * _DAY, 9, 0.35, (_DAY,)),
 )
 _SIGNIFICANCE = 0.005
 _DAILY_PERCENT = 1.0
 # No verdict on less growth than this over the window: allocators wander by as much.
 _LEAST_RISE = 0.01
+# The least share of the rise that each half of the window must have.
+_EVEN = 0.3
+# Memory that came down by so much before may go up by this share of it above where it ever was.
+_FALL = 0.75
 
 
-def _window_leaks(times: Floats, values: Floats, seconds: float, parts: int, blocks: Sequence[float]) -> Any:
-    """Slope and confidence if memory has grown over the last ``seconds`` as a leak makes it grow; else None."""
+def _rises_as_a_leak(
+    times: Floats, values: Floats, end: float, seconds: float, parts: int, step: float, block: float
+) -> tuple[float, float] | None:
+    """Slope and chance if the floor has grown over the last ``seconds`` as a leak makes it grow, else None."""
     import numpy as np
 
-    end = float(times[-1])
     part = seconds / parts
-    if end - times[0] < seconds - part / 2:
+    # Older rows are hours; the least of an hour and of a shorter block can't be compared.
+    reach = end - float(times[0]) if block >= _HOUR else min(end - float(times[0]), _DAY)
+    at, least = _blocks(times, values, end, math.floor(reach / part + 0.1) * part, block, keep=True)
+    # The level of a part is the median of its blocks, those left out that nobody saw.
+    ordered = np.sort(least.reshape(-1, round(part / block)), axis=1)
+    there = np.isfinite(ordered).sum(axis=1)
+    levels = ordered[np.arange(len(ordered)), np.maximum(0, there - 1) // 2]
+    floors = levels[-parts:]
+    if len(floors) < parts or not there[-parts:].all():
         return None
-    # The whole past in blocks as long as a part: what memory did before counts as much as what it does now.
-    _, past = _blocks(times, values, end, math.ceil((end - float(times[0]) + 1e-6) / part) * part, part)
-    _, floors = _blocks(times, values, end, seconds, part)
-    if len(floors) < parts or len(past) < parts:
+    past = levels[there > 0]
+    base = float(floors[0])
+    thirds = floors.reshape(3, -1).mean(axis=1)
+    early, late = np.diff(thirds)
+    # From the middle of the first third to that of the last there are two.
+    if (early + late) * 1.5 < _LEAST_RISE * base:
         return None
-    rise = floors[-1] - floors[0]
-    steps = np.diff(floors)
-    # A leak goes on: neither one step nor the last tooth of a saw makes up the rise.
-    if rise < _LEAST_RISE * floors[0] or steps.max() > 0.6 * rise:
+    # A leak goes on: neither a step, nor a cache that fills ever slower, nor the last tooth of a saw.
+    if min(early, late) < _EVEN * (early + late) or np.diff(floors).max() > step * np.ptp(floors):
         return None
-    if (steps > 0.05 * rise).sum() < (parts - 1) * 0.6:
+    if not _never_so_high(past, thirds[2], parts // 2):
         return None
-    # Memory that came down by so much before may go up by half as much above where it ever was.
+    inside = (at > end - seconds) & np.isfinite(least)
+    at, least = at[inside], least[inside]
+    slope = theil_sen(at, least)
+    if slope * _DAY < _DAILY_PERCENT / 100 * base or slope * seconds < _LEAST_RISE * base:
+        return None
+    return slope, mann_kendall(at, least, slope)
+
+
+def _never_so_high(past: Floats, now: float, latest: int) -> bool:
+    """Whether memory stands clearly above where it was before the ``latest`` of ``past``."""
+    import numpy as np
+
+    if len(past) <= latest:
+        return True
     fall = float((np.maximum.accumulate(past) - past).max())
-    if floors[-1] <= past[: -(parts // 2)].max() + 0.5 * fall:
-        return None
-    best = None
-    for block in blocks:
-        at, least = _blocks(times, values, end, seconds, block)
-        if len(least) < max(6, 0.75 * seconds / block):
+    return now > float(past[:-latest].max()) + _FALL * fall
+
+
+def _find_leak(times: Floats, values: Floats) -> tuple[float, float, float] | None:
+    """Window, slope and chance of the first window that shows one."""
+    end = float(times[-1])
+    hours = None
+    for seconds, parts, step, blocks in _WINDOWS:
+        if end - times[0] < seconds - seconds / parts / 10:
+            break
+        if hours is None:
+            hours = _blocks(
+                times, values, end, math.ceil((end - float(times[0]) + 1) / _HOUR) * _HOUR, _HOUR
+            )[1]
+        # What memory did in the month before counts as much as what it does now.
+        if not _never_so_high(hours, float(hours[-1]), max(1, int(seconds / _HOUR / 2))):
             continue
-        slope = theil_sen(at, least)
-        if slope * _DAY < _DAILY_PERCENT / 100 * floors[0] or slope * seconds < _LEAST_RISE * floors[0]:
-            continue
-        chance = mann_kendall(at, least, slope)
-        if best is None or chance < best[1]:
-            best = slope, chance
-    if best is None or best[1] > _SIGNIFICANCE:
-        return None
-    return best
+        best = None
+        for block in blocks:
+            found = _rises_as_a_leak(times, values, end, seconds, parts, step, block)
+            if found is not None and found[1] < (_SIGNIFICANCE if best is None else best[2]):
+                best = seconds, *found
+        if best is not None:
+            return best
+    return None
 
 
 # Being woken
@@ -434,6 +475,13 @@ class _Wake:
     @property
     def by_threshold(self) -> bool:
         return self._threshold is not None
+
+    def follow(self, container: tuple[int, str] | None) -> bool:
+        """Whether the process is in another group than the one that was listened to."""
+        if container is None or container == self._group:
+            return False
+        self._group = container
+        return True
 
     def expect(self, charge: int) -> bool:
         """Be woken when the charge crosses this (version 1)."""
@@ -596,8 +644,10 @@ class _Watch:
         """At the end of a collection, where the kernel can't wake us."""
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
-            if self._readings.rss() - self._seen_rss > self._burst:
-                self.wake.wake()
+            # A collection is no place to complain of what the next sample will find as well.
+            with contextlib.suppress(OSError):
+                if self._readings.rss() - self._seen_rss > self._burst:
+                    self.wake.wake()
 
     def _run(self) -> None:
         seconds = 0.0
@@ -638,9 +688,16 @@ class _Watch:
 
 # The monitor
 
-# All of them, for the child of a fork; those with a thread among them, for the fork itself.
-_monitors: weakref.WeakSet[AdaptiveMemoryMonitor] = weakref.WeakSet()
+# All of them, weakly, for the child of a fork; those whose thread stepped aside for it.
+_monitors: dict[int, weakref.ref[AdaptiveMemoryMonitor]] = {}
+_numbers = itertools.count()
 _paused: list[AdaptiveMemoryMonitor] = []
+
+
+def _all_monitors() -> list[AdaptiveMemoryMonitor]:
+    return [
+        monitor for monitor in (reference() for reference in list(_monitors.values())) if monitor is not None
+    ]
 
 
 class AdaptiveMemoryMonitor:
@@ -702,7 +759,12 @@ class AdaptiveMemoryMonitor:
         self._history = _History()
         self._recent: deque[float] = deque(maxlen=stability_window)
         self._clear()
-        _monitors.add(self)
+        number = next(_numbers)
+
+        def forget(reference: object, pop: Callable[[int, None], object] = _monitors.pop) -> None:
+            pop(number, None)
+
+        _monitors[number] = weakref.ref(self, forget)
 
     def _clear(self) -> None:
         """As before the first sample."""
@@ -913,9 +975,8 @@ class AdaptiveMemoryMonitor:
         span = end - float(times[0]) if seconds is None else min(seconds, end - float(times[0]))
         if span <= 0:
             return Trend(0.0, 0.0, 0.0, 0.0)
-        # The newest row begins at `end`; blocks are half-open on their early side.
-        block = max(span * (1 + 1e-9) / 96, 5.0)
-        at, least = _blocks(times, values, end, math.ceil(span / block) * block, block)
+        block = max(span / 95, 5.0)
+        at, least = _blocks(times, values, end, (math.floor(span / block) + 1) * block, block)
         if len(at) < 4:
             return Trend(0.0, 0.0, 0.0, span)
         slope = theil_sen(at, least)
@@ -927,11 +988,11 @@ class AdaptiveMemoryMonitor:
     def leak(self) -> Leak:
         """Whether memory grows as a leak makes it grow, how fast, and how sure that is.
 
-        Looked at are the last 2.5 hours, 8 hours, day and 8 days, each for a rise of the floor of resident memory of at
+        Looked at are the last 2.5 hours, 8 hours, day and 9 days, each for a rise of the floor of resident memory of at
         least 1 % in all and 1 % a day, that is significant (Mann-Kendall, p under 0.005), is spread over the window (a
-        step is not, nor is the last tooth of a saw), and has left memory higher than it ever was, by half of the
-        deepest fall it ever came back from. A leak of 1 % an hour is found within 3 hours where traffic alone doesn't
-        move the floor by more; one that a larger daily cycle covers, once it stands out above the cycle, or after 8
+        step is not, nor is the last tooth of a saw), and has left memory higher than it ever was, by three quarters
+        of the deepest fall so far. A leak of 1 % an hour is found within 3 hours where traffic alone doesn't
+        move the floor by more; one that a larger daily cycle covers, once it stands out above the cycle, or after 9
         days.
 
         Until a day of history exists the rising flank of a cycle can't be told from a leak; ``text`` says so.
@@ -943,13 +1004,10 @@ class AdaptiveMemoryMonitor:
         with self._lock:
             times, values = self._history.floor()
         whole = float(times[-1] - times[0]) if len(times) else 0.0
-        for seconds, parts, blocks in _WINDOWS if len(times) > 1 else ():
-            found = _window_leaks(times, values, seconds, parts, blocks)
-            if found is None:
-                continue
-            slope, chance = found
-            base = float(_blocks(times, values, float(times[-1]), seconds, seconds / parts)[1][0])
-            percent = 100 * slope * _DAY / base
+        found = _find_leak(times, values) if len(times) > 1 else None
+        if found is not None:
+            seconds, slope, chance = found
+            percent = 100 * slope * _DAY / float(values[times > times[-1] - seconds].min())
             text = (
                 f"memory's floor has grown by {percent:.3g} % a day over the last {_spoken(seconds)}"
                 f" (confidence {1 - chance:.3f}), to where it never was before"
@@ -1089,6 +1147,8 @@ class AdaptiveMemoryMonitor:
         charge = taken.charge
         if charge is None:
             return
+        if watch.wake.follow(self._readings.container):
+            self._threshold_at = None
         burst = self._burst(taken.rss, taken.limit)
         at = self._threshold_at
         if at is not None and not event and at - charge <= 3 * burst * self._patience:
@@ -1191,7 +1251,7 @@ _over = False
 
 
 def _before_fork() -> None:
-    for monitor in list(_monitors):
+    for monitor in _all_monitors():
         watch = monitor._watch
         if watch is not None and not watch.over:
             _paused.append(monitor)
@@ -1206,7 +1266,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for monitor in list(_monitors):
+    for monitor in _all_monitors():
         # Perhaps held by a thread that is not here.
         monitor._lock = threading.RLock()
         monitor._clear()
@@ -1216,7 +1276,7 @@ def _after_fork_in_child() -> None:
 def _finish() -> None:
     global _over
     _over = True
-    for monitor in list(_monitors):
+    for monitor in _all_monitors():
         monitor.stop()
 
 
