@@ -491,6 +491,7 @@ class GCTuner:
         self._forced_from = self._high
         self._growth_allowed = GROWTH_AT_LEAST
         self._full_due = now
+        self._owing = False
         # The limiter: nanoseconds of collecting that are made good by as many without, and how far it has counted.
         self._credit = self._credit_total = 0
         self._credit_at = now
@@ -524,12 +525,11 @@ class GCTuner:
         collector = self._gc
         self._saved = collector.get_threshold()
         self._enabled = collector.isenabled()
-        froze = False
         if self._freeze and collector.get_freeze_count() <= FROZEN_BY_INTERPRETER:
             # Garbage that is frozen stays for good.
             collector.collect()
             collector.freeze()
-            froze = True
+            self._froze = True
         try:
             self._begin()
             self._glance(self._now())
@@ -537,7 +537,6 @@ class GCTuner:
             self._allow_growth()
             self._young = min(max(self._saved[0] or YOUNG_AT_START, YOUNG_AT_START), YOUNG_MOST)
             with self._lock:
-                self._froze = froze
                 self._epoch = _next_epoch()
                 collector.callbacks.append(self._callback)
                 collector.enable()
@@ -642,14 +641,15 @@ class GCTuner:
             if nobody and self._switched:
                 self._set_thresholds()
         try:
+            now = self._now()
+            # First: the callback of a young collection would read memory, and leave it to the watcher.
+            if now >= pauses.due or (nobody and self._owing):
+                self._glance(now)
+                self._check(epoch)
             if not self._only_full:
                 young, middle, _ = self._gc.get_count()
                 if self._requests >= self._boundary_due or young >= self._boundary_at:
                     self._collect_young(1 if nobody or middle > MIDDLE_WITH_REQUESTS else 0)
-            now = self._now()
-            if now >= pauses.due:
-                self._glance(now)
-                self._check(epoch)
         except Exception as error:
             _unraisable(error, self)
 
@@ -733,7 +733,7 @@ class GCTuner:
             young, middle, old = self._gc.get_count()
             if young < self._boundary_at and not middle and not old:
                 return 0
-            if now < self._full_due or self._overdrawn(now):
+            if now < self._full_due or self._missing_credit(now):
                 return 0
             return max(self._collect_all(IDLE), 0)
         finally:
@@ -916,14 +916,18 @@ class GCTuner:
     def _cause(self, now: int) -> int:
         """Why a full collection is called for; 0 if it is not."""
         in_flight = self._pauses.in_flight
+        self._owing = False
         if self._share >= self._high:
             if self._share >= self._forced_from:
                 return FORCED if in_flight else WATERMARK
             return 0
         self._forced_from = self._high
-        if in_flight or now < self._full_due or not self._gc.isenabled():
+        grown = self._rss - self._floor > self._growth_allowed
+        if not grown or now < self._full_due or not self._gc.isenabled():
             return 0
-        return DEBT if self._rss - self._floor > self._growth_allowed else 0
+        # To be paid at the first moment without a request, which may be short.
+        self._owing = bool(in_flight)
+        return 0 if in_flight else DEBT
 
     # The young threshold
 

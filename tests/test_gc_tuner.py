@@ -1,0 +1,1924 @@
+"""GCTuner: what it measures, when it lets the collector run, what it leaves behind."""
+
+import asyncio
+import functools
+import gc
+import math
+import os
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import threading
+import time
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import synthex_fast
+from synthex_fast import GCTuner, errors, gc_tuner
+
+PACKAGE = Path(synthex_fast.__file__).parent
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+KIND = gc_tuner.collector_kind(sys.hexversion, FREE_THREADED)
+MB = 1 << 20
+OUT_OF_REACH = gc_tuner.OUT_OF_REACH
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
+class FakeReadings:
+    def __init__(self, rss=100 * MB, limit=None, total=16384 * MB):
+        self.bytes = rss
+        self.container = limit
+        self.host = total
+        self.charged = None
+        self.file_pages = 0
+        self.reads = 0
+        self.error = None
+
+    def rss(self):
+        self.reads += 1
+        if self.error is not None:
+            raise self.error
+        return self.bytes
+
+    def charge(self):
+        return self.charged
+
+    def reclaimable(self):
+        return self.file_pages
+
+    def limit(self):
+        return self.container
+
+    def total(self):
+        return self.host
+
+
+class FakeCollector:
+    """Stands in for the module ``gc``: collections take the time and free the bytes that the test says."""
+
+    def __init__(self, clock, readings):
+        self.clock = clock
+        self.readings = readings
+        self.callbacks = []
+        self.thresholds = (700, 10, 10)
+        self.count = (0, 0, 0)
+        self.enabled = True
+        self.frozen = 0
+        self.alive = 5000
+        # Seconds and objects by generation; bytes that a full collection frees.
+        self.pause = [0.0001, 0.0001, 0.1]
+        self.freed = [10, 10, 100_000]
+        self.garbage = 0
+        self.collected = []
+        self.collecting = False
+
+    def collect(self, generation=2):
+        if self.collecting:
+            return 0
+        self.collecting = True
+        try:
+            self.collected.append(generation)
+            info = {"generation": generation, "collected": 0, "uncollectable": 0}
+            for callback in list(self.callbacks):
+                callback("start", info)
+            self.clock.seconds += self.pause[generation]
+            freed = info["collected"] = self.freed[generation]
+            if generation == 2:
+                self.readings.bytes -= self.garbage
+                self.garbage = 0
+            self.count = (0,) * (generation + 1) + self.count[generation + 1 :]
+            for callback in list(self.callbacks):
+                callback("stop", info)
+            return freed
+        finally:
+            self.collecting = False
+
+    def get_count(self):
+        return self.count
+
+    def get_threshold(self):
+        return self.thresholds
+
+    def set_threshold(self, *thresholds):
+        self.thresholds = thresholds
+
+    def enable(self):
+        self.enabled = True
+
+    def disable(self):
+        self.enabled = False
+
+    def isenabled(self):
+        return self.enabled
+
+    def freeze(self):
+        self.frozen += self.alive
+
+    def unfreeze(self):
+        self.frozen = 0
+
+    def get_freeze_count(self):
+        return self.frozen
+
+
+class World:
+    """A tuner among stand-ins, its watcher asked by the test instead of by a thread."""
+
+    def __init__(self, *, limit=1000 * MB, rss=100 * MB, kind=gc_tuner.GENERATIONAL, **options):
+        self.clock = Clock()
+        self.readings = FakeReadings(rss)
+        self.collector = FakeCollector(self.clock, self.readings)
+        self.tuner = GCTuner(
+            memory_limit=limit,
+            readings=self.readings,
+            clock=self.clock,
+            collector=self.collector,
+            kind=kind,
+            **options,
+        )
+        self.tuner._start_watcher = lambda: None
+
+    def __enter__(self):
+        self.tuner.start()
+        self.collector.collected.clear()
+        return self
+
+    def __exit__(self, *error):
+        self.tuner.stop()
+
+    def pass_time(self, seconds):
+        self.clock.seconds += seconds
+
+    def request(self, seconds=0.001):
+        with self.tuner.request():
+            self.clock.seconds += seconds
+
+    def watch(self):
+        """What the watcher does when it is woken."""
+        self.tuner._glance(self.tuner._now())
+        return self.tuner._check(self.tuner._epoch)
+
+    def requests(self, count, seconds=0.001, pause=0.004):
+        for _ in range(count):
+            self.request(seconds)
+            self.clock.seconds += pause
+
+    @property
+    def stats(self):
+        return self.tuner.stats
+
+
+def collector_state():
+    """All that a tuner may not leave changed. Hypothesis has a callback of its own."""
+    callbacks = [c for c in gc.callbacks if not getattr(c, "__module__", "").startswith("hypothesis")]
+    return gc.get_threshold(), gc.isenabled(), callbacks
+
+
+@pytest.fixture(autouse=True)
+def collector_as_it_was():
+    before = collector_state()
+    yield
+    running = gc_tuner._running
+    if running is not None:
+        running.stop()
+        pytest.fail("a tuner was left running")
+    assert collector_state() == before
+
+
+def run(code, *options, status=0, stderr=""):
+    """Run ``code`` in a fresh interpreter that finds this package; returns what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    assert done.stderr == stderr
+    return done.stdout
+
+
+# Start and stop
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("thresholds", [(700, 10, 10), (5000, 3, 7), (0, 10, 10)])
+def test_stop_restores_thresholds_and_enabled_state(enabled, thresholds):
+    saved = gc.get_threshold()
+    try:
+        gc.set_threshold(*thresholds)
+        if not enabled:
+            gc.disable()
+        expected = gc.get_threshold()
+        tuner = GCTuner()
+        with tuner:
+            assert gc.isenabled()
+            with tuner.request():
+                pass
+            assert gc.get_threshold() != expected
+        assert gc.get_threshold() == expected
+        assert gc.isenabled() is enabled
+    finally:
+        gc.set_threshold(*saved)
+        gc.enable()
+
+
+def test_stop_removes_only_its_own_callback():
+    class Hostile:
+        def __call__(self, phase, info):
+            pass
+
+        def __eq__(self, other):
+            raise AssertionError("compared")
+
+        __hash__ = None
+
+    before, after = Hostile(), Hostile()
+    gc.callbacks.append(before)
+    try:
+        tuner = GCTuner(freeze=False)
+        tuner.start()
+        gc.callbacks.append(after)
+        tuner.stop()
+        left = [callback for callback in gc.callbacks if isinstance(callback, Hostile)]
+        assert len(left) == 2
+        assert left[0] is before
+        assert left[1] is gc.callbacks[-1] is after
+    finally:
+        gc.callbacks[:] = [callback for callback in gc.callbacks if not isinstance(callback, Hostile)]
+
+
+def test_stop_is_content_without_its_callback():
+    saved = list(gc.callbacks)
+    tuner = GCTuner(freeze=False)
+    tuner.start()
+    gc.callbacks.clear()
+    tuner.stop()
+    gc.callbacks[:] = saved
+
+
+def test_what_is_alive_at_the_start_is_frozen_until_the_stop():
+    world = World()
+    with world:
+        assert world.collector.frozen == 5000
+        assert world.stats["frozen"]
+    assert world.collector.frozen == 0
+    assert not world.stats["frozen"]
+
+
+def test_garbage_is_collected_before_it_is_frozen():
+    world = World()
+    world.tuner.start()
+    assert world.collector.collected == [2]
+    world.tuner.stop()
+
+
+def test_where_something_was_frozen_nothing_is_frozen_nor_unfrozen():
+    world = World()
+    world.collector.frozen = 4000
+    with world:
+        assert world.collector.frozen == 4000
+    assert world.collector.frozen == 4000
+
+
+def test_nothing_is_frozen_unless_asked():
+    world = World(freeze=False)
+    with world:
+        assert world.collector.frozen == 0
+        world.collector.frozen = 4000
+    assert world.collector.frozen == 4000
+
+
+def test_the_real_collector_is_frozen_and_unfrozen():
+    out = run(
+        """
+        import gc
+        from synthex_fast import GCTuner
+        tuner = GCTuner()
+        for _ in range(2):
+            with tuner:
+                assert gc.get_freeze_count() > 3000, gc.get_freeze_count()
+            assert gc.get_freeze_count() == 0
+        gc.freeze()
+        count = gc.get_freeze_count()
+        with tuner:
+            assert gc.get_freeze_count() <= count
+        # What dies is no longer frozen; everything else still is.
+        assert 0 <= count - gc.get_freeze_count() < 100
+        print("done")
+        """
+    )
+    assert out == "done\n"
+
+
+def test_start_and_stop_twice():
+    world = World()
+    world.tuner.stop()
+    world.tuner.start()
+    thresholds = world.collector.thresholds
+    world.tuner.start()
+    assert len(world.collector.callbacks) == 1
+    assert world.collector.thresholds == thresholds
+    world.tuner.stop()
+    world.tuner.stop()
+    assert world.collector.callbacks == []
+    assert world.collector.thresholds == (700, 10, 10)
+    with world:
+        assert world.stats["requests"] == 0
+
+
+def test_a_second_running_tuner_is_refused():
+    with GCTuner() as first:
+        second = GCTuner()
+        with pytest.raises(errors.TunerRunningError, match="stop it first"):
+            second.start()
+        second.stop()
+        assert first.stats["running"]
+        assert not second.stats["running"]
+        assert isinstance(errors.TunerRunningError(), RuntimeError)
+    second.start()
+    second.stop()
+
+
+def test_start_that_fails_leaves_everything_as_it_was():
+    world = World()
+    world.tuner._start_watcher = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        world.tuner.start()
+    assert world.collector.callbacks == []
+    assert world.collector.thresholds == (700, 10, 10)
+    assert world.collector.frozen == 0
+    assert gc_tuner._running is None
+
+
+def test_start_that_cannot_read_memory_leaves_everything_as_it_was():
+    world = World()
+    world.readings.error = OSError("gone")
+    with pytest.raises(OSError, match="gone"):
+        world.tuner.start()
+    assert world.collector.callbacks == []
+    assert world.collector.frozen == 0
+    world.readings.error = None
+    with world:
+        pass
+
+
+def test_start_and_stop_from_two_threads():
+    tuner = GCTuner(freeze=False)
+    trouble = []
+
+    def flip():
+        try:
+            for _ in range(50):
+                tuner.start()
+                with tuner.request():
+                    pass
+                tuner.stop()
+        except BaseException as error:
+            trouble.append(error)
+
+    threads = [threading.Thread(target=flip) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tuner.stop()
+    assert trouble == []
+    assert [thread.name for thread in threading.enumerate() if thread.name == "synthex-fast-gc-tuner"] == []
+
+
+def test_the_watcher_ends_with_the_tuner():
+    names = [thread.name for thread in threading.enumerate()]
+    with GCTuner(freeze=False):
+        watchers = [t for t in threading.enumerate() if t.name == "synthex-fast-gc-tuner"]
+        assert len(watchers) == 1
+        assert watchers[0].daemon
+    assert [thread.name for thread in threading.enumerate()] == names
+
+
+def test_a_running_tuner_that_nobody_holds_goes_on():
+    GCTuner(freeze=False).start()
+    gc.collect()
+    running = gc_tuner._running
+    assert running.stats["running"]
+    running.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [
+        ({"target_overhead": 0}, ValueError, "target_overhead"),
+        ({"target_overhead": -0.1}, ValueError, "target_overhead"),
+        ({"target_overhead": 0.51}, ValueError, "target_overhead"),
+        ({"target_overhead": math.nan}, ValueError, "target_overhead"),
+        ({"target_overhead": "1%"}, TypeError, "target_overhead"),
+        ({"target_overhead": True}, TypeError, "target_overhead"),
+        ({"freeze": 1}, TypeError, "freeze"),
+        ({"memory_limit": -1}, ValueError, "memory_limit"),
+        ({"memory_limit": 0}, ValueError, "memory_limit"),
+        ({"memory_limit": math.nan}, ValueError, "memory_limit"),
+        ({"memory_limit": 1 << 60}, ValueError, "memory_limit"),
+        ({"memory_limit": True}, TypeError, "memory_limit"),
+    ],
+)
+def test_bad_arguments(options, error, name):
+    with pytest.raises(error, match=name) as raised:
+        GCTuner(**options)
+    assert isinstance(raised.value, errors.SynthexFastError)
+
+
+# Requests
+
+
+def test_requests_are_counted_while_in_flight():
+    with World() as world:
+        tuner = world.tuner
+        with tuner.request():
+            with tuner.request():
+                assert world.stats["in_flight"] == 2
+            assert world.stats["in_flight"] == 1
+            with pytest.raises(KeyError), tuner.request():
+                raise KeyError
+        assert world.stats["in_flight"] == 0
+        assert world.stats["requests"] == 3
+
+
+def test_one_object_for_many_requests():
+    with World() as world:
+        request = world.tuner.request()
+        with request, request:
+            assert world.stats["in_flight"] == 2
+        with request:
+            assert world.stats["in_flight"] == 1
+        request.__exit__(None, None, None)
+        assert world.stats["in_flight"] == 0
+
+
+def test_a_request_entered_before_the_start_or_left_after_the_stop_is_harmless():
+    world = World()
+    early = world.tuner.request()
+    early.__enter__()
+    world.tuner.start()
+    late = world.tuner.request()
+    late.__enter__()
+    early.__exit__(None, None, None)
+    assert world.stats["in_flight"] == 1
+    world.tuner.stop()
+    late.__exit__(None, None, None)
+    assert world.stats["in_flight"] == 0
+    with world:
+        older = world.tuner.request()
+        with older:
+            late.__exit__(None, None, None)
+            assert world.stats["in_flight"] == 1
+
+
+def test_threads_share_the_count():
+    tuner = GCTuner(freeze=False)
+    with tuner:
+
+        def serve():
+            for _ in range(2000):
+                with tuner.request():
+                    pass
+
+        threads = [threading.Thread(target=serve) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert tuner.stats["in_flight"] == 0
+        assert tuner.stats["requests"] == 16_000
+
+
+def test_decorated_function():
+    with World() as world:
+
+        @world.tuner.request()
+        def handle(depth):
+            """What it says."""
+            assert world.stats["in_flight"] == 3 - depth
+            return handle(depth - 1) if depth else "done"
+
+        assert handle(2) == "done"
+        assert handle.__name__ == "handle"
+        assert handle.__doc__ == "What it says."
+        assert world.stats["in_flight"] == 0
+
+        @world.tuner.request()
+        def fail():
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert world.stats["in_flight"] == 0
+
+
+def test_decorated_method_partial_and_callable_object():
+    with World() as world:
+
+        class View:
+            @world.tuner.request()
+            def method(self, n):
+                return n, world.stats["in_flight"]
+
+            def __call__(self, n):
+                return n, world.stats["in_flight"]
+
+        assert View().method(1) == (1, 1)
+        assert world.tuner.request()(View())(2) == (2, 1)
+        assert world.tuner.request()(functools.partial(View(), 3))() == (3, 1)
+        assert world.tuner.request()(View().method)(4) == (4, 2)
+        assert world.tuner.request()(len)("abc") == 3
+
+
+@pytest.mark.parametrize("thing", [3, None, int, "handler"])
+def test_what_cannot_be_decorated_is_refused(thing):
+    with pytest.raises(errors.ArgumentTypeError, match="function"):
+        GCTuner().request()(thing)
+
+
+def test_decorated_coroutine_is_in_flight_until_it_ends():
+    with World() as world:
+
+        @world.tuner.request()
+        async def handle(n):
+            await asyncio.sleep(0)
+            return n, world.stats["in_flight"]
+
+        class View:
+            async def __call__(self):
+                await asyncio.sleep(0)
+                return world.stats["in_flight"]
+
+        async def main():
+            made = handle(1)
+            assert world.stats["in_flight"] == 0
+            made.close()
+            assert await asyncio.gather(*map(handle, range(3))) == [(0, 3), (1, 2), (2, 1)]
+            assert await world.tuner.request()(View())() == 1
+            task = asyncio.ensure_future(handle(1))
+            await asyncio.sleep(0)
+            assert world.stats["in_flight"] == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(main())
+        assert world.stats["in_flight"] == 0
+
+
+def test_decorated_generator_is_in_flight_until_it_ends():
+    with World() as world:
+
+        @world.tuner.request()
+        def parts():
+            got = yield 1
+            try:
+                yield got
+            except KeyError:
+                yield "caught"
+            return "end"
+
+        made = parts()
+        assert world.stats["in_flight"] == 0
+        assert next(made) == 1
+        assert world.stats["in_flight"] == 1
+        assert made.send("sent") == "sent"
+        assert made.throw(KeyError()) == "caught"
+        with pytest.raises(StopIteration) as stopped:
+            next(made)
+        assert stopped.value.value == "end"
+        assert world.stats["in_flight"] == 0
+        late = parts()
+        next(late)
+        late.close()
+        assert world.stats["in_flight"] == 0
+        forgotten = parts()
+        next(forgotten)
+        del forgotten
+        gc.collect()
+        assert world.stats["in_flight"] == 0
+
+
+def test_decorated_asynchronous_generator_is_in_flight_until_it_ends():
+    with World() as world:
+        closed = []
+
+        @world.tuner.request()
+        async def parts():
+            try:
+                got = yield 1
+                try:
+                    yield got
+                except KeyError:
+                    yield "caught"
+            finally:
+                closed.append(world.stats["in_flight"])
+
+        async def main():
+            made = parts()
+            assert await made.__anext__() == 1
+            assert world.stats["in_flight"] == 1
+            assert await made.asend("sent") == "sent"
+            assert await made.athrow(KeyError()) == "caught"
+            with pytest.raises(StopAsyncIteration):
+                await made.__anext__()
+            assert world.stats["in_flight"] == 0
+            assert [part async for part in parts()] == [1, None]
+            late = parts()
+            await late.__anext__()
+            await late.aclose()
+            assert world.stats["in_flight"] == 0
+            raising = parts()
+            await raising.__anext__()
+            with pytest.raises(ZeroDivisionError):
+                await raising.athrow(ZeroDivisionError())
+            assert world.stats["in_flight"] == 0
+
+        asyncio.run(main())
+        assert closed == [1] * 4
+
+
+def serve_asgi(app, scope, messages=()):
+    """Run an ASGI application; what it sent."""
+    sent = []
+    waiting = list(messages)
+
+    async def receive():
+        return waiting.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent
+
+
+def test_asgi_request_is_in_flight_until_the_last_part_is_sent():
+    with World() as world:
+        seen = []
+
+        async def app(scope, receive, send):
+            assert await receive() == {"type": "http.request"}
+            seen.append(world.stats["in_flight"])
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"1", "more_body": True})
+            seen.append(world.stats["in_flight"])
+            await send({"type": "http.response.body", "body": b"2"})
+            # A task in the background.
+            seen.append(world.stats["in_flight"])
+
+        sent = serve_asgi(world.tuner.asgi(app), {"type": "http"}, [{"type": "http.request"}])
+        assert seen == [1, 1, 0]
+        assert len(sent) == 3
+        assert world.stats["in_flight"] == 0
+        assert world.stats["requests"] == 1
+
+
+def test_asgi_application_that_fails_or_sends_nothing():
+    with World() as world:
+
+        async def fail(scope, receive, send):
+            raise KeyError
+
+        async def nothing(scope, receive, send):
+            pass
+
+        with pytest.raises(KeyError):
+            serve_asgi(world.tuner.asgi(fail), {"type": "http"})
+        serve_asgi(world.tuner.asgi(nothing), {"type": "http"})
+        assert world.stats["in_flight"] == 0
+        assert world.stats["requests"] == 2
+
+
+def test_a_websocket_is_in_flight_while_it_works_on_a_message():
+    with World() as world:
+        seen, waiting = [], []
+
+        async def app(scope, receive, send):
+            seen.append(world.stats["in_flight"])
+            while (await receive())["type"] != "websocket.disconnect":
+                seen.append(world.stats["in_flight"])
+                await send({"type": "websocket.send"})
+            seen.append(world.stats["in_flight"])
+
+        messages = [{"type": f"websocket.{name}"} for name in ("connect", "receive", "disconnect")]
+
+        async def receive():
+            waiting.append(world.stats["in_flight"])
+            return messages.pop(0)
+
+        async def send(message):
+            pass
+
+        asyncio.run(world.tuner.asgi(app)({"type": "websocket"}, receive, send))
+        assert seen == [1] * 4
+        assert waiting == [0] * 3
+        assert world.stats["in_flight"] == 0
+
+
+def test_lifespan_is_not_a_request():
+    with World() as world:
+
+        async def app(scope, receive, send):
+            assert world.stats["in_flight"] == 0
+
+        serve_asgi(world.tuner.asgi(app), {"type": "lifespan"})
+        assert world.stats["requests"] == 0
+
+
+def test_wsgi_response_is_in_flight_until_it_is_closed():
+    with World() as world:
+        closed = []
+
+        class Body:
+            def __iter__(self):
+                return iter([b"1", b"2"])
+
+            def close(self):
+                closed.append(world.stats["in_flight"])
+
+        app = world.tuner.wsgi(lambda environ, start_response: Body())
+        response = app({}, None)
+        assert list(response) == [b"1", b"2"]
+        assert world.stats["in_flight"] == 1
+        with pytest.raises(TypeError):
+            len(response)
+        response.close()
+        response.close()
+        assert closed == [1]
+        assert world.stats["in_flight"] == 0
+        assert len(world.tuner.wsgi(lambda environ, start_response: [b"1"])({}, None)) == 1
+
+
+def test_wsgi_application_or_body_that_fails():
+    with World() as world:
+
+        def fail(environ, start_response):
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            world.tuner.wsgi(fail)({}, None)
+        assert world.stats["in_flight"] == 0
+
+        class Body(list):
+            def close(self):
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            world.tuner.wsgi(lambda environ, start_response: Body())({}, None).close()
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_response_that_the_server_forgets_to_close():
+    with World() as world:
+        response = world.tuner.wsgi(lambda environ, start_response: [b"1"])({}, None)
+        assert world.stats["in_flight"] == 1
+        del response
+        gc.collect()
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_in_a_real_server():
+    from io import BytesIO, StringIO
+    from wsgiref.handlers import SimpleHandler
+
+    with World() as world:
+
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"answer"]
+
+        out = BytesIO()
+        handler = SimpleHandler(BytesIO(), out, StringIO(), {})
+        handler.run(world.tuner.wsgi(app))
+        assert out.getvalue() == 1 or out.getvalue().endswith(b"Content-Length: 6\r\n\r\nanswer")
+        assert world.stats["in_flight"] == 0
+
+
+# What starts by itself
+
+
+def test_old_collections_are_out_of_reach_once_there_are_requests():
+    with World() as world:
+        assert world.collector.thresholds[1:] == (10, 10)
+        world.request()
+        assert world.collector.thresholds[1:] == (gc_tuner.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
+
+
+@pytest.mark.skipif(KIND != gc_tuner.GENERATIONAL, reason="other collectors have no generations")
+def test_no_old_collection_starts_by_itself_inside_a_request():
+    generations = []
+
+    def watch(phase, info):
+        generations.append(info["generation"])
+
+    def load():
+        kept = [[] for _ in range(300_000)]
+        for _ in range(100_000):
+            cycle = []
+            cycle.append(cycle)
+        return kept
+
+    gc.collect()
+    tuner = GCTuner()
+    with tuner:
+        gc.callbacks.append(watch)
+        try:
+            with tuner.request():
+                load()
+            assert generations
+            assert 2 not in generations
+        finally:
+            gc.callbacks.remove(watch)
+
+
+@pytest.mark.skipif(KIND == gc_tuner.GENERATIONAL, reason="young collections may start inside a request")
+def test_nothing_starts_by_itself_inside_a_request():
+    started = []
+
+    def watch(phase, info):
+        started.append(info["generation"])
+
+    tuner = GCTuner()
+    with tuner:
+        gc.callbacks.append(watch)
+        try:
+            with tuner.request():
+                for _ in range(300_000):
+                    cycle = []
+                    cycle.append(cycle)
+                inside = list(started)
+        finally:
+            gc.callbacks.remove(watch)
+    assert inside == []
+
+
+@pytest.mark.parametrize("kind", [gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED])
+def test_automatic_collection_is_off_inside_requests_without_generations(kind):
+    with World(kind=kind) as world:
+        outside = world.collector.thresholds
+        assert outside[0] < 100_000
+        with world.tuner.request():
+            assert world.collector.thresholds[0] == OUT_OF_REACH
+            with world.tuner.request():
+                pass
+            assert world.collector.thresholds[0] == OUT_OF_REACH
+        assert world.collector.thresholds == outside
+        assert world.stats["collector"] == kind
+    assert world.collector.thresholds == (700, 10, 10)
+
+
+@pytest.mark.parametrize("kind", [gc_tuner.GENERATIONAL, gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED])
+def test_a_service_that_disables_the_collector_for_a_while_is_respected(kind):
+    with World(kind=kind) as world:
+        world.request()
+        world.collector.disable()
+        world.readings.bytes = 500 * MB
+        world.collector.count = (100_000, 50, 50)
+        world.collector.collected.clear()
+        world.requests(2000)
+        assert world.collector.collected == []
+        assert not world.collector.enabled
+        # Living beats that, too.
+        world.readings.bytes = 900 * MB
+        world.requests(100)
+        assert 2 in world.collector.collected
+    assert world.collector.enabled
+
+
+def test_which_collector_a_build_has():
+    kind = gc_tuner.collector_kind
+    assert kind(0x030B07F0, False) == "generational"
+    assert kind(0x030D00F0, False) == "generational"
+    assert kind(0x030E00F0, False) == "incremental"
+    assert kind(0x030E04F0, False) == "incremental"
+    assert kind(0x030E05F0, False) == "generational"
+    assert kind(0x030F00F0, False) == "generational"
+    assert kind(0x030D00F0, True) == "free-threaded"
+    assert GCTuner().stats["collector"] == KIND
+
+
+# Collections at the ends of requests
+
+
+def test_young_collections_happen_between_requests():
+    with World() as world:
+        for _ in range(1000):
+            with world.tuner.request():
+                world.collector.count = (world.collector.count[0] + 200, 0, 0)
+                inside = len(world.collector.collected)
+            world.pass_time(0.004)
+        assert world.collector.collected
+        assert set(world.collector.collected) == {1}
+        assert inside < len(world.collector.collected) + 1
+        assert world.collector.count[0] <= 2000
+        assert world.stats["causes"]["boundary"] == len(world.collector.collected)
+        assert world.stats["in_request"]["collections"] == 0
+
+
+def test_young_collections_come_as_often_as_keeps_them_short():
+    with World() as world:
+        # A pause that grows with the requests since the last one; nothing is ever counted, as in a cache that is full.
+        since = 0
+        longest = 0.0
+        for number in range(5000):
+            since += 1
+            world.collector.pause[1] = since * 10e-6
+            before = len(world.collector.collected)
+            world.request()
+            if len(world.collector.collected) > before:
+                if number > 200:
+                    longest = max(longest, world.collector.pause[1])
+                since = 0
+            world.pass_time(0.004)
+        assert 0.00005 < longest <= 0.0004
+        assert set(world.collector.collected) == {1}
+
+
+def test_young_collections_that_find_nothing_are_asked_for_less_often():
+    def count(freed):
+        with World() as world:
+            world.collector.freed[1] = freed
+            since = 0
+            for _ in range(5000):
+                since += 1
+                world.collector.pause[1] = since * 11e-6
+                before = len(world.collector.collected)
+                world.request()
+                if len(world.collector.collected) > before:
+                    since = 0
+                world.pass_time(0.004)
+            return len(world.collector.collected)
+
+    assert count(freed=0) < 0.75 * count(freed=5)
+
+
+def test_overlapping_requests_are_collected_young():
+    with World() as world, world.tuner.request():
+        for _ in range(1000):
+            world.collector.count = (world.collector.count[0] + 200, world.collector.count[1], 0)
+            before = len(world.collector.collected)
+            world.request()
+            if len(world.collector.collected) > before and world.collector.collected[-1] == 0:
+                world.collector.count = (0, world.collector.count[1] + 1, 0)
+        assert set(world.collector.collected) == {0, 1}
+
+
+@pytest.mark.parametrize("kind", [gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED])
+def test_the_ends_of_requests_without_generations(kind):
+    with World(kind=kind) as world:
+        for _ in range(1000):
+            world.collector.count = (world.collector.count[0] + 200, 0, 0)
+            world.request()
+            world.pass_time(0.004)
+        # An increment each time; where every collection is a full one, none before it is due.
+        assert set(world.collector.collected) == ({1} if kind == gc_tuner.INCREMENTAL else set())
+
+
+# The debt
+
+
+def test_the_debt_is_paid_between_requests():
+    with World() as world:
+        world.requests(10)
+        with world.tuner.request():
+            # As much again as there was at the start.
+            world.readings.bytes = 250 * MB
+            world.collector.garbage = 150 * MB
+            world.requests(300)
+            assert 2 not in world.collector.collected
+        assert world.collector.collected.count(2) == 1
+        assert world.stats["causes"]["debt"] == 1
+        assert world.stats["forced"] == 0
+        world.requests(1000)
+        assert world.collector.collected.count(2) == 1
+
+
+def test_little_growth_is_no_debt():
+    with World() as world:
+        world.requests(10)
+        world.readings.bytes = 190 * MB
+        world.requests(1000)
+        assert 2 not in world.collector.collected
+
+
+def test_with_little_room_the_debt_falls_due_sooner():
+    with World(limit=300 * MB) as world:
+        world.requests(10)
+        world.readings.bytes = 190 * MB
+        world.requests(1000)
+        assert 2 in world.collector.collected
+        assert world.stats["causes"]["debt"] >= 1
+
+
+def test_full_collections_keep_to_the_share_of_time():
+    with World(limit=10_000 * MB, target_overhead=0.01) as world:
+        began = world.clock.seconds
+        world.collector.pause[2] = 0.5
+        for _ in range(40_000):
+            world.readings.bytes = min(world.readings.bytes + MB, 5000 * MB)
+            world.collector.garbage = world.readings.bytes - 100 * MB
+            world.request()
+            world.pass_time(0.004)
+        seconds = world.collector.collected.count(2) * 0.5
+        assert 2 in world.collector.collected
+        assert seconds <= 0.01 * (world.clock.seconds - began) + 0.5
+
+
+def test_a_full_collection_that_frees_nothing_twice_is_asked_for_less_often():
+    world = World(limit=16_000 * MB)
+    world.tuner._limit = 1 << 50
+    with world:
+        world.collector.freed[2] = 0
+        sizes = []
+        for _ in range(20_000):
+            world.readings.bytes += MB // 2
+            before = len(world.collector.collected)
+            world.request()
+            if 2 in world.collector.collected[before:]:
+                sizes.append(world.readings.bytes / MB)
+            world.pass_time(0.1)
+        # Each at least twice the last, and later more than that.
+        assert len(sizes) >= 3
+        ratios = [b / a for a, b in pairwise(sizes)]
+        assert ratios[0] >= 1.9
+        assert ratios[-1] >= 2.9
+
+
+def test_idle_pays_what_there_is():
+    with World() as world:
+        assert world.tuner.idle() == 0
+        world.requests(20)
+        world.collector.count = (0, 0, 3)
+        with world.tuner.request():
+            assert world.tuner.idle() == 0
+        assert world.tuner.idle() == 100_000
+        assert world.stats["causes"]["idle"] == 1
+        # Not again at once: that would be over the share of time.
+        world.collector.count = (0, 0, 3)
+        assert world.tuner.idle() == 0
+        world.pass_time(11)
+        assert world.tuner.idle() == 100_000
+        world.pass_time(100)
+        # Nothing has been made since.
+        assert world.tuner.idle() == 0
+    assert world.tuner.idle() == 0
+
+
+def test_trim_is_one_full_collection():
+    with World() as world:
+        assert world.tuner.nbytes == 0
+        world.pass_time(10)
+        world.collector.garbage = 30 * MB
+        assert world.tuner.trim(1) == 30 * MB
+        assert world.collector.collected == [2]
+        world.pass_time(10)
+        assert world.tuner.trim(0) == 0
+        assert world.tuner.trim(-1) == 0
+        assert world.collector.collected == [2]
+        assert world.tuner.trim(1) == 0
+        assert world.stats["causes"]["trim"] == 2
+        world.pass_time(10)
+        with world.tuner.request():
+            world.tuner.trim(1)
+        assert world.stats["forced"] == 1
+    assert world.tuner.trim(1) == 0
+
+
+# The watermark
+
+
+def test_above_the_watermark_it_collects_inside_a_request():
+    with World() as world:
+        world.pass_time(5)
+        with world.tuner.request():
+            world.readings.bytes = 840 * MB
+            world.watch()
+            assert world.collector.collected == []
+            world.readings.bytes = 860 * MB
+            world.collector.garbage = 700 * MB
+            world.watch()
+            assert world.collector.collected == [2]
+            assert world.stats["forced"] == 1
+            assert world.stats["in_request"]["collections"] == 0
+            world.watch()
+            assert world.collector.collected == [2]
+        assert world.stats["memory"] == 160 * MB
+
+
+def test_above_the_watermark_the_end_of_another_request_does_it():
+    with World() as world:
+        world.requests(10)
+        with world.tuner.request():
+            world.readings.bytes = 900 * MB
+            world.requests(1000)
+            assert 2 in world.collector.collected
+            assert world.stats["forced"] >= 1
+        assert world.stats["causes"]["watermark"] == 0
+        world.readings.bytes = 950 * MB
+        world.requests(2000)
+        assert world.stats["causes"]["watermark"] == 1
+
+
+def test_the_containers_charge_counts_less_what_the_kernel_takes_back():
+    with World(limit=4000 * MB) as world:
+        world.readings.container = 1000 * MB
+        world.pass_time(100)
+        with world.tuner.request():
+            world.readings.charged = 950 * MB
+            world.readings.file_pages = 300 * MB
+            world.watch()
+            assert world.collector.collected == []
+            world.readings.file_pages = 50 * MB
+            world.watch()
+            assert world.collector.collected == [2]
+
+
+def test_full_of_what_is_alive_it_does_not_collect_again_and_again():
+    with World() as world:
+        world.collector.freed[2] = 0
+        world.pass_time(5)
+        with world.tuner.request():
+            world.readings.bytes = 860 * MB
+            for _ in range(1000):
+                world.watch()
+                world.pass_time(0.1)
+            assert world.collector.collected == [2]
+            # It grows: asked for again, but well before the end.
+            world.readings.bytes = 995 * MB
+            world.watch()
+            assert world.collector.collected == [2, 2]
+
+
+def test_a_small_container_keeps_a_reserve():
+    assert gc_tuner._watermark(16 << 30) == 0.85
+    assert gc_tuner._watermark(300 * MB) == pytest.approx(1 - 64 / 300)
+    assert gc_tuner._watermark(100 * MB) == 0.70
+
+
+@pytest.mark.parametrize("garbage", [False, True])
+def test_never_more_than_half_of_the_time_goes_to_collecting(garbage):
+    with World() as world:
+        world.collector.freed[2] = 1200 if garbage else 0
+        world.collector.pause[2] = 0.3
+        began = world.clock.seconds
+        world.pass_time(1)
+        with warnings.catch_warnings(record=True) as caught, world.tuner.request():
+            warnings.simplefilter("always")
+            for _ in range(20_000):
+                # A leak, far over the limit.
+                world.readings.bytes += 4 * MB
+                world.watch()
+                world.pass_time(0.001)
+                spent = world.collector.collected.count(2) * 0.3
+                assert spent <= 0.5 * (world.clock.seconds - began) + 1e-6
+        assert world.collector.collected.count(2) > 3
+        assert world.stats["limited"] > 0
+        assert [w.category for w in caught] == [RuntimeWarning]
+        assert "half of the time" in str(caught[0].message)
+        assert any("half" in decision["reason"] for decision in world.stats["decisions"])
+
+
+def test_the_watcher_comes_back_when_the_limiter_lets_it():
+    with World() as world:
+        world.collector.pause[2] = 0.2
+        world.collector.freed[2] = 0
+        world.pass_time(0.2)
+        with warnings.catch_warnings(), world.tuner.request():
+            warnings.simplefilter("ignore")
+            world.readings.bytes = 860 * MB
+            assert world.watch() == -1
+            world.readings.bytes = 990 * MB
+            wait = world.watch()
+            assert 0 < wait <= 0.2 + 1e-6
+            world.pass_time(wait + 1e-6)
+            assert world.watch() == -1
+            assert world.collector.collected == [2, 2]
+
+
+def test_garbage_that_would_kill_the_process_is_collected_whatever_it_costs():
+    with World() as world:
+        world.collector.pause[2] = 0.5
+        world.pass_time(1)
+        with world.tuner.request():
+            world.readings.bytes = 900 * MB
+            world.collector.garbage = 700 * MB
+            world.watch()
+            for _ in range(5):
+                world.readings.bytes = 960 * MB
+                world.collector.garbage = 700 * MB
+                world.watch()
+            assert world.collector.collected == [2] * 6
+
+
+def test_a_collection_that_another_thread_holds_up_is_tried_again():
+    with World() as world:
+        world.pass_time(5)
+        with world.tuner.request():
+            world.readings.bytes = 900 * MB
+            world.collector.collecting = True
+            assert world.watch() == gc_tuner.RETRY_SECONDS
+            assert world.stats["forced"] == 0
+            world.collector.collecting = False
+            assert world.watch() == -1
+            assert world.stats["forced"] == 1
+
+
+def test_the_real_watcher_collects_inside_a_request():
+    """Cycles that outlive young collections: in one endless request only the watcher can free them."""
+    out = run(
+        """
+        import gc, time
+        from synthex_fast import GCTuner, gc_tuner
+
+        class Readings:
+            def rss(self): return 900 << 20
+            def charge(self): return None
+            def reclaimable(self): return 0
+            def limit(self): return None
+            def total(self): return 1 << 40
+
+        class Cycle:
+            freed = 0
+            def __init__(self): self.itself = self
+            def __del__(self): Cycle.freed += 1
+
+        readings = Readings()
+        tuner = GCTuner(memory_limit=1 << 30, readings=readings)
+        tuner.start()
+        old = [Cycle() for _ in range(1000)]
+        with tuner.request():
+            gc.collect(1)
+            old.clear()
+            until = time.monotonic() + 30
+            while Cycle.freed < 1000 and time.monotonic() < until:
+                kept = [[] for _ in range(10_000)]
+            assert tuner.stats["forced"] >= 1, tuner.stats
+        print(Cycle.freed)
+        tuner.stop()
+        """
+    )
+    assert out == "1000\n"
+
+
+CGROUP = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def container():
+    """Run code in a control group of 300 MB; its exit status and what it printed."""
+    if not (CGROUP / "memory.limit_in_bytes").exists() or os.geteuid() != 0:
+        pytest.skip("needs root and the memory controller of version 1")
+    group = CGROUP / f"synthex-fast-test-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(300 * MB))
+
+    def run_inside(code, *arguments):
+        program = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n" + textwrap.dedent(code)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    yield run_inside
+    for _ in range(100):
+        try:
+            group.rmdir()
+            break
+        except OSError:
+            time.sleep(0.05)
+
+
+CYCLES = """
+import collections, gc, sys
+from synthex_fast import GCTuner
+
+class Node:
+    pass
+
+def load(count):
+    # Held long enough to outlive young collections.
+    held = collections.deque(maxlen=5_000)
+    for n in range(count):
+        node = Node()
+        node.itself = node
+        node.payload = bytes(4000)
+        held.append(node)
+
+if sys.argv[1] == "disabled":
+    gc.disable()
+    load(400_000)
+else:
+    with GCTuner() as tuner:
+        if sys.argv[1] == "inside":
+            with tuner.request():
+                load(250_000)
+        else:
+            for _ in range(25):
+                with tuner.request():
+                    load(10_000)
+        print(tuner.stats["memory_limit"] >> 20, tuner.stats["forced"])
+"""
+
+
+def test_cyclic_garbage_in_a_container(container):
+    assert container(CYCLES, "disabled")[0] == -9
+    status, out, err = container(CYCLES, "between")
+    assert (status, err) == (0, "")
+    assert out.split()[0] == "300"
+    status, out, err = container(CYCLES, "inside")
+    assert (status, err) == (0, "")
+    assert int(out.split()[1]) > 0
+
+
+# Measuring
+
+
+def test_pauses_are_measured_by_generation():
+    with World() as world:
+        world.collector.pause = [0.001, 0.01, 0.1]
+        for _ in range(99):
+            world.collector.collect(0)
+        world.collector.pause[0] = 0.5
+        world.collector.collect(0)
+        world.collector.collect(2)
+        world.pass_time(9.2 - 0.599 - 0.1)
+        young, middle, old = world.stats["pauses"]
+        assert young["collections"] == 100
+        assert young["freed"] == 1000
+        assert young["seconds"] == pytest.approx(0.599)
+        assert young["p50"] == pytest.approx(0.001, rel=0.13)
+        assert young["p99"] == pytest.approx(0.001, rel=0.13)
+        assert young["max"] == pytest.approx(0.5)
+        assert middle["collections"] == middle["p50"] == middle["max"] == 0
+        assert old["p99"] == pytest.approx(0.1, rel=0.13)
+        assert world.stats["overhead"] == pytest.approx(0.699 / 9.2, rel=0.02)
+        assert world.stats["causes"]["automatic"] == 101
+
+
+def test_quantiles_are_at_most_an_eighth_too_high():
+    for pause in [1, 7, 8, 15, 16, 17, 100, 999, 12_345, 10**6, 10**9 + 1, 10**13]:
+        world = World()
+        with world:
+            world.tuner._pauses.callback("start", {})
+            world.clock.seconds += pause / 1e9
+            began = world.tuner._pauses.callback.__closure__
+            assert began
+            world.tuner._pauses.callback("stop", {"generation": 1, "collected": 0})
+            measured = world.stats["pauses"][1]
+        # The fake clock counts in seconds: what the callback saw is what it says.
+        seen = measured["max"] * 1e9
+        assert seen <= round(measured["p50"] * 1e9) <= seen * 1.13 + 1
+
+
+def test_pauses_inside_requests_are_told_apart():
+    with World() as world:
+        world.collector.collect(0)
+        with world.tuner.request():
+            world.collector.pause[0] = 0.003
+            world.collector.collect(0)
+        assert world.stats["in_request"]["collections"] == 1
+        assert world.stats["in_request"]["max"] == pytest.approx(0.003)
+
+
+def test_memory_is_not_read_at_every_collection():
+    with World() as world:
+        before = world.readings.reads
+        for _ in range(1000):
+            world.collector.collect(0)
+        assert world.readings.reads - before <= 3
+
+
+def test_the_callback_makes_no_containers():
+    tuner = GCTuner(freeze=False)
+    with tuner:
+        callback = tuner._pauses.callback
+        tuner._pauses.due = 1 << 62
+        info = {"generation": 0, "collected": 3, "uncollectable": 0}
+        with tuner.request():
+            for _ in range(2):
+                before = gc.get_count()[0] if not FREE_THREADED else 0
+                for _ in range(50):
+                    callback("start", info)
+                    callback("stop", info)
+                after = gc.get_count()[0] if not FREE_THREADED else 0
+        assert after - before <= 2
+
+
+def test_stats_are_a_copy():
+    with World() as world:
+        world.stats["pauses"].clear()
+        world.stats["causes"]["forced"] = 7
+        assert len(world.stats["pauses"]) == 3
+        assert world.stats["forced"] == 0
+        assert "running" in repr(world.tuner)
+    assert "stopped" in repr(world.tuner)
+
+
+# The young threshold
+
+
+def automatic(world, seconds, pause, *, rate=None):
+    """Young collections by themselves, as often as the threshold asks for; containers made at ``rate`` a second."""
+    until = world.clock.seconds + seconds
+    rate = rate or 100_000
+    while world.clock.seconds < until:
+        young = world.collector.thresholds[0]
+        world.pass_time(young / rate)
+        world.collector.pause[0] = pause(young) if callable(pause) else pause
+        world.collector.collect(0)
+        if world.clock.seconds >= world.tuner._window_began / 1e9 + 1:
+            world.watch()
+
+
+def test_the_threshold_rises_while_collecting_takes_too_long():
+    with World(limit=8000 * MB) as world:
+        automatic(world, 60, lambda young: young * 1e-6)
+        assert world.tuner._young == gc_tuner.YOUNG_MOST
+        decisions = world.stats["decisions"]
+        assert all(decision["decision"] == "raise" for decision in decisions)
+        assert "% of the time" in decisions[0]["reason"]
+        assert decisions[0]["from"] < decisions[0]["to"] == decisions[1]["from"]
+        assert world.stats["young_threshold"] == world.collector.thresholds[0]
+
+
+def test_the_threshold_stays_where_collecting_is_cheap():
+    with World() as world:
+        automatic(world, 60, 0.00001)
+        assert world.stats["decisions"] == []
+
+
+def test_with_requests_the_threshold_has_a_lower_bound_for_pauses():
+    with World(limit=8000 * MB) as world:
+        automatic(world, 60, 0.002)
+        world.request()
+        assert world.tuner._young == gc_tuner.YOUNG_MOST_WITH_REQUESTS
+        assert "requests have begun" in world.stats["decisions"][-1]["reason"]
+
+
+def test_long_pauses_inside_requests_lower_the_threshold_without_swinging():
+    with World(limit=8000 * MB) as world:
+        with world.tuner.request():
+            # Too long from 3,000 containers on, and always over the share of time: it can't have both.
+            automatic(world, 3600, lambda young: young * 200e-9, rate=1_000_000)
+            young = world.tuner._young
+        assert gc_tuner.YOUNG_LEAST <= young <= 4000
+        decisions = world.stats["decisions"]
+        assert any("ms inside a request" in decision["reason"] for decision in decisions)
+        # An hour: a change of mind a minute at first, then seldomer.
+        assert len(decisions) <= 26
+
+
+def test_the_threshold_comes_down_as_memory_nears_the_limit():
+    with World() as world:
+        world.pass_time(2)
+        world.readings.bytes = 720 * MB
+        world.watch()
+        assert world.tuner._young == 2000
+        seen = []
+        for megabytes in (740, 780, 800, 820, 840, 849.99, 849.99, 849.99):
+            world.readings.bytes = int(megabytes * MB)
+            world.watch()
+            seen.append(world.tuner._young)
+        assert seen == sorted(seen, reverse=True)
+        assert seen[-1] == gc_tuner.YOUNG_LEAST
+        assert "of the limit" in world.stats["decisions"][-1]["reason"]
+        # Not up again at once.
+        world.readings.bytes = 100 * MB
+        automatic(world, 30, 0.002)
+        assert world.tuner._young == gc_tuner.YOUNG_LEAST
+        automatic(world, 60, 0.002)
+        assert world.tuner._young > gc_tuner.YOUNG_LEAST
+
+
+def test_no_higher_threshold_where_its_garbage_would_near_the_limit():
+    with World(limit=1000 * MB) as world:
+        world.readings.bytes = 600 * MB
+        automatic(world, 60, 0.002)
+        assert world.tuner._young == gc_tuner.YOUNG_AT_START
+
+
+def test_decisions_are_the_last_32():
+    with World() as world:
+        for number in range(100):
+            world.tuner._decide(world.tuner._now(), 1000 + number, "because")
+        decisions = world.stats["decisions"]
+        assert len(decisions) == 32
+        assert decisions[-1] == {
+            "seconds": pytest.approx(0.0, abs=10),
+            "decision": "raise",
+            "from": 1098,
+            "to": 1099,
+            "reason": "because",
+        }
+
+
+# Trouble
+
+
+def test_readings_that_fail_do_not_reach_a_request(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with World() as world:
+        world.readings.error = OSError("gone")
+        world.pass_time(5)
+        world.requests(100)
+        assert len(reported) == 1
+        assert reported[0].exc_type is OSError
+        assert reported[0].object is world.tuner
+        world.readings.error = None
+        world.pass_time(5)
+        world.readings.bytes = 900 * MB
+        world.requests(10)
+        assert 2 in world.collector.collected
+
+
+def test_a_warning_that_is_an_error_does_not_reach_a_request(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with World() as world:
+        world.collector.freed[2] = 0
+        world.collector.pause[2] = 5.0
+        world.pass_time(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(300):
+                world.readings.bytes += 10 * MB
+                world.request()
+                world.pass_time(0.01)
+        assert [report.exc_type for report in reported] == [RuntimeWarning]
+        assert world.stats["in_flight"] == 0
+
+
+def test_callbacks_that_raise_do_not_disturb_the_tuner(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    def fail(phase, info):
+        raise KeyError
+
+    gc.callbacks.insert(0, fail)
+    gc.callbacks.append(fail)
+    try:
+        with GCTuner(freeze=False) as tuner:
+            with tuner.request():
+                gc.collect()
+            assert tuner.stats["collections"] >= 1
+    finally:
+        while fail in gc.callbacks:
+            gc.callbacks.remove(fail)
+    assert reported
+
+
+def test_finalisers_that_make_requests_and_stop_the_tuner():
+    out = run(
+        """
+        import gc
+        from synthex_fast import GCTuner
+        tuner = GCTuner()
+        seen = []
+        class Cycle:
+            def __init__(self, work): self.itself, self.work = self, work
+            def __del__(self): self.work()
+        def request():
+            with tuner.request():
+                seen.append(tuner.stats["in_flight"])
+        def collect():
+            seen.append(tuner.idle())
+            seen.append(tuner.trim(1))
+        tuner.start()
+        with tuner.request():
+            Cycle(request); Cycle(collect)
+        tuner.trim(1)
+        Cycle(tuner.stop)
+        tuner.trim(1)
+        gc.collect()
+        print(seen, tuner.stats["running"], len(gc.callbacks), gc.get_freeze_count())
+        """
+    )
+    assert out == "[1, 0, 0] False 0 0\n"
+
+
+# Processes
+
+
+def test_exit_while_it_runs():
+    assert (
+        run(
+            """
+            import atexit, gc, threading
+            from synthex_fast import GCTuner
+            tuner = GCTuner()
+            tuner.start()
+            tuner.request().__enter__()
+            class Cycle:
+                def __init__(self): self.itself = self
+                def __del__(self): tuner.idle()
+            keep = [Cycle() for _ in range(100)]
+            print("ends")
+            """
+        )
+        == "ends\n"
+    )
+
+
+def test_start_at_exit():
+    out = run(
+        """
+        import atexit
+        @atexit.register
+        def late():
+            from synthex_fast import GCTuner, gc_tuner
+            tuner = GCTuner()
+            try:
+                tuner.start()
+            except RuntimeError:
+                pass
+            tuner.stop()
+            print(gc_tuner._running)
+        """
+    )
+    assert out == "None\n"
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@needs_fork
+def test_after_a_fork_the_child_starts_clean():
+    out = run(
+        """
+        import gc, os, sys, threading
+        from synthex_fast import GCTuner
+        tuner = GCTuner()
+        before = gc.get_threshold()
+        tuner.start()
+        watchers = lambda: sum(t.name == "synthex-fast-gc-tuner" for t in threading.enumerate())
+        assert watchers() == 1
+        with tuner.request():
+            gc.collect()
+            pid = os.fork()
+            if not pid:
+                stats = tuner.stats
+                assert stats["running"] and stats["in_flight"] == stats["requests"] == stats["collections"] == 0
+                assert stats["decisions"] == [] and stats["overhead"] == 0, stats
+                assert gc.get_threshold()[0] < 100_000
+                assert watchers() == 1
+        # Left in the child, it was entered in the parent.
+        if not pid:
+            assert tuner.stats["in_flight"] == 0
+            with tuner.request():
+                assert tuner.stats["in_flight"] == 1
+                gc.collect()
+            assert tuner.stats["pauses"][2]["collections"] == 1
+            tuner.stop()
+            assert gc.get_threshold() == before and gc.get_freeze_count() == 0 and not watchers()
+            tuner.start()
+            sys.exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert tuner.stats["requests"] == 1 and tuner.stats["in_flight"] == 0 and watchers() == 1
+        print("parent", tuner.stats["pauses"][2]["collections"])
+        """,
+        "-W",
+        "error",
+    )
+    assert out == "parent 1\n"
+
+
+@needs_fork
+def test_the_child_reads_its_own_memory():
+    out = run(
+        """
+        import os, sys
+        from synthex_fast import GCTuner
+        tuner = GCTuner()
+        tuner.start()
+        pid = os.fork()
+        if not pid:
+            block = bytearray(200 << 20)
+            for n in range(0, len(block), 4096):
+                block[n] = 1
+            tuner._glance(tuner._now())
+            print(tuner.stats["memory"] > 200 << 20, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """
+    )
+    assert out == "True\n"
+
+
+@needs_fork
+def test_forks_while_threads_are_in_requests():
+    out = run(
+        """
+        import gc, os, sys, threading, warnings
+        warnings.simplefilter("ignore")
+        from synthex_fast import GCTuner
+        tuner = GCTuner()
+        tuner.start()
+        over = False
+        def serve():
+            while not over:
+                with tuner.request():
+                    cycle = []
+                    cycle.append(cycle)
+        threads = [threading.Thread(target=serve, daemon=True) for _ in range(3)]
+        for thread in threads: thread.start()
+        for _ in range(10):
+            pid = os.fork()
+            if not pid:
+                with tuner.request():
+                    pass
+                ok = tuner.stats["in_flight"] == 0 and tuner.stats["requests"] == 1
+                tuner.stop()
+                os._exit(0 if ok else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        over = True
+        for thread in threads: thread.join()
+        print(tuner.stats["in_flight"])
+        """
+    )
+    assert out == "0\n"
+
+
+@needs_fork
+def test_a_fork_inside_a_collection_of_its_own():
+    out = run(
+        """
+        import gc, os
+        from synthex_fast import GCTuner
+        tuner = GCTuner()
+        tuner.start()
+        pids = []
+        class Cycle:
+            def __init__(self): self.itself = self
+            def __del__(self): pids.append(os.fork())
+        Cycle()
+        tuner.trim(1)
+        if not pids[0]:
+            with tuner.request():
+                pass
+            tuner.stop()
+            os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]), tuner.trim(1) >= 0)
+        """
+    )
+    assert out == "7 True\n"
+
+
+# Everything at once
+
+
+class Tuning(RuleBasedStateMachine):
+    """Against a plain model: what must hold of thresholds, enabled state, frozen and callbacks at each point."""
+
+    @initialize(
+        thresholds=st.tuples(st.integers(0, 5000), st.integers(0, 50), st.integers(0, 50)),
+        enabled=st.booleans(),
+        frozen=st.sampled_from([0, 5000]),
+        freeze=st.booleans(),
+        kind=st.sampled_from([gc_tuner.GENERATIONAL, gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED]),
+    )
+    def begin(self, thresholds, enabled, frozen, freeze, kind):
+        self.world = World(freeze=freeze, kind=kind)
+        self.tuner, self.collector = self.world.tuner, self.world.collector
+        self.collector.thresholds, self.collector.enabled = thresholds, enabled
+        self.collector.frozen = self.expected_frozen = frozen
+        self.expected = thresholds, enabled
+        self.running = self.serving = False
+        self.freeze = freeze
+        self.froze = False
+        # Each request with the run in which it was entered.
+        self.open = []
+        self.run = 0
+
+    @rule()
+    def start(self):
+        if not self.running:
+            self.run += 1
+            self.serving = False
+            self.froze = self.freeze and not self.collector.frozen
+        self.tuner.start()
+        self.running = True
+
+    @rule()
+    def stop(self):
+        self.tuner.stop()
+        if self.running and self.froze:
+            self.expected_frozen = 0
+        self.running = self.froze = False
+
+    @rule()
+    def enter(self):
+        request = self.tuner.request()
+        request.__enter__()
+        self.open.append((request, self.run if self.running else 0))
+        if self.running:
+            self.serving = True
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def leave(self, data):
+        place = data.draw(st.integers(0, len(self.open) - 1))
+        request, _ = self.open.pop(place)
+        request.__exit__(None, None, None)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def fork(self):
+        self.tuner._after_fork_in_child()
+        self.run += 1
+        self.serving = False
+
+    @rule()
+    def idle(self):
+        full = self.collector.collected.count(2)
+        freed = self.tuner.idle()
+        if not self.running or self.in_flight:
+            assert freed == 0
+            assert self.collector.collected.count(2) == full
+
+    @rule(generation=st.integers(0, 2), pause=st.sampled_from([1e-6, 1e-4, 1e-3, 0.1, 1.0]))
+    def collect(self, generation, pause):
+        self.collector.pause[generation] = pause
+        self.collector.collect(generation)
+
+    @rule(megabytes=st.integers(10, 1100), seconds=st.sampled_from([0.001, 0.1, 2.0, 100.0]))
+    def live(self, megabytes, seconds):
+        self.world.readings.bytes = megabytes * MB
+        self.world.pass_time(seconds)
+        self.collector.count = (megabytes * 3, megabytes % 3, megabytes % 5)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def watch(self):
+        full = self.collector.collected.count(2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.world.watch()
+        if self.in_flight and self.world.readings.bytes < 850 * MB:
+            assert self.collector.collected.count(2) == full
+
+    @property
+    def in_flight(self):
+        return sum(run == self.run for _, run in self.open) if self.running else 0
+
+    @invariant()
+    def holds(self):
+        if not hasattr(self, "world"):
+            return
+        collector = self.collector
+        frozen = self.collector.alive if self.froze else self.expected_frozen
+        assert collector.frozen == frozen
+        assert self.tuner.stats["in_flight"] == self.in_flight
+        assert self.tuner.stats["running"] is self.running
+        if not self.running:
+            assert (collector.thresholds, collector.enabled) == self.expected
+            assert collector.callbacks == []
+            return
+        assert collector.enabled
+        assert len(collector.callbacks) == 1
+        young, middle, old = collector.thresholds
+        switched = self.tuner._kind != gc_tuner.GENERATIONAL
+        if switched:
+            assert (middle, old) == self.expected[0][1:]
+            assert (young == OUT_OF_REACH) == bool(self.in_flight)
+        else:
+            assert (old == OUT_OF_REACH) == self.serving
+        most = gc_tuner.YOUNG_MOST
+        if young != OUT_OF_REACH:
+            assert gc_tuner.YOUNG_LEAST <= young <= most
+        assert len(self.tuner.stats["decisions"]) <= 32
+
+    def teardown(self):
+        if hasattr(self, "world"):
+            self.tuner.stop()
+            assert (self.collector.thresholds, self.collector.enabled) == self.expected
+
+
+TestTuning = Tuning.TestCase
+TestTuning.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
