@@ -116,8 +116,6 @@ HOLD_MOST_NS = 3_600_000_000_000
 # took longer for each: then it looked at ten live ones for one that was garbage.
 FEW_FREED = 1_000
 FRUITLESS_NS = 5_000
-# The share of the limit from which a process lives rather than keeps to its half of the time, if there is garbage.
-LAST_RESORT = 0.92
 # Time without collecting can be saved up for collecting, up to this: as much as Go's limiter lets it.
 CREDIT_MOST_NS = 1_000_000_000
 # The interpreter (3.12) freezes a few hundred objects of its own; gc.freeze() never so few.
@@ -175,6 +173,7 @@ class _Pauses:
     """
 
     __slots__ = (
+        "armed",
         "callback",
         "counts",
         "due",
@@ -186,6 +185,8 @@ class _Pauses:
         "longest_in_request",
         "now",
         "over_budget",
+        "taken",
+        "taken_freed",
         "total",
         "unforced",
         "wake",
@@ -211,6 +212,10 @@ class _Pauses:
         self.longest_in_request = self.over_budget = 0
         self.in_flight = 0
         self.unforced = True
+        # Whether the interpreter has been told to make its next collection a full one; nanoseconds and objects of the
+        # one it made, until they are looked at.
+        self.armed = False
+        self.taken = self.taken_freed = 0
         # When memory is to be read again.
         self.due = self.now()
 
@@ -240,7 +245,12 @@ class _Pauses:
                 freed[generation] += info["collected"]
             if pause > longest[generation]:
                 longest[generation] = pause
-            if self.in_flight and self.unforced:
+            if self.armed and generation == 2:
+                self.armed = False
+                self.explicit[FORCED if self.in_flight else WATERMARK] += 1
+                self.taken, self.taken_freed = pause, info["collected"]
+                attention = True
+            elif self.in_flight and self.unforced:
                 self.in_request[bucket] += 1
                 if pause > self.longest_in_request:
                     self.longest_in_request = pause
@@ -249,7 +259,7 @@ class _Pauses:
             if attention:
                 attention = False
                 # Reading lets other threads in: were that the watcher, in here it could not collect.
-                self.due = began + READING_MOST_NS
+                self.due = began + pause + 4 * READING_LEAST_NS
                 self.rouse()
 
         return callback
@@ -448,7 +458,7 @@ class GCTuner:
         # What starts by itself may be old objects' turn: nothing may, inside a request.
         self._switched = self._kind != GENERATIONAL
         self._now: Callable[[], int] = time.perf_counter_ns if clock is None else lambda: int(clock() * 1e9)
-        self._pauses = _Pauses(self._now, self._glance)
+        self._pauses = _Pauses(self._now, self._glance_before)
         # Kept: every look at a method makes a new object, and the list of callbacks is searched by identity.
         self._callback = self._pauses.callback
         # Reentrant, because a finaliser or a signal handler can make a request of its own anywhere.
@@ -500,7 +510,8 @@ class GCTuner:
         self._asked_ns = 0
         # Of the threshold.
         self._most = YOUNG_MOST
-        self._held_until = 0
+        self._young_in_clear = self._young
+        self._held_until = now - HOLD_MOST_NS - 1
         self._hold = HOLD_NS
         self._window_began = now
         self._window_ns = self._window_over = self._window_count = 0
@@ -536,6 +547,8 @@ class GCTuner:
             self._floor = self._base = self._rss
             self._allow_growth()
             self._young = min(max(self._saved[0] or YOUNG_AT_START, YOUNG_AT_START), YOUNG_MOST)
+            self._young_in_clear = self._young
+            self._boundary_at = self._young // 2
             with self._lock:
                 self._epoch = _next_epoch()
                 collector.callbacks.append(self._callback)
@@ -753,7 +766,8 @@ class GCTuner:
         if nbytes <= 0 or not self._epoch or not work.acquire(False):
             return 0
         try:
-            if self._overdrawn(self._now()):
+            if not self._lives_on_it() and self._missing_credit(self._now()):
+                self._limited += 1
                 return 0
             before = self._readings.rss()
             self._collect_all(FORCED if self._pauses.in_flight else TRIM)
@@ -791,17 +805,27 @@ class GCTuner:
         self._boundary_due = self._requests + self._boundary_requests
 
     def _collect_all(self, cause: int) -> int:
-        """A full collection, and what follows from its outcome; -1 where it could not be. Held: ``_work``."""
-        before = self._rss
-        total = sum(self._pauses.total)
+        """A full collection; -1 where it could not be. Held: ``_work``."""
+        pauses = self._pauses
+        before, total = self._rss, sum(pauses.total)
+        # The callback is not to take this one for the interpreter's.
+        armed, pauses.armed = pauses.armed, False
         freed = self._collect(2, cause)
+        pause = sum(pauses.total) - total
+        if not pause:
+            # Another thread is collecting, perhaps as it was told: nothing was done.
+            pauses.armed = armed
+            pauses.explicit[cause] -= 1
+            return -1
+        if armed:
+            self._disarm()
+        self._follow_up(before, freed, pause)
+        return freed
+
+    def _follow_up(self, before: int, freed: int, pause: int) -> None:
+        """What follows from the outcome of a full collection. Held: ``_work``."""
         now = self._now()
         self._glance(now)
-        pause = sum(self._pauses.total) - total
-        if not pause:
-            # Another thread is collecting: nothing was done.
-            self._pauses.explicit[cause] -= 1
-            return -1
         if self._share >= self._high and freed >= FEW_FREED:
             _hand_back()
             now = self._now()
@@ -826,7 +850,6 @@ class GCTuner:
             self._forced_from = self._share + step
         else:
             self._forced_from = self._high
-        return freed
 
     def _allow_growth(self) -> None:
         patience = min(max(0, self._fruitless - 1), 10)
@@ -838,8 +861,7 @@ class GCTuner:
         missing = self._missing_credit(now)
         if not missing:
             return False
-        if self._share >= LAST_RESORT and self._full_pause and not self._fruitless:
-            # Not a leak: without a collection the process would be killed, with one it lives.
+        if self._lives_on_it():
             return False
         self._limited += 1
         if not self._warned:
@@ -855,6 +877,10 @@ class GCTuner:
             )
         return True
 
+    def _lives_on_it(self) -> bool:
+        """Not a leak, and half of the reserve is gone: without a collection it would be killed, with one it lives."""
+        return self._share >= (1 + self._high) / 2 and self._full_pause > 0 and not self._fruitless
+
     def _missing_credit(self, now: int) -> int:
         """Nanoseconds to go without collecting before there may be another collection as long as the last full one."""
         total = sum(self._pauses.total)
@@ -864,7 +890,36 @@ class GCTuner:
         self._credit_total, self._credit_at = total, now
         return max(0, self._full_pause - self._credit)
 
+    def _arm(self, now: int) -> None:
+        """From inside the callback: have the interpreter make its next collection a full one.
+
+        It does so in the thread that fills the memory, which the watcher may be too slow for. It declines where
+        less than a quarter of the old objects is new; then the watcher's is all there is.
+        """
+        pauses = self._pauses
+        if self._switched or pauses.armed or pauses.taken or not self._lock.acquire(False):
+            return
+        try:
+            if self._epoch and (self._lives_on_it() or not self._missing_credit(now)):
+                pauses.armed = True
+                self._gc.set_threshold(YOUNG_LEAST, 0, -1)
+        finally:
+            self._lock.release()
+
+    def _disarm(self) -> None:
+        with self._lock:
+            self._pauses.armed = False
+            if self._epoch:
+                self._set_thresholds()
+
     # Memory
+
+    def _glance_before(self, now: int) -> bool:
+        """For the callback, before a collection."""
+        attention = self._glance(now)
+        if self._share >= self._forced_from:
+            self._arm(now)
+        return attention
 
     def _glance(self, now: int) -> bool:
         """Read memory. Whether the watcher should look at once. Runs inside the callback too."""
@@ -901,6 +956,14 @@ class GCTuner:
         try:
             if epoch != self._epoch:
                 return -1
+            pauses = self._pauses
+            if pauses.taken:
+                pause, freed = pauses.taken, pauses.taken_freed
+                self._disarm()
+                self._follow_up(self._rss, freed, pause)
+                pauses.taken = 0
+            elif pauses.armed and self._share < self._forced_from:
+                self._disarm()
             now = self._now()
             self._adapt(now)
             cause = self._cause(now)
@@ -936,12 +999,14 @@ class GCTuner:
         young = self._young
         if self._share > self._high - NEAR:
             room = max(self._high - self._share, 0) / NEAR
-            most = max(YOUNG_LEAST, int(self._most * room))
+            most = max(YOUNG_LEAST, int(self._young_in_clear * room))
             if young > most:
                 self._decide(
                     now, max(most, young // 2), f"memory is at {self._share:.0%} of the limit", hold=True
                 )
                 young = self._young
+        else:
+            self._young_in_clear = young
         elapsed = now - self._window_began
         if elapsed < WINDOW_NS:
             return
@@ -975,12 +1040,18 @@ class GCTuner:
             self._note(now, "raise" if young > self._young else "lower", young, reason)
             self._young = young
             if hold:
-                # Longer each time, so that it doesn't swing between the same two values for ever.
-                self._held_until = now + self._hold
-                self._hold = min(self._hold * 2, HOLD_MOST_NS)
+                self._hold_threshold(now)
             self._boundary_at = young // 2
             if self._epoch:
                 self._set_thresholds()
+
+    def _hold_threshold(self, now: int) -> None:
+        """Longer each time, so that it doesn't swing between the same two values for ever."""
+        if now - self._held_until > HOLD_MOST_NS:
+            self._hold = HOLD_NS
+        elif now >= self._held_until:
+            self._hold = min(self._hold * 2, HOLD_MOST_NS)
+        self._held_until = now + self._hold
 
     def _note(self, now: int, decision: str, young: int, reason: str) -> None:
         self._decisions.append(
