@@ -28,6 +28,7 @@ import time
 import weakref
 
 from synthex_fast import _readings
+from synthex_fast import monitor as _monitor
 from synthex_fast.errors import type_error, value_error
 
 TYPE_CHECKING = False
@@ -70,12 +71,14 @@ EVICTED_TO = 0.8
 RECOVERY_SECONDS = 5.0
 RECOVERY_STEP = 0.1
 # How often memory is looked at, by level: at least, and at most when it grows fast.
-IDLE_SECONDS = (60.0, 2.0, 0.25, 0.1, 0.02)
+IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
 LEAST_SECONDS = 0.02
 # A collection, or malloc_trim, that gave back less than this share of the limit is asked for less often.
 WORTH_IT = 0.005
 GAP_SECONDS = 1.0
 MOST_GAP_SECONDS = 60.0
+# How often one thread looks again because others have asked meanwhile; what is left is for the governor's own.
+ROUNDS = 3
 # What is freed more at each look while memory stays critical although all that was due has been freed.
 SQUEEZE = 0.02
 # No limit is taken below this, so that ordinary values still fit.
@@ -83,6 +86,9 @@ FLOOR = 64 << 10
 
 # A thread in here acts for a governor: it must not wait for a buffer that only it would resume.
 _acting = threading.local()
+
+# What parts and callbacks raise goes to sys.unraisablehook.
+_report = _monitor._unraisable
 
 
 class _Part:
@@ -95,6 +101,7 @@ class _Part:
         "expires",
         "freed",
         "gone",
+        "growth",
         "high",
         "key",
         "kind",
@@ -128,6 +135,8 @@ class _Part:
         # Bytes at the last look, and the most that it has lately come to.
         self.nbytes = 0
         self.high = 0.0
+        # Bytes a second between the last two looks.
+        self.growth = 0.0
         # The limit that it is to have when nothing presses, and the one set here instead, if any.
         self.own: int | None = None
         self.ceiling: int | None = None
@@ -250,26 +259,6 @@ def _find_malloc_trim() -> None:
         _libc_trim = trim
 
 
-def _report(obj: object) -> None:
-    """Tell ``sys.unraisablehook`` of the exception that is being handled."""
-    kind, error, traceback = sys.exc_info()
-    with contextlib.suppress(Exception):
-        sys.unraisablehook(
-            _Unraisable(kind, error, traceback, "Exception ignored by the memory governor in", obj)  # type: ignore[arg-type]
-        )
-
-
-class _Unraisable:
-    """What an unraisable hook is handed."""
-
-    def __init__(self, exc_type: Any, exc_value: Any, exc_traceback: Any, err_msg: str, obj: object) -> None:
-        self.exc_type = exc_type
-        self.exc_value = exc_value
-        self.exc_traceback = exc_traceback
-        self.err_msg = err_msg
-        self.object = obj
-
-
 class MemoryGovernor:
     """Keeps the memory of a process under one limit, by way of the parts registered with it.
 
@@ -279,10 +268,10 @@ class MemoryGovernor:
 
     What it does, by level (shares of the limit; a level ends 3 points under its mark):
 
-    - normal: a cache whose own limit is beyond the headroom gets a lower one for the time being, so that it can't fill
-      more than there is. Limits that were lowered grow back, by a tenth in five seconds.
-    - warning (70 %): what is due expires, idle pools are trimmed, and the headroom is shared out among the caches, so
-      that together they fill up to 77.5 %. No limit is lowered below what a cache holds.
+    - normal: caches whose own limits are beyond the headroom get lower ones for the time being, so that together they
+      fill up to 77.5 % of the limit and not further. Where no limit was given and there is no container, none
+      is lowered. Limits lowered under pressure grow back, by a tenth in five seconds.
+    - warning (70 %): what is due expires, and idle pools are trimmed. No cache's limit is lowered below what it holds.
     - high (80 %): caches are evicted from, in proportion to weight times size, and their limits lowered so that they
       don't refill.
     - critical (90 %): one full collection, through the tuner where one is registered, and memory freed is handed back
@@ -335,14 +324,14 @@ class MemoryGovernor:
         self._actor: int | None = None
         self._again = False
         self._restore = False
-        self._emergencies = 0
-        self._called_for = 0
+        self._emergency = False
         self._running = False
         self._thread: threading.Thread | None = None
         self._due = math.inf
         self._monitor: Any = None
         self._monitor_started = False
-        self._listening: Any = None
+        self._removals: list[Callable[[], None]] = []
+        self._attaching = False
         self._forget()
 
     def _forget(self) -> None:
@@ -359,6 +348,9 @@ class MemoryGovernor:
         self._freed = 0
         self._mark = 0.0
         self._squeezed_at = -math.inf
+        self._recovering = False
+        # What the caches may still grow by, in the bytes that they count.
+        self._headroom = 0.0
         self._collections = _Pace()
         self._trims = _Pace()
         self._actions: dict[str, _Action] = {}
@@ -401,8 +393,6 @@ class MemoryGovernor:
         if part.limited:
             part.own = _limit_of(obj)
         self._parts[key] = part
-        if part.monitor and self._running:
-            self._listen()
         self._wake()
         return obj
 
@@ -439,15 +429,15 @@ class MemoryGovernor:
         """What the method returns; None where it raises, which is counted, and reported the first time."""
         try:
             return getattr(obj, method)(*arguments, **options)
-        except Exception:
-            self._failed(part, method)
+        except Exception as error:
+            self._failed(part, method, error)
             return None
 
-    def _failed(self, part: _Part, what: str) -> None:
+    def _failed(self, part: _Part, what: str, error: Exception) -> None:
         part.errors += 1
         if what not in part.reported:
             part.reported.add(what)
-            _report(part.reference())
+            _report(error, f"{what} of {part.name}")
 
     # Acting
 
@@ -478,46 +468,43 @@ class MemoryGovernor:
                 self._again = self._again or self._actor != me
                 return LEVELS[self._level]
             self._actor = me
-            self._again = False
-        rounds = 0
         inside, _acting.inside = getattr(_acting, "inside", False), True
         try:
-            while True:
-                try:
-                    if self._restore:
-                        self._release()
-                    else:
-                        self._step()
-                    rounds += 1
-                finally:
-                    with self._state:
-                        # A bounded number of rounds: the rest is for the thread, which is due at once.
-                        more = self._again and rounds < 3 and sys.exc_info()[0] is None
-                        if not more and not (self._restore and rounds < 3):
-                            self._actor = None
-                            late = self._again
-                        self._again = False
-                if self._actor is None:
-                    break
+            late = True
+            for _ in range(ROUNDS):
+                self._again = False
+                if self._restore:
+                    self._release()
+                else:
+                    self._step()
+                with self._state:
+                    late = self._again or self._restore
+                    if not late:
+                        self._actor = None
+                        break
+            with self._state:
+                if self._actor == me:
+                    self._actor = None
+                emergency = self._emergency and self._on_emergency is not None
+                self._emergency = False
             self._plan(0.0 if late else self._interval)
-            if self._called_for != self._emergencies:
-                self._called_for = self._emergencies
-                self._emergency()
+            if emergency:
+                self._call_for_help()
         finally:
             _acting.inside = inside
-            if self._actor == me:
-                self._actor = None
+            with self._state:
+                if self._actor == me:
+                    self._actor = None
         return LEVELS[self._level]
 
-    def _emergency(self) -> None:
+    def _call_for_help(self) -> None:
         # Nothing is held here: while it takes its time, other threads go on governing.
         callback = self._on_emergency
-        if callback is None:
-            return
         try:
-            callback(self)
-        except Exception:
-            _report(callback)
+            if callback is not None:
+                callback(self)
+        except Exception as error:
+            _report(error, callback)
 
     def _look(self) -> _Look:
         readings, limit = self._readings, self._limit
@@ -526,11 +513,12 @@ class MemoryGovernor:
         used, of = rss, limit
         container = readings.limit()
         if charge is not None and container:
-            # The kernel takes idle file pages back before it kills. Reading how many costs more than the rest.
-            if charge > used * container // of and charge > (MARKS[WARNING] - HYSTERESIS) * container:
-                charge -= min(charge, readings.reclaimable())
-            if charge * limit > rss * container:
-                used, of = charge, container
+            held = charge
+            if held > (MARKS[WARNING] - HYSTERESIS) * container:
+                # The kernel takes idle file pages back before it kills. Reading how many costs more than the rest.
+                held -= min(held, readings.reclaimable())
+            if held * limit > rss * container:
+                used, of = held, container
         elif not self._bounded:
             # The machine's memory is everybody's.
             used = max(rss, limit - readings.available())
@@ -544,48 +532,52 @@ class MemoryGovernor:
             level -= 1
         return level
 
-    def _weigh(self) -> list[tuple[_Part, Any]]:
-        """The parts that are alive, each with its object and its size as it is now."""
+    def _alive(self) -> list[tuple[_Part, Any]]:
+        """The parts that hold memory, each with its object."""
         found = []
         for part in list(self._parts.values()):
             obj = part.reference()
-            if obj is None or part.gone:
-                continue
-            if part.monitor and not part.trims:
-                continue
-            size = 0
-            try:
-                size = obj.nbytes
-                if isinstance(size, bool) or not hasattr(size, "__index__"):
-                    raise type_error("nbytes", size, "an integer, 0 or more")
-                size = max(0, size.__index__())
-            except Exception:
-                self._failed(part, "nbytes")
-                size = 0
-            part.nbytes = size
-            found.append((part, obj))
+            if obj is not None and not part.gone and part.trims:
+                found.append((part, obj))
         return found
+
+    def _size(self, part: _Part, obj: Any) -> int:
+        try:
+            size = obj.nbytes
+            if isinstance(size, bool) or not hasattr(size, "__index__"):
+                raise type_error("nbytes", size, "an integer, 0 or more")
+            return max(0, int(size.__index__()))
+        except Exception as error:
+            self._failed(part, "nbytes", error)
+            return 0
 
     def _step(self) -> None:
         now = self._clock()
         try:
             look = self._look()
-        except Exception:
+        except Exception as error:
             # Without figures there is nothing to go by; perhaps they can be read later.
-            _report(self)
+            _report(error, self)
             self._interval = IDLE_SECONDS[WARNING]
             return
-        parts = self._weigh()
+        parts = self._alive()
+        elapsed = now - self._looked_at
+        for part, obj in parts:
+            before, part.nbytes = part.nbytes, self._size(part, obj)
+            part.growth = max(0.0, (part.nbytes - before) / elapsed) if elapsed > 0 else part.growth
         growth = self._growth(look, now)
         was, self._level = self._level, self._classify(look)
         level = self._level
         self._age(parts, look, now)
         self._learn(look, parts)
         why = f"{look.share:.1%} of {look.limit:,} bytes in use"
+        # The interpreter joins its threads then, also those that wait for a buffer.
+        ending = not threading.main_thread().is_alive()
         if level >= EMERGENCY:
-            self._pause(parts, why)
+            if not ending:
+                self._pause(parts, why)
             if was < EMERGENCY:
-                self._emergencies += 1
+                self._emergency = True
                 self._did("emergency", why)
         if level >= WARNING:
             look = self._relieve(parts, look, why)
@@ -594,12 +586,12 @@ class MemoryGovernor:
         else:
             self._mark = 0.0
         self._limit_caches(parts, look, level, now, why)
-        if level >= CRITICAL:
-            look = self._collect(parts, look, why)
         if level >= WARNING:
             look = self._hand_back(parts, look, level, why)
-            level = self._level = self._classify(look)
-        if level < EMERGENCY:
+        if level >= CRITICAL:
+            look = self._collect(parts, look, why)
+        level = self._level = self._classify(look)
+        if level < EMERGENCY or ending:
             self._resume(parts, f"{look.share:.1%} of {look.limit:,} bytes in use")
         self._last, self._looked_at = look, now
         self._interval = self._next_look(parts, look, level, growth, self._clock() - now)
@@ -627,21 +619,19 @@ class MemoryGovernor:
 
     def _learn(self, look: _Look, parts: list[tuple[_Part, Any]]) -> None:
         """What a byte that caches count costs in memory, from how the two grow."""
-        counted = sum(max(part.high, part.nbytes) for part, _ in parts)
+        counted = sum(part.high for part, _ in parts)
+        used = self._used_high
         least = 3 * NOISE * look.limit
         if self._learned_from is not None:
             used_then, counted_then = self._learned_from
+            if used < used_then or counted < counted_then:
+                # Memory has gone back to the system, or the caches have shrunk inside of it.
+                self._learned_from = (min(used, used_then), min(counted, counted_then))
             if counted - counted_then < least:
-                if look.used < used_then - least or counted < counted_then - least:
-                    # Memory has gone back to the system, or the caches have shrunk inside of it: begin there.
-                    self._learned_from = (look.used, min(counted, counted_then))
-                    if look.used >= used_then - least:
-                        self._learned_from = (used_then, counted_then)
                 return
-            ratio = (look.used - used_then) / (counted - counted_then)
-            ratio = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
-            self._overhead = ratio
-        self._learned_from = (look.used, counted)
+            ratio = (used - used_then) / (counted - counted_then)
+            self._overhead = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
+        self._learned_from = (used, counted)
 
     def _relieve(self, parts: list[tuple[_Part, Any]], look: _Look, why: str) -> _Look:
         """What costs nobody anything: due entries, and objects that lie idle in pools."""
@@ -729,14 +719,19 @@ class MemoryGovernor:
         if not caches:
             return
         floor = max(FLOOR, look.limit // (16 * max(4, len(caches))))
-        # What each may grow by: all of the headroom at first, for nobody knows who will need it; then a share.
-        rooms = [
-            max(0.0, (headroom + part.high if part.own is None else part.own) - part.high)
-            for part, _ in caches
-        ]
-        grants = [headroom] * len(caches)
-        if level >= WARNING:
-            grants = _share_out(headroom, [(room, room) for room in rooms])
+        # Equal shares, or by who grows; they are looked at again before they are used up, so that who needs more gets
+        # what others leave.
+        rooms = [max(0.0, (self._limit if part.own is None else part.own) - part.high) for part, _ in caches]
+        demand = sum(part.growth for part, _ in caches)
+        grants = _share_out(
+            headroom,
+            [
+                (part.growth + 0.1 * demand / len(caches) if demand else 1.0, room)
+                for (part, _), room in zip(caches, rooms, strict=True)
+            ],
+        )
+        self._headroom = headroom
+        recovered = level == NORMAL and self._used_high <= look.used
         for (part, obj), grant in zip(caches, grants, strict=True):
             own = part.own
             step = RECOVERY_STEP * (own or self._limit) * elapsed / RECOVERY_SECONDS
@@ -747,7 +742,8 @@ class MemoryGovernor:
                 # Nobody asked for a limit: only what pressure took is given back.
                 aim = math.inf
             aim = max(aim, floor, part.nbytes if level < HIGH else 0)
-            if part.ceiling is not None:
+            if part.ceiling is not None and self._recovering:
+                recovered = recovered and aim <= part.ceiling + step
                 aim = min(aim, part.ceiling + step)
             if aim >= (own if own is not None else self._limit):
                 if part.ceiling is not None:
@@ -755,6 +751,8 @@ class MemoryGovernor:
             elif part.ceiling is None or abs(aim - part.ceiling) > NOISE * part.ceiling:
                 grows = part.ceiling is not None and aim > part.ceiling
                 self._set(part, obj, int(aim), int(aim), "grow" if grows else "limit", why)
+        # Once they are back, limits follow the headroom.
+        self._recovering = level >= HIGH or (self._recovering and not recovered)
 
     def _set(
         self, part: _Part, obj: Any, limit: int | None, ceiling: int | None, action: str, why: str
@@ -763,9 +761,9 @@ class MemoryGovernor:
         part.ceiling = ceiling
         try:
             obj.resize(memory_limit=limit)
-        except Exception:
+        except Exception as error:
             part.ceiling = before
-            self._failed(part, "resize")
+            self._failed(part, "resize", error)
             return
         self._did(action, why)
         if part.gone:
@@ -786,7 +784,9 @@ class MemoryGovernor:
         returned = look.used - after.used
         self._collections.done(now, now - began, returned > WORTH_IT * look.limit)
         self._did("collect", why, 0, returned)
-        return after
+        # What it has freed is all over the heap.
+        self._trims.again = -math.inf
+        return self._hand_back(parts, after, CRITICAL, why)
 
     def _hand_back(self, parts: list[tuple[_Part, Any]], look: _Look, level: int, why: str) -> _Look:
         """Have the allocator return what it holds free, where that is likely to be something."""
@@ -811,16 +811,13 @@ class MemoryGovernor:
         return after
 
     def _pause(self, parts: list[tuple[_Part, Any]], why: str) -> None:
-        if not threading.main_thread().is_alive():
-            # The interpreter is ending, and joins those who would wait.
-            return
         for part, obj in parts:
             if part.pauses and not part.paused and not part.gone:
                 try:
                     # A buffer that somebody else has paused is theirs to resume.
                     part.paused = obj.pause(wait=self._wait) is not False
-                except Exception:
-                    self._failed(part, "pause")
+                except Exception as error:
+                    self._failed(part, "pause", error)
                     continue
                 if part.paused:
                     self._did("pause", why)
@@ -847,24 +844,17 @@ class MemoryGovernor:
     def _next_look(
         self, parts: list[tuple[_Part, Any]], look: _Look, level: int, growth: float, took: float
     ) -> float:
-        """Seconds: in a quarter of the time in which the next level could be reached, and half of the time at most."""
-        if level == NORMAL:
-            limited = [part for part, _ in parts if part.ceiling is not None]
-            if not limited:
-                return math.inf
-            headroom = max(0.0, -look.over(SIZED_FOR)) / self._overhead
-            # One that could have more, and shall have it step by step.
-            recovering = any(
-                part.ceiling < 0.98 * min(part.high + headroom, part.own or self._limit)
-                for part in limited
-                if part.ceiling is not None
-            )
-            return RECOVERY_SECONDS if recovering else IDLE_SECONDS[NORMAL]
+        """Seconds: until a quarter of the way to what matters next could be behind us, and half of the time at most."""
+        limited = [part for part, _ in parts if part.ceiling is not None]
+        if level == NORMAL and not limited:
+            return math.inf
         wait = IDLE_SECONDS[level]
-        if growth > 0:
-            mark = MARKS[level + 1] if level < EMERGENCY else 1.0
-            if look.share < SIZED_FOR:
-                mark = SIZED_FOR
+        for part in limited if self._headroom > NOISE * look.limit else ():
+            left = (part.ceiling or 0) - part.nbytes
+            if 0 < left < part.growth * wait:
+                wait = max(LEAST_SECONDS, 0.25 * left / part.growth)
+        if growth > 0 and level > NORMAL:
+            mark = SIZED_FOR if look.share < SIZED_FOR else (*MARKS, 1.0)[level + 1]
             wait = min(wait, max(LEAST_SECONDS, 0.25 * -look.over(mark) / growth))
         return max(wait, took)
 
@@ -879,58 +869,59 @@ class MemoryGovernor:
             self._restore = False
             _governors.add(self)
         _find_malloc_trim()
-        self._listen()
         self._wake()
 
     def _listen(self) -> None:
-        """Have a monitor call when the level changes; with nothing to act on, none is asked."""
-        if not self._parts and self._on_emergency is None:
-            return
-        monitor = self._given_monitor
-        for part in list(self._parts.values()):
-            if monitor is None and part.monitor:
-                monitor = part.reference()
-        if monitor is None:
-            monitor = self._monitor
-        if monitor is None:
-            monitor = self._new_monitor()
-        if monitor is self._monitor:
-            return
-        old, own = self._monitor, self._monitor_started
-        self._monitor = monitor
-        called = _calls(self)
-        self._listening = called
-        for level in LEVELS:
-            with contextlib.suppress(ValueError):
-                monitor.on_pressure(level, called)
-        if not getattr(monitor, "running", False):
-            self._monitor_started = True
-            monitor.start()
-        else:
-            self._monitor_started = False
-        if old is not None and own:
-            old.stop()
+        """Have a monitor call when the level changes."""
+        with self._state:
+            if self._attaching or not self._running:
+                return
+            self._attaching = True
+        try:
+            monitor = self._given_monitor
+            for part in list(self._parts.values()):
+                if monitor is None and part.monitor:
+                    monitor = part.reference()
+            if monitor is None:
+                monitor = self._monitor or _monitor.AdaptiveMemoryMonitor(
+                    limit=self._limit if self._bounded else None
+                )
+            if monitor is not self._monitor:
+                self._detach()
+                called = _calls(self)
+                self._monitor = monitor
+                self._removals = [monitor.on_pressure(level, called) for level in LEVELS]
+                self._monitor_started = not _is_running(monitor)
+                if self._monitor_started:
+                    monitor.start()
+        finally:
+            self._attaching = False
 
-    def _new_monitor(self) -> Any:
-        from synthex_fast.monitor import AdaptiveMemoryMonitor
-
-        return AdaptiveMemoryMonitor(memory_limit=self._limit if self._bounded else None)
+    def _detach(self) -> None:
+        """Leave the monitor as it was found."""
+        monitor, self._monitor = self._monitor, None
+        removals, self._removals = self._removals, []
+        try:
+            for remove in removals:
+                remove()
+            if monitor is not None and self._monitor_started:
+                monitor.stop()
+        except Exception as error:
+            _report(error, monitor)
 
     def _wake(self) -> None:
-        """Look as soon as may be, in the governor's own thread."""
-        if not self._running:
-            return
-        if self._monitor is None:
+        """Look as soon as may be, in the governor's own thread; with nothing to act on there is none."""
+        if self._running and (self._parts or self._on_emergency is not None):
             self._listen()
-        self._plan(0.0)
+            self._plan(0.0)
 
     def _plan(self, seconds: float) -> None:
         with self._state:
-            if not self._running or _over:
-                return
-            if seconds == math.inf and self._thread is None:
+            if not self._running:
                 return
             self._due = time.monotonic() + seconds
+            if seconds == math.inf or _over or _forking:
+                return
             if self._thread is None or not self._thread.is_alive():
                 self._start_thread()
             else:
@@ -958,26 +949,20 @@ class MemoryGovernor:
                 self._due = math.inf
             try:
                 self.check()
-            except Exception:
-                _report(self)
+            except Exception as error:
+                _report(error, self)
                 with self._state:
                     self._due = min(self._due, time.monotonic() + IDLE_SECONDS[WARNING])
 
     def stop(self) -> None:
         """Act no more, and give every part back what was its own: its limit, and its buffers resumed."""
         with self._state:
-            running, self._running = self._running, False
+            self._running = False
             _governors.discard(self)
             thread, self._thread = self._thread, None
-            monitor, self._monitor = self._monitor, None
-            self._listening = None
             self._restore = True
             self._state.notify_all()
-        if running and monitor is not None and self._monitor_started:
-            try:
-                monitor.stop()
-            except Exception:
-                _report(monitor)
+        self._detach()
         if thread is not None and thread is not threading.current_thread():
             # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
             thread.join(1.0)
@@ -1018,15 +1003,16 @@ class MemoryGovernor:
         ``returned`` (what memory fell by), ``seconds_ago`` and ``why``. ``note`` says where there is nothing to do.
         """
         look = self._look()
-        parts = self._weigh()
         now = self._clock()
-        total = sum(part.nbytes for part, _ in parts)
+        total = 0
         components = {}
-        for part, obj in parts:
+        for part, obj in self._alive():
+            size = self._size(part, obj)
+            total += size
             limit = _limit_of(obj) if part.limited else None
             components[part.name] = {
                 "type": part.kind,
-                "nbytes": part.nbytes,
+                "nbytes": size,
                 "weight": part.weight,
                 "memory_limit": limit,
                 "own_limit": limit if part.ceiling is None or limit != part.ceiling else part.own,
@@ -1121,42 +1107,63 @@ def _calls(governor: MemoryGovernor) -> Callable[..., None]:
 
     def pressed(*_: object) -> None:
         governor = reference()
-        if governor is not None and governor._running and governor._listening is pressed:
+        if governor is not None and governor._running:
             governor.check()
 
     return pressed
 
 
+def _is_running(monitor: Any) -> bool:
+    try:
+        return bool(monitor.stats["running"])
+    except Exception:
+        return bool(getattr(monitor, "running", False))
+
+
 # Every running governor; its thread refers to it as well.
 _governors: set[MemoryGovernor] = set()
 _over = False
+_forking = False
+_held: list[threading.Condition] = []
 
 
 def _before_fork() -> None:
     """End the threads, so that a preloading server forks a process that has none."""
+    global _forking
+    _forking = True
     for governor in list(_governors):
         with governor._state:
             thread, governor._thread = governor._thread, None
             governor._state.notify_all()
         if thread is not None and thread is not threading.current_thread():
+            # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
             thread.join(1.0)
+    # Nobody holds them at the fork but this thread, so that the child can let them go.
+    _held.extend(governor._state for governor in list(_governors))
+    for state in _held:
+        state.acquire()
 
 
 def _after_fork() -> None:
+    global _forking
+    _forking = False
+    while _held:
+        _held.pop().release()
     for governor in list(_governors):
         # Without a thread to be had, the monitor's next call tries again.
         with contextlib.suppress(Exception):
-            governor._plan(0.0)
+            governor._plan(max(0.0, governor._due - time.monotonic()))
 
 
 def _after_fork_in_child() -> None:
     me = threading.get_ident()
     for governor in list(_governors):
-        governor._state = threading.Condition()
         governor._thread = None
-        # A thread of the parent's was at it.
-        if governor._actor != me:
+        governor._attaching = False
+        # A thread of the parent's was at it, and had put off the next look until it was done.
+        if governor._actor not in (None, me):
             governor._actor = None
+            governor._due = 0.0
     _after_fork()
 
 
