@@ -1287,7 +1287,9 @@ def test_a_fork_inside_a_callback():
     try:
         made.check()
         machine.base = 10 * MB
-        good = made.check() == "normal" and not buffer.paused
+        # In either process a thread may be at it.
+        eventually(lambda: made.check() == "normal")
+        good = not buffer.paused
         made.stop()
     finally:
         if children and children[0] == 0:
@@ -1476,7 +1478,7 @@ class GovernorMachine(RuleBasedStateMachine):
             assert len(stats["components"]) == len(self.parts) + 1
 
 
-GovernorMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
+GovernorMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
 TestGovernorMachine = GovernorMachine.TestCase
 
 
