@@ -1187,7 +1187,7 @@ def test_many_threads(hammer, unraisable):
         else:
             shared[turn % 3][turn] = bytes(1000)
 
-    hammer(8, work, iterations=60)
+    hammer(8, work, iterations=200)
     made.stop()
     buffer.resume()
     assert [d.memory_limit for d in shared] == [50 * MB] * 3

@@ -73,6 +73,8 @@ RECOVERY_STEP = 0.1
 # How often memory is looked at, by level: at least, and at most when it grows fast.
 IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
 LEAST_SECONDS = 0.02
+# In how many seconds the fastest growth seen counts half.
+FORGET_SECONDS = 5.0
 # A collection, or malloc_trim, that gave back less than this share of the limit is asked for less often.
 WORTH_IT = 0.005
 GAP_SECONDS = 1.0
@@ -189,11 +191,11 @@ class _Pace:
     __slots__ = ("again", "gap")
 
     def __init__(self) -> None:
-        self.gap = GAP_SECONDS
+        self.gap = 0.0
         self.again = -math.inf
 
     def done(self, now: float, seconds: float, worth_it: bool) -> None:
-        self.gap = GAP_SECONDS if worth_it else min(2 * self.gap, MOST_GAP_SECONDS)
+        self.gap = 0.0 if worth_it else min(max(GAP_SECONDS, 2 * self.gap), MOST_GAP_SECONDS)
         self.again = now + max(seconds, self.gap)
 
 
@@ -322,6 +324,7 @@ class MemoryGovernor:
         # Reentrant: a finaliser may run wherever Python code does, in here too, and each step leaves all sound.
         self._state = threading.Condition()
         self._actor: int | None = None
+        self._turn = 0
         self._again = False
         self._restore = False
         self._emergency = False
@@ -337,8 +340,10 @@ class MemoryGovernor:
     def _forget(self) -> None:
         """Begin to learn anew."""
         self._level = NORMAL
-        self._last: _Look | None = None
         self._interval = math.inf
+        # Bytes a second, and the bytes and the time from which a rise is reckoned.
+        self._fastest = 0.0
+        self._rising_from: tuple[float, float] = (math.inf, 0.0)
         self._looked_at = -math.inf
         self._limits_at = self._clock()
         self._overhead = OVERHEAD
@@ -413,6 +418,7 @@ class MemoryGovernor:
             return False
         self._parts.pop(id(obj), None)
         part.gone = True
+        self._wait_for_actor()
         self._let_be(part, obj)
         return True
 
@@ -470,23 +476,23 @@ class MemoryGovernor:
             self._actor = me
         inside, _acting.inside = getattr(_acting, "inside", False), True
         try:
-            late = True
-            for _ in range(ROUNDS):
+            rounds = 0
+            while True:
                 self._again = False
-                if self._restore:
+                released = self._restore
+                if released:
                     self._release()
                 else:
                     self._step()
+                rounds += 1
                 with self._state:
-                    late = self._again or self._restore
-                    if not late:
-                        self._actor = None
+                    # What was asked for before it was stopped is over.
+                    late = self._again and not released
+                    if not self._restore and (not late or rounds >= ROUNDS):
+                        self._leave()
                         break
             with self._state:
-                if self._actor == me:
-                    self._actor = None
-                emergency = self._emergency and self._on_emergency is not None
-                self._emergency = False
+                emergency, self._emergency = self._emergency, False
             self._plan(0.0 if late else self._interval)
             if emergency:
                 self._call_for_help()
@@ -494,8 +500,21 @@ class MemoryGovernor:
             _acting.inside = inside
             with self._state:
                 if self._actor == me:
-                    self._actor = None
+                    self._leave()
         return LEVELS[self._level]
+
+    def _leave(self) -> None:
+        self._actor = None
+        self._turn += 1
+        self._state.notify_all()
+
+    def _wait_for_actor(self) -> None:
+        """Let another thread finish what it is doing to the parts."""
+        with self._state:
+            turn = self._turn
+            if self._actor != threading.get_ident():
+                # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
+                self._state.wait_for(lambda: self._actor is None or self._turn != turn, 1.0)
 
     def _call_for_help(self) -> None:
         # Nothing is held here: while it takes its time, other threads go on governing.
@@ -565,7 +584,7 @@ class MemoryGovernor:
         for part, obj in parts:
             before, part.nbytes = part.nbytes, self._size(part, obj)
             part.growth = max(0.0, (part.nbytes - before) / elapsed) if elapsed > 0 else part.growth
-        growth = self._growth(look, now)
+        self._measure(look, now)
         was, self._level = self._level, self._classify(look)
         level = self._level
         self._age(parts, look, now)
@@ -593,15 +612,19 @@ class MemoryGovernor:
         level = self._level = self._classify(look)
         if level < EMERGENCY or ending:
             self._resume(parts, f"{look.share:.1%} of {look.limit:,} bytes in use")
-        self._last, self._looked_at = look, now
-        self._interval = self._next_look(parts, look, level, growth, self._clock() - now)
+        self._looked_at = now
+        self._interval = self._next_look(parts, look, level, self._clock() - now)
 
-    def _growth(self, look: _Look, now: float) -> float:
-        """Bytes a second since the last look, 0 where memory fell."""
-        last = self._last
-        if last is None or now <= self._looked_at or last.limit != look.limit:
-            return 0.0
-        return max(0.0, (look.used - last.used) / (now - self._looked_at))
+    def _measure(self, look: _Look, now: float) -> None:
+        """How fast memory has lately grown, in steps that are more than noise; what it has done, it may do again."""
+        elapsed = max(0.0, now - self._looked_at)
+        self._fastest *= 0.5 ** min(elapsed / FORGET_SECONDS, 100.0)
+        used, since = self._rising_from
+        if look.used - used > NOISE * look.limit and now > since:
+            self._fastest = max(self._fastest, (look.used - used) / (now - since))
+            self._rising_from = (look.used, now)
+        elif look.used < used:
+            self._rising_from = (look.used, now)
 
     def _age(self, parts: list[tuple[_Part, Any]], look: _Look, now: float) -> None:
         """What each cache has lately come to, and memory as a whole.
@@ -767,7 +790,8 @@ class MemoryGovernor:
             return
         self._did(action, why)
         if part.gone:
-            # Unregistered meanwhile, in another thread or by what the eviction ran.
+            # Unregistered meanwhile, by what the eviction ran or in another thread, which did not wait for ever.
+            part.ceiling = ceiling
             self._let_be(part, obj)
 
     def _collect(self, parts: list[tuple[_Part, Any]], look: _Look, why: str) -> _Look:
@@ -841,21 +865,17 @@ class MemoryGovernor:
         entry.last = self._clock()
         entry.why = why
 
-    def _next_look(
-        self, parts: list[tuple[_Part, Any]], look: _Look, level: int, growth: float, took: float
-    ) -> float:
+    def _next_look(self, parts: list[tuple[_Part, Any]], look: _Look, level: int, took: float) -> float:
         """Seconds: until a quarter of the way to what matters next could be behind us, and half of the time at most."""
         limited = [part for part, _ in parts if part.ceiling is not None]
-        if level == NORMAL and not limited:
-            return math.inf
-        wait = IDLE_SECONDS[level]
+        wait = math.inf if level == NORMAL and not limited else IDLE_SECONDS[level]
         for part in limited if self._headroom > NOISE * look.limit else ():
             left = (part.ceiling or 0) - part.nbytes
             if 0 < left < part.growth * wait:
                 wait = max(LEAST_SECONDS, 0.25 * left / part.growth)
-        if growth > 0 and level > NORMAL:
-            mark = SIZED_FOR if look.share < SIZED_FOR else (*MARKS, 1.0)[level + 1]
-            wait = min(wait, max(LEAST_SECONDS, 0.25 * -look.over(mark) / growth))
+        mark = SIZED_FOR if level == WARNING and look.share < SIZED_FOR else (*MARKS, 1.0)[level + 1]
+        if 0 < -look.over(mark) < self._fastest * min(wait, 4 * IDLE_SECONDS[NORMAL]):
+            wait = min(wait, max(LEAST_SECONDS, 0.25 * -look.over(mark) / self._fastest))
         return max(wait, took)
 
     # Running
@@ -964,10 +984,10 @@ class MemoryGovernor:
             self._state.notify_all()
         self._detach()
         if thread is not None and thread is not threading.current_thread():
-            # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
             thread.join(1.0)
         # Whoever is acting at this moment does it instead.
         self.check()
+        self._wait_for_actor()
 
     def _release(self) -> None:
         self._restore = False
