@@ -32,7 +32,9 @@ class BatchTooLargeError(ArgumentValueError):
 
 
 class ValueTooLargeError(ArgumentValueError):
-    """A key and value weigh more than the dict's whole ``memory_limit``; the dict is unchanged."""
+    """A key and value weigh more than the dict's whole ``memory_limit``, or a query has more answers than a collector
+    keeps; nothing was changed.
+    """
 
 
 class BufferFullError(SynthexFastError, OverflowError):
