@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +140,19 @@ class TestArguments:
             (["validate", "--json", ""], "can't write"),
             (["validate", "--sec", "5"], "--sec"),
             (["validate", "surplus"], "surplus"),
+            (["node-flags", "--memory-limit", "much"], "not 'much'"),
+            (["node-flags", "--memory-limit", "0"], "not '0'"),
+            (["node-flags", "--memory-limit=-5MB"], "not '-5MB'"),
+            (["node-flags", "--memory-limit", "999999GB"], "the host's memory"),
+            (["node-flags", "--memory-limit", "120%"], "not '120%'"),
+            (["node-flags", "--memory-limit", "20MB"], "32 MB or more"),
+            (["node-flags", "--memory-limit", "x\ny"], "memory_limit"),
+            (["node-flags", "--share", "0"], "above 0 and up to 1, not '0'"),
+            (["node-flags", "--share", "1.5"], "not '1.5'"),
+            (["node-flags", "--share", "nan"], "not 'nan'"),
+            (["node-flags", "--share", "most"], "not 'most'"),
+            (["node-flags", "--sh", "0.5"], "--sh"),
+            (["node-flags", "surplus"], "surplus"),
         ],
     )
     def test_bad_ones_end_in_one_line_and_2(self, arguments, complaint, capsys):
@@ -188,6 +203,60 @@ class TestArguments:
             check=True,
         )
         assert shown.stdout.strip() == "set()"
+
+
+class TestNodeFlags:
+    def test_they_are_one_line_fit_for_a_command(self, capsys):
+        from synthex_fast import node_heap_flags
+
+        assert cli.main(["node-flags", "--memory-limit", "512MB"]) == 0
+        assert capsys.readouterr().out == "--max-old-space-size=336 --max-semi-space-size=16\n"
+        assert cli.main(["node-flags"]) == 0
+        assert capsys.readouterr().out.split() == node_heap_flags()
+
+    @pytest.mark.parametrize("size", ["536870912", "524288KB", "512MB", "0.5GB", "512mib"])
+    def test_sizes_are_read_as_bytes_kb_mb_gb(self, size, capsys):
+        assert cli.main(["node-flags", "--memory-limit", size, "--share", "0.5"]) == 0
+        assert capsys.readouterr().out == "--max-old-space-size=232 --max-semi-space-size=8\n"
+
+    def test_a_percentage_is_of_the_container_or_host(self, capsys):
+        from synthex_fast import node_options
+
+        assert cli.main(["node-flags", "--memory-limit", "50%"]) == 0
+        assert capsys.readouterr().out == node_options("50%") + "\n"
+
+    def test_the_environments_form(self, capsys):
+        assert cli.main(["node-flags", "--memory-limit", "512MB", "--env"]) == 0
+        assert capsys.readouterr().out == "NODE_OPTIONS=--max-old-space-size=336 --max-semi-space-size=16\n"
+
+    @pytest.mark.skipif(shutil.which("node") is None or os.name == "nt", reason="needs node and a shell")
+    @pytest.mark.parametrize("form", ["$({}) ", "", 'env "$({} --env)" '])
+    def test_the_shell_hands_them_to_node(self, form):
+        flags = f"{shlex.join(COMMAND)} node-flags --memory-limit 512MB"
+        code = shlex.quote("require('v8').getHeapStatistics().heap_size_limit")
+        if form.startswith("$"):
+            line = f"node {form.format(flags)} -p {code}"
+        elif form:
+            line = f"{form.format(flags)} node -p {code}"
+        else:
+            line = f'export "$({flags} --env)" && node -p {code}'
+        shown = subprocess.run(
+            ["sh", "-c", line], capture_output=True, text=True, env=_environment(), check=True, timeout=60
+        )
+        assert int(shown.stdout) == 384 * 2**20
+
+    def test_it_starts_without_what_it_does_not_need(self):
+        code = (
+            "import sys\n"
+            "from synthex_fast import cli\n"
+            "cli.main(['node-flags', '--memory-limit', '512MB'])\n"
+            "heavy = {'numpy', 'rich', 'pydantic', 'asyncio', 'logging', 'synthex_fast.validate.rounds'}\n"
+            "print(sorted(heavy & set(sys.modules)))"
+        )
+        shown = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), check=True
+        )
+        assert shown.stdout.splitlines()[-1] == "[]"
 
 
 class Running:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from synthex_fast.kinds import QueryPriority as QueryPriority
     from synthex_fast.kinds import QueryType as QueryType
     from synthex_fast.monitor import AdaptiveMemoryMonitor as AdaptiveMemoryMonitor
+    from synthex_fast.node import node_heap_flags as node_heap_flags
+    from synthex_fast.node import node_options as node_options
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ _LATER: dict[str, str] = {
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
     "ResponseCollector": "synthex_fast.collector",
+    "node_heap_flags": "synthex_fast.node",
+    "node_options": "synthex_fast.node",
 }
 
 __all__ = [

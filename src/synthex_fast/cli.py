@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"synthex-fast {synthex_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_validate(commands)
+    _add_node_flags(commands)
     return parser
 
 
@@ -79,6 +80,55 @@ def _add_validate(commands) -> None:
         "--json", type=_writable, metavar="FILE", help="write everything that was measured to FILE as well"
     )
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
+
+
+def _add_node_flags(commands) -> None:
+    node_flags = commands.add_parser(
+        "node-flags",
+        help="print heap flags for a Node process that shares the container",
+        description="Prints V8 flags, sized from a memory limit, on one line: node $(synthex-fast node-flags) app.js",
+        allow_abbrev=False,
+    )
+    node_flags.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="bytes, or a size like 512MB or 2GB, or a percentage of the container's limit like 80%% "
+        "(default: the container's limit, or the host's memory where there is none)",
+    )
+    node_flags.add_argument(
+        "--share",
+        type=_share,
+        metavar="S",
+        default=0.75,
+        help="the part of it for Node's heap (default: 0.75)",
+    )
+    node_flags.add_argument(
+        "--env",
+        action="store_true",
+        help='print NODE_OPTIONS=..., as in: env "$(synthex-fast node-flags --env)" node app.js',
+    )
+    node_flags.set_defaults(run=lambda parsed, _: _node_flags(node_flags, parsed))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and up to 1, not {text!r}")
+    return share
+
+
+def _node_flags(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
+    from synthex_fast.node import node_options
+
+    try:
+        options = node_options(parsed.memory_limit, share=parsed.share)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"NODE_OPTIONS={options}" if parsed.env else options)
+    return 0
 
 
 def _known_arms() -> tuple[str, ...]:
