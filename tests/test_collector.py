@@ -1276,3 +1276,11 @@ def test_the_name_loads_on_first_use():
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     assert shown.stdout.split() == ["synthex_fast.collector", "False", "False"]
+
+
+def test_the_examples_say_what_happens():
+    import doctest
+
+    import synthex_fast.collector
+
+    assert doctest.testmod(synthex_fast.collector).failed == 0

@@ -222,3 +222,12 @@ def test_too_small_a_container_says_what_is_needed():
         ArgumentValueError, match=r"memory_limit must be 32 MB or more after the share of 0\.75"
     ):
         node_heap_flags(readings=Host(40 * MB))
+
+
+def test_the_examples_say_what_happens():
+    import doctest
+
+    import synthex_fast.node
+
+    # The examples name sizes that any host has.
+    assert doctest.testmod(synthex_fast.node).failed == 0
