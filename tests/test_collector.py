@@ -23,6 +23,7 @@ from synthex_fast.errors import (
     ArgumentValueError,
     BatchTooLargeError,
     BufferFullError,
+    BufferPausedError,
     CollectorClosedError,
     OwnerGoneError,
     ValueTooLargeError,
@@ -592,6 +593,37 @@ def test_trim_frees_though_the_handler_fails():
     assert collector.buffered == 5
 
 
+def test_a_pause_lets_nothing_into_either_part():
+    collector = ResponseCollector()
+    assert collector.pause(wait=False) is True
+    assert collector.paused
+    with pytest.raises(BufferPausedError):
+        collector.add(answer())
+    assert both(collector) == ({}, 0)
+    assert collector.resume() is True
+    collector.add(answer())
+    assert both(collector)[1] == 1
+
+
+def test_an_addition_waits_for_the_end_of_a_pause_before_it_changes_anything():
+    collector = ResponseCollector(max_queries=1)
+    collector.add(answer("q1"))
+    collector.pause()
+    thread = threading.Thread(target=collector.add, args=(answer("q2"),))
+    thread.start()
+    end = time.monotonic() + 30
+    while not collector.stats["waited"] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert list(collector) == ["q1"]
+    collector.resume()
+    thread.join(30)
+    assert list(collector) == ["q2"]
+    collector.close()
+    assert not collector.pause()
+    assert not collector.resume()
+    assert not ResponseCollector().paused
+
+
 def test_resize():
     collector = ResponseCollector()
     for n in range(10):
@@ -780,6 +812,20 @@ def test_a_handler_of_the_collector_itself_is_no_cycle(no_gc):
     assert collector.flush() == collector.handed == [held]
     gone = weakref.ref(collector)
     del collector
+    assert gone() is None
+
+
+def test_a_handler_of_the_owner_written_in_c_is_no_cycle_either(no_gc):
+    class Handed(list):
+        pass
+
+    owner = Handed()
+    owner.collector = ResponseCollector(owner, on_flush=owner.append)
+    owner.collector.add(held := answer())
+    owner.collector.flush()
+    assert owner == [[held]]
+    gone = weakref.ref(owner)
+    del owner
     assert gone() is None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from _thread import RLock
+from functools import partial
 from itertools import islice
 from operator import index
 from weakref import ref
@@ -27,7 +28,7 @@ from synthex_fast.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Literal, NoReturn, Self, SupportsFloat, SupportsIndex
 
     from synthex_fast._slab import Aggregate, AggregateRow, Columns
@@ -133,7 +134,7 @@ class ResponseCollector:
         holder: Callable[[], object] = tuple
         if owner is not None:
             try:
-                holder = ref(owner, _end_with(ref(self)))
+                holder = ref(owner, partial(_owner_gone, ref(self)))
             except TypeError:
                 allowed = "an object that can be referred to weakly (with __slots__: one named __weakref__), or None"
                 raise type_error("owner", owner, allowed) from None
@@ -149,7 +150,12 @@ class ResponseCollector:
         )
         for anchor in (owner, self):
             if anchor is not None and getattr(on_flush, "__self__", None) is anchor:
-                on_flush = _method_of(ref(anchor), on_flush)
+                function = getattr(on_flush, "__func__", None)
+                if function is None:
+                    # A method written in C, such as append.
+                    function = getattr(type(anchor), getattr(on_flush, "__name__", ""), None)
+                if function is not None:
+                    on_flush = partial(_call_method, ref(anchor), function)
                 break
         buffer = ResponseBuffer(capacity, max_batch, flush_threshold=flush_threshold, on_flush=on_flush)
         self._max_per_query = float("inf") if most is None else most
@@ -197,7 +203,7 @@ class ResponseCollector:
             return 0
         # All that the buffer may refuse it refuses now, before anything is evicted for the sake of these.
         query = buffer._admit(batch)
-        groups: list[tuple[str, tuple[PooledExpertResponse, ...]]]
+        groups: list[tuple[str, Sequence[PooledExpertResponse]]]
         groups = [(query, batch)] if type(query) is str else self._grouped(query, batch)
         due = self._add(buffer, groups, batch)
         if self._ended is not None:
@@ -211,7 +217,7 @@ class ResponseCollector:
     def _add(
         self,
         buffer: ResponseBuffer,
-        groups: list[tuple[str, tuple[PooledExpertResponse, ...]]],
+        groups: list[tuple[str, Sequence[PooledExpertResponse]]],
         batch: tuple[PooledExpertResponse, ...],
     ) -> bool:
         """Both parts or neither; whether the buffer is due to be flushed."""
@@ -249,7 +255,7 @@ class ResponseCollector:
 
     def _grouped(
         self, queries: list[str] | str, batch: tuple[PooledExpertResponse, ...]
-    ) -> list[tuple[str, tuple[PooledExpertResponse, ...]]]:
+    ) -> list[tuple[str, Sequence[PooledExpertResponse]]]:
         """The batch by query, if each can be filed: the first ones must not evict others when the last one fails."""
         groups: dict[str, list[PooledExpertResponse]] = {}
         for query_id, response in zip(queries, batch, strict=True):
@@ -261,7 +267,7 @@ class ResponseCollector:
             self._check_count(query_id, (len(before) if before else 0) + len(answers))
             if limit is not None:
                 scale[query_id] = before + answers if before else answers
-        return [(query_id, tuple(answers)) for query_id, answers in groups.items()]
+        return list(groups.items())
 
     def _check_count(self, query_id: str, count: int) -> None:
         if count > self._max_per_query:
@@ -313,9 +319,7 @@ class ResponseCollector:
         finally:
             del error
 
-    def _take_back(
-        self, query_id: str, answers: list[PooledExpertResponse] | tuple[PooledExpertResponse, ...]
-    ) -> None:
+    def _take_back(self, query_id: str, answers: Sequence[PooledExpertResponse]) -> None:
         """Undo `_file`. What was evicted since is gone already; what came behind stays."""
         try:
             with self._lock():
@@ -324,9 +328,7 @@ class ResponseCollector:
             # Even making a list shorter can fail. Then all go, as if evicted, rather than some that don't belong.
             self._answers.pop(query_id, None)
 
-    def _remove(
-        self, query_id: str, answers: list[PooledExpertResponse] | tuple[PooledExpertResponse, ...]
-    ) -> None:
+    def _remove(self, query_id: str, answers: Sequence[PooledExpertResponse]) -> None:
         """Take the run of these very objects that is nearest to the end out of the query's list; the lock is held.
 
         Others only append, and whoever interrupts this thread has undone or finished what it did before it returns:
@@ -631,30 +633,23 @@ def _nobody() -> None:
     """In the place of the owner's weak reference, once the collector is closed."""
 
 
-def _end_with(collector: ref[ResponseCollector]) -> Callable[[object], None]:
+def _owner_gone(collector: ref[ResponseCollector], _owner: object) -> None:
     """What runs when the owner goes. It must not keep the collector, nor mind one that is gone or half made."""
-
-    def end(_owner: object) -> None:
-        self = collector()
-        if self is not None and hasattr(self, "_answers"):
-            self._end()
-
-    return end
+    self = collector()
+    if self is not None and hasattr(self, "_answers"):
+        self._end()
 
 
-def _method_of(
-    anchor: ref[object], method: Callable[[list[PooledExpertResponse]], object] | None
-) -> Callable[[list[PooledExpertResponse]], object]:
-    """The method, without keeping what it is a method of."""
-    function = method.__func__  # type: ignore[union-attr]
-
-    def call(responses: list[PooledExpertResponse]) -> object:
-        self = anchor()
-        if self is None:
-            raise OwnerGoneError("the object whose method was to take these responses is gone")
-        return function(self, responses)
-
-    return call
+def _call_method(
+    anchor: ref[object],
+    function: Callable[[Any, list[PooledExpertResponse]], object],
+    responses: list[PooledExpertResponse],
+) -> object:
+    """A method as a handler, without keeping what it is a method of."""
+    self = anchor()
+    if self is None:
+        raise OwnerGoneError("the object whose method was to take these responses is gone")
+    return function(self, responses)
 
 
 def _positive(name: str, value: SupportsIndex | None) -> int | None:
