@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -942,6 +943,77 @@ def test_a_handler_that_fails_at_the_end_leaves_the_collector_open():
         collector.flush()
 
 
+def test_two_threads_may_close_it():
+    """The one that comes second must not take from under the first what its handler may yet refuse."""
+    at_work, go_on = threading.Event(), threading.Event()
+    errors = []
+
+    def handler(_):
+        at_work.set()
+        assert go_on.wait(30)
+        if not errors:
+            raise OSError("down")
+
+    def close():
+        try:
+            collector.close()
+        except OSError as error:
+            errors.append(error)
+
+    collector = ResponseCollector(on_flush=handler)
+    collector.add(answer())
+    threads = [threading.Thread(target=close) for _ in range(2)]
+    threads[0].start()
+    assert at_work.wait(30)
+    threads[1].start()
+    time.sleep(0.02)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(errors) == 1
+    assert collector.stats["flushed"] == 1
+    assert collector.stats["abandoned"] == 0
+
+
+def test_a_process_ends_quietly_with_a_collector_alive():
+    code = """
+import atexit, sys, threading
+from synthex_fast import PooledExpertResponse, ResponseCollector
+
+class Service:
+    def __init__(self):
+        self.collector = ResponseCollector(self, on_flush=self.take)
+        self.me = self
+    def take(self, responses):
+        pass
+
+service = Service()
+sys.late = ResponseCollector(Service)
+started = threading.Event()
+
+def work():
+    while True:
+        service.collector.add_batch([PooledExpertResponse("q", "e", metadata={"c": service}) for _ in range(5)])
+        sys.late.add(PooledExpertResponse("q", "e"))
+        sys.late.flush()
+        service.collector.pop("q")
+        sys.late.pop("q")
+        started.set()
+
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+assert started.wait(30)
+atexit.register(service.collector.close)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    # The threads are told that it is closed: they may say so, and nothing else may go wrong.
+    assert ended.returncode == 0, ended.stderr
+    assert "Fatal" not in ended.stderr
+
+
 def test_closing_when_the_owner_goes_meanwhile():
     owners = [Owner()]
     collector = ResponseCollector(owners[0], on_flush=lambda _: owners.clear())
@@ -1309,8 +1381,6 @@ TestAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, de
 
 
 def test_the_name_loads_on_first_use():
-    import subprocess
-
     code = (
         "import sys, synthex_fast\n"
         "assert 'synthex_fast.collector' not in sys.modules\n"

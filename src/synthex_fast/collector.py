@@ -109,7 +109,8 @@ class ResponseCollector:
     _holder: Callable[[], object]
     # Counts as they were at the end, once there was one.
     _ended: dict[str, int] | None
-    # By the number of forks: a lock that another thread held in the parent is never released in the child.
+    # By the number of forks, for closing by its complement: what another thread held in the parent is never
+    # released in the child.
     _locks: dict[int, Any]
 
     def __init__(
@@ -356,9 +357,11 @@ class ResponseCollector:
             # It is gone meanwhile, or can't be weighed now: its account is then too high, not too low.
             pass
 
-    def _lock(self) -> Any:
-        lock = self._locks.get(_forks)
-        return self._locks.setdefault(_forks, _new_lock()) if lock is None else lock
+    def _lock(self, closing: bool = False) -> Any:
+        """What guards the lists against each other's undoing; `closing`: what lets one thread at a time close."""
+        key = -1 - _forks if closing else _forks
+        lock = self._locks.get(key)
+        return self._locks.setdefault(key, _new_lock()) if lock is None else lock
 
     # Reading --------------------------------------------------------------------------------------------------
 
@@ -513,14 +516,16 @@ class ResponseCollector:
         """Hand on what is in the buffer, then let go of everything; calls after that raise `CollectorClosedError`.
 
         Without an `on_flush` what is in the buffer is let go too. If the handler raises, the collector stays open, and
-        everything in it. Closing it again, or when the owner is gone, does nothing. Nothing should be added meanwhile.
+        everything in it. Closing it again, or when the owner is gone, does nothing. Nothing should be added or
+        flushed meanwhile.
         """
-        if self._holder() is None:
-            return
-        if self._buffer.on_flush is not None:
-            self._buffer.flush()
-        self._holder = _nobody
-        self._end()
+        with self._lock(closing=True):
+            if self._holder() is None:
+                return
+            if self._buffer.on_flush is not None:
+                self._buffer.flush()
+            self._holder = _nobody
+            self._end()
 
     def __enter__(self) -> Self:
         if self._holder() is None:
