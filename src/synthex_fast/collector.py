@@ -204,9 +204,21 @@ class ResponseCollector:
             return 0
         # All that the buffer may refuse it refuses now, before anything is evicted for the sake of these.
         query = buffer._admit(batch)
-        groups: list[tuple[str, Sequence[PooledExpertResponse]]]
-        groups = [(query, batch)] if type(query) is str else self._grouped(query, batch)
-        due = self._add(buffer, groups, batch)
+        answers = list(batch)
+        if (
+            type(query) is str
+            and len(answers) <= self._max_per_query
+            and self._answers.setdefault(query, answers) is answers
+        ):
+            # The first answers to their query: the short way.
+            try:
+                due = buffer._store_batch(batch)
+            except BaseException:
+                self._take_back(query, batch)
+                raise
+        else:
+            groups = [(query, batch)] if type(query) is str else self._grouped(query, batch)
+            due = self._add(buffer, groups, batch)
         if self._ended is not None:
             # The owner went, or another thread closed the collector, while these were filed.
             self._answers.clear()
@@ -218,7 +230,7 @@ class ResponseCollector:
     def _add(
         self,
         buffer: ResponseBuffer,
-        groups: list[tuple[str, Sequence[PooledExpertResponse]]],
+        groups: Sequence[tuple[str, Sequence[PooledExpertResponse]]],
         batch: tuple[PooledExpertResponse, ...],
     ) -> bool:
         """Both parts or neither; whether the buffer is due to be flushed."""
