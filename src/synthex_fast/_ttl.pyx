@@ -1016,6 +1016,8 @@ cdef class TTLDict:
         # Keeps the value, and with it its address, to the end of the call.
         _held = owned(value)
         size = <uint64_t>weigh(self, <PyObject*>key, value)
+        # Made while nothing has changed yet: there may be no memory for it.
+        result = size
         victims.count = 0
         victims.buried = 0
         enter(self)
@@ -1039,7 +1041,7 @@ cdef class TTLDict:
         let_go(self, &victims)
         if failed:
             raise MemoryError()
-        return size
+        return result
 
     def trim(self, nbytes):
         """Evict until about `nbytes` bytes are free (due entries first); returns the bytes freed. O(entries freed).

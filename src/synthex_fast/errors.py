@@ -68,7 +68,7 @@ class TunerRunningError(SynthexFastError, RuntimeError):
 _SHOWN = 80
 
 
-def _complaint(name, value, allowed):
+def _complaint(name: str, value: object, allowed: str) -> str:
     try:
         shown = repr(value)
     except Exception:
@@ -79,7 +79,7 @@ def _complaint(name, value, allowed):
     return f"{name} must be {allowed}, not {shown} ({type(value).__name__})"
 
 
-def value_error(name, value, allowed):
+def value_error(name: str, value: object, allowed: str) -> ArgumentValueError:
     """An `ArgumentValueError` that names the argument, what came and what is allowed.
 
     >>> raise value_error("max_size", -1, "a positive integer")
@@ -89,7 +89,7 @@ def value_error(name, value, allowed):
     return ArgumentValueError(_complaint(name, value, allowed))
 
 
-def type_error(name, value, allowed):
+def type_error(name: str, value: object, allowed: str) -> ArgumentTypeError:
     """An `ArgumentTypeError` that names the argument, what came and what is allowed.
 
     >>> raise type_error("factory", 3, "callable")

@@ -307,7 +307,7 @@ def _blocks(
     least = np.full(count, np.inf)
     np.minimum.at(least, index[inside], values[inside])
     least = least[::-1]
-    middle = end - (np.arange(count)[::-1] + 0.5) * block
+    middle = end - (np.arange(count, dtype=np.float64)[::-1] + 0.5) * block
     if keep:
         return middle, least
     there = np.isfinite(least)
