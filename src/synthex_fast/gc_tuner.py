@@ -8,7 +8,7 @@ Out-of-Band GC"); letting the room under a memory limit decide when a collection
 How the work is divided. The interpreter calls the callback at the start and at the end of each collection: it
 measures, and now and then reads memory. A collection asked for in there would do nothing, so whatever is to be
 collected is collected where a request ends, in ``idle()``, or by a watcher thread that the callback wakes. The watcher
-sleeps on a lock: without collections there is no cyclic garbage, and nothing to watch.
+sleeps on a queue: without collections there is no cyclic garbage, and nothing to watch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import sys
 import sysconfig
 import threading
 import time
-from _thread import allocate_lock
 from collections import deque
+from queue import Empty, SimpleQueue
 from threading import RLock
 
 # First of all: in a forked child its descriptors are marked as the parent's before the tuner reads.
@@ -118,7 +118,7 @@ FEW_FREED = 1_000
 FRUITLESS_NS = 5_000
 # Time without collecting can be saved up for collecting, up to this: as much as Go's limiter lets it.
 CREDIT_MOST_NS = 1_000_000_000
-# The interpreter (3.12) freezes a few hundred objects of its own; gc.freeze() never so few.
+# Full collections of 3.12 move a few hundred immortal objects to those that are frozen; gc.freeze() freezes thousands.
 FROZEN_BY_INTERPRETER = 1_000 if sys.version_info[:2] == (3, 12) else 0
 
 # When a full collection is tried again for which another thread's stood in the way.
@@ -198,8 +198,8 @@ class _Pauses:
         self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
         self.counts = [0] * (3 * BUCKETS)
         self.in_request = [0] * BUCKETS
-        # Held while the watcher sleeps.
-        self.wake = allocate_lock()
+        # What the watcher sleeps on: may be put into anywhere, in the middle of a put as well.
+        self.wake: SimpleQueue[None] = SimpleQueue()
         self.callback = self._make_callback(now, glance)
         self.reset()
 
@@ -265,9 +265,8 @@ class _Pauses:
         return callback
 
     def rouse(self) -> None:
-        # Awake already, otherwise.
-        with contextlib.suppress(RuntimeError):
-            self.wake.release()
+        if self.wake.empty():
+            self.wake.put(None)
 
     def histogram(self, generation: int) -> list[int]:
         return self.counts[generation * BUCKETS : (generation + 1) * BUCKETS]
@@ -480,10 +479,13 @@ class GCTuner:
         self._started = now
         self._requests = 0
         self._serving = False
-        self._dozing = False
+        # The watcher sleeps until a request wakes it: only where no collection does.
+        self._dozing = self._switched
+        self._forked = False
         self._young = YOUNG_AT_START
         self._boundary_at = YOUNG_AT_START // 2
         self._boundary_due = 1
+        self._boundary_not_before = now
         self._boundary_requests = 1
         self._fruitless_boundaries = 0
         self._fruitless = 0
@@ -640,6 +642,8 @@ class GCTuner:
         if self._dozing:
             self._dozing = False
             pauses.rouse()
+        if self._forked:
+            self._restart_watcher()
         return epoch
 
     def _leave(self, epoch: int) -> None:
@@ -661,7 +665,9 @@ class GCTuner:
                 self._check(epoch)
             if not self._only_full:
                 young, middle, _ = self._gc.get_count()
-                if self._requests >= self._boundary_due or young >= self._boundary_at:
+                if young >= self._boundary_at or (
+                    self._requests >= self._boundary_due and now >= self._boundary_not_before
+                ):
                     self._collect_young(1 if nobody or middle > MIDDLE_WITH_REQUESTS else 0)
         except Exception as error:
             _unraisable(error, self)
@@ -803,6 +809,8 @@ class GCTuner:
         elif pause < most // 4:
             self._boundary_requests = min(self._boundary_requests * 2, REQUESTS_AT_MOST)
         self._boundary_due = self._requests + self._boundary_requests
+        # Where even one request's objects take long.
+        self._boundary_not_before = self._now() + 4 * pause
 
     def _collect_all(self, cause: int) -> int:
         """A full collection; -1 where it could not be. Held: ``_work``."""
@@ -919,6 +927,11 @@ class GCTuner:
         attention = self._glance(now)
         if self._share >= self._forced_from:
             self._arm(now)
+        if attention and self._forked:
+            # No watcher yet.
+            if self._pauses.taken:
+                self._full_pause, self._pauses.taken = self._pauses.taken, 0
+            self._adapt(now)
         return attention
 
     def _glance(self, now: int) -> bool:
@@ -1079,29 +1092,43 @@ class GCTuner:
     # The watcher
 
     def _start_watcher(self) -> None:
-        wake = self._pauses.wake = allocate_lock()
-        wake.acquire()
-        self._thread = threading.Thread(
+        wake = self._pauses.wake = SimpleQueue()
+        thread = self._thread = threading.Thread(
             target=self._watch, args=(self._epoch, wake), name="synthex-fast-gc-tuner", daemon=True
         )
         try:
-            self._thread.start()
+            thread.start()
         except BaseException:
             self._thread = None
             raise
+
+    def _restart_watcher(self) -> None:
+        """After a fork, once there is a request: a process that was forked is warned about threads until then."""
+        with self._lock:
+            if not self._forked:
+                return
+            self._forked = False
+        try:
+            self._start_watcher()
+        except Exception as error:
+            # It does without one: requests have ends, and the callback does what may be done there.
+            _unraisable(error, self)
 
     def _end_watcher(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             self._pauses.rouse()
-            # Bounded: a finaliser that it runs may be waiting for a lock that the caller holds.
-            thread.join(1.0)
+            # Bounded: a finaliser that it runs may be waiting for a lock that the caller holds. One that another thread
+            # has yet to start ends by itself.
+            with contextlib.suppress(RuntimeError):
+                thread.join(1.0)
 
-    def _watch(self, epoch: int, wake: Any) -> None:
+    def _watch(self, epoch: int, wake: SimpleQueue[None]) -> None:
         me = threading.current_thread()
         seconds = -1.0
         while True:
-            wake.acquire(True, seconds)
+            with contextlib.suppress(Empty):
+                wake.get(True, None if seconds < 0 else seconds)
             if epoch != self._epoch or self._thread is not me:
                 return
             try:
@@ -1112,15 +1139,22 @@ class GCTuner:
                 else:
                     self._pauses.due = now + self._interval
                 seconds = self._check(epoch)
-                if self._switched and seconds < 0 and self._serving:
-                    # Inside requests no collection starts by itself, so none wakes it.
-                    if self._pauses.in_flight:
-                        seconds = max((self._pauses.due - self._now()) / 1e9, 0.01)
-                    else:
-                        self._dozing = True
+                if self._switched and seconds < 0:
+                    seconds = self._doze()
             except Exception as error:
                 _unraisable(error, self)
                 seconds = 1.0
+
+    def _doze(self) -> float:
+        """Inside requests no collection starts by itself, and none wakes the watcher: it looks when memory is due.
+
+        Between requests it sleeps; the next one wakes it.
+        """
+        self._dozing = True
+        if not self._pauses.in_flight:
+            return -1
+        self._dozing = False
+        return max((self._pauses.due - self._now()) / 1e9, READING_LEAST_NS / 1e9)
 
     # What it knows
 
@@ -1188,6 +1222,9 @@ class GCTuner:
 
     def _before_fork(self) -> None:
         self._end_watcher()
+        if sys.version_info[:2] == (3, 12):
+            # Its join() returns a moment before the system's thread has ended, and fork() warns of that thread.
+            time.sleep(0.001)
         # A process forked in the middle of a collection never collects again. Bounded, as above.
         self._work.acquire(True, 1.0)
 
@@ -1195,18 +1232,17 @@ class GCTuner:
         # It may not have been to be had before the fork.
         with contextlib.suppress(RuntimeError):
             self._work.release()
-        if self._epoch and self._thread is None:
-            self._start_watcher()
+        self._forked = bool(self._epoch)
 
     def _after_fork_in_child(self) -> None:
         self._lock, self._work = RLock(), RLock()
         self._epoch = _next_epoch()
         self._begin()
+        self._forked = True
         self._glance(self._now())
         self._floor = self._base = self._rss
         self._allow_growth()
         self._set_thresholds()
-        self._start_watcher()
 
 
 # One collector, one tuner. Reentrant for the same reason as a tuner's own.
