@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 from threading import RLock
 
 # First of all: in a forked child its descriptors are marked as the parent's before the tuner reads.
-from synthex_fast import _readings
+from synthex_fast import _readings, errors
 from synthex_fast.errors import TunerRunningError, type_error, value_error
 
 TYPE_CHECKING = False
@@ -87,7 +87,7 @@ NEAR, CLEAR = 0.15, 0.20
 # Bounds of the young threshold, in containers: once there have been requests, and in a process without any.
 YOUNG_LEAST = 500
 YOUNG_AT_START = 2_000
-YOUNG_MOST_WITH_REQUESTS = 10_000
+YOUNG_MOST_WITH_REQUESTS = 3_000
 YOUNG_MOST = 100_000
 # Two young collections, then one of both young generations: at most three times the threshold in one pause.
 MIDDLE_WITH_REQUESTS = 1
@@ -447,6 +447,7 @@ class GCTuner:
         if not isinstance(freeze, bool):
             raise type_error("freeze", freeze, "True or False")
         self._readings: MemoryReadings = _readings.Readings() if readings is None else readings
+        self._asked_limit = memory_limit
         self._limit = _readings.memory_limit(memory_limit, self._readings)
         self._target = float(target_overhead)
         self._freeze = freeze
@@ -543,6 +544,8 @@ class GCTuner:
             collector.collect()
             collector.freeze()
             self._froze = True
+            # The interpreter compares what is new with what the last full collection left: that is nothing now.
+            collector.collect()
         try:
             self._begin()
             self._glance(self._now())
@@ -943,6 +946,8 @@ class GCTuner:
             # A container can be resized.
             self._container_due = now + HOLD_NS
             self._container = self._readings.limit()
+            with contextlib.suppress(errors.ArgumentValueError):
+                self._limit = _readings.memory_limit(self._asked_limit, self._readings)
             self._high = _watermark(min(self._limit, self._container or self._limit))
         container, high = self._container, self._high
         share, headroom = rss / self._limit, int(self._limit * high) - rss
