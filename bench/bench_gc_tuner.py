@@ -188,7 +188,7 @@ def measure_load(quick, swap=False, limit="1GB"):
 
 
 def measure_callback():
-    """Nanoseconds a collection (start and stop together) beyond a callback that does nothing; and with that one alone."""
+    """Nanoseconds a collection (start and stop) beyond a callback that does nothing; and with that one alone."""
 
     def nothing(phase, info):
         pass
@@ -236,7 +236,8 @@ def claim_latency():
 
     load = measure_load(QUICK)
     ours, rival = load["tuner"]["p99.9"] * 1e6, load["plain"]["p99.9"] * 1e6
-    note = f"longest pause in a request {load['tuner']['longest_inside']:.2f} ms, {load['tuner']['share']:.2%} of the time"
+    tuner = load["tuner"]
+    note = f"longest pause in a request {tuner['longest_inside']:.2f} ms, {tuner['share']:.2%} of the time"
     return Comparison(ours, rival, ours / rival, (ours / rival, ours / rival), note)
 
 

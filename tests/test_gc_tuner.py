@@ -985,6 +985,17 @@ def test_overlapping_requests_are_collected_young():
         assert set(world.collector.collected) == {0, 1}
 
 
+def test_a_young_collection_that_another_thread_holds_up_says_nothing():
+    with World() as world:
+        world.collector.collecting = True
+        world.requests(100)
+        assert world.tuner._boundary_requests == 1
+        assert world.stats["causes"]["boundary"] == 0
+        world.collector.collecting = False
+        world.requests(1)
+        assert world.stats["causes"]["boundary"] == 1
+
+
 @pytest.mark.parametrize("kind", [gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED])
 def test_the_ends_of_requests_without_generations(kind):
     with World(kind=kind) as world:
@@ -1791,6 +1802,17 @@ def test_after_a_fork_without_requests_the_callback_adapts():
         world.tuner._after_fork_in_child()
         automatic(world, 10, lambda young: young * 1e-6, watched=False)
         assert world.tuner._young > gc_tuner.YOUNG_AT_START
+        # It has the interpreter collect above the watermark, too.
+        world.readings.bytes = 900 * MB
+        world.pass_time(1)
+        world.collector.collect(0)
+        assert world.collector.thresholds[2] == -1
+        world.collector.garbage = 700 * MB
+        world.collector.collect(2)
+        world.pass_time(1)
+        world.collector.collect(0)
+        assert world.collector.thresholds[2] == 10
+        assert world.stats["causes"]["watermark"] == 1
         world.tuner._start_watcher = lambda: 1 / 0
         with pytest.MonkeyPatch.context() as patch:
             reported = []

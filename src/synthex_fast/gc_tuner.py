@@ -406,19 +406,22 @@ class _Response:
 class GCTuner:
     """Keeps cyclic garbage collection out of requests, within a share of the time and a limit of memory.
 
-    ``target_overhead`` is the share of wall time that collecting may take (0 to 0.5, above 0). ``memory_limit`` is
-    in bytes, or text such as ``"512MB"`` or ``"80%"`` of the container; ``None`` is the container's limit, else the
-    host's memory. With ``freeze`` what is alive at `start` is collected once and then left out of every collection
-    until `stop`, unless somebody has frozen something before.
+    ``target_overhead`` is the share of wall time that collecting should take, above 0 and up to 0.5: full collections
+    keep to it, the young threshold rises towards it. ``memory_limit`` is in bytes, or text such as ``"512MB"`` or
+    ``"80%"`` of the container; ``None`` is the container's limit, else the host's memory. With ``freeze`` what is
+    alive at `start` is collected once and then left out of every collection until `stop`, unless somebody has frozen
+    something before.
 
     While it runs, every collection is measured; full collections don't start by themselves inside a request but wait
     until none is in flight, and happen only when memory has grown enough to make one worth while; the young threshold
-    follows the time that collecting takes, the pauses it makes and the memory there is. Above 85 % of the limit a full
-    collection happens even inside a request (``forced`` in `stats`), and never more than half of the time goes to
-    collecting. Until the first request the old generation is left to the interpreter.
+    follows the time that collecting takes, the pauses it makes and the memory there is. At 85 % of the limit (64 MB
+    below a small one, but not under 70 %) a full collection happens even inside a request (``forced`` in `stats`).
+    The tuner asks for no collection that would make more than half of the time go to collecting, unless the last one
+    found plenty of garbage and half of what was left to the limit is gone. Until the first request the old generation
+    is left to the interpreter.
 
-    One tuner runs in a process at a time. A request costs about a microsecond. Raises `ArgumentValueError` and
-    `ArgumentTypeError` for bad arguments.
+    One tuner runs in a process at a time, and is kept alive by that. A request costs about a microsecond. Raises
+    `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
@@ -509,7 +512,7 @@ class GCTuner:
         self._credit = self._credit_total = 0
         self._credit_at = now
         self._full_pause = 0
-        # Nanoseconds of the full collections that the tuner asked for: no threshold would have spared them.
+        # Nanoseconds of the full collections that the tuner asked for.
         self._asked_ns = 0
         # Of the threshold.
         self._most = YOUNG_MOST
@@ -779,8 +782,8 @@ class GCTuner:
                 self._limited += 1
                 return 0
             before = self._readings.rss()
-            self._collect_all(FORCED if self._pauses.in_flight else TRIM)
-            return max(0, before - self._rss)
+            done = self._collect_all(FORCED if self._pauses.in_flight else TRIM) >= 0
+            return max(0, before - self._rss) if done else 0
         finally:
             work.release()
 
@@ -805,6 +808,10 @@ class GCTuner:
         total = sum(self._pauses.total)
         freed = self._collect(generation, BOUNDARY)
         pause = sum(self._pauses.total) - total
+        if not pause:
+            # Another thread is collecting: nothing was done.
+            self._pauses.explicit[BOUNDARY] -= 1
+            return
         self._fruitless_boundaries = 0 if freed else self._fruitless_boundaries + 1
         most = BOUNDARY_MOST_NS if self._fruitless_boundaries < 2 else FRUITLESS_BOUNDARY_MOST_NS
         if pause > most:
@@ -913,7 +920,7 @@ class GCTuner:
         try:
             if self._epoch and (self._lives_on_it() or not self._missing_credit(now)):
                 pauses.armed = True
-                self._gc.set_threshold(YOUNG_LEAST, 0, -1)
+                self._set_thresholds()
         finally:
             self._lock.release()
 
@@ -930,11 +937,13 @@ class GCTuner:
         attention = self._glance(now)
         if self._share >= self._forced_from:
             self._arm(now)
-        if attention and self._forked:
-            # No watcher yet.
-            if self._pauses.taken:
-                self._full_pause, self._pauses.taken = self._pauses.taken, 0
-            self._adapt(now)
+        work = self._work
+        if attention and self._forked and work.acquire(False):
+            # There is no watcher yet.
+            try:
+                self._tend(now)
+            finally:
+                work.release()
         return attention
 
     def _glance(self, now: int) -> bool:
@@ -974,16 +983,8 @@ class GCTuner:
         try:
             if epoch != self._epoch:
                 return -1
-            pauses = self._pauses
-            if pauses.taken:
-                pause, freed = pauses.taken, pauses.taken_freed
-                self._disarm()
-                self._follow_up(self._rss, freed, pause)
-                pauses.taken = 0
-            elif pauses.armed and self._share < self._forced_from:
-                self._disarm()
+            self._tend(self._now())
             now = self._now()
-            self._adapt(now)
             cause = self._cause(now)
             if cause:
                 if self._overdrawn(now):
@@ -993,6 +994,18 @@ class GCTuner:
         finally:
             work.release()
         return -1
+
+    def _tend(self, now: int) -> None:
+        """What may be done inside the callback too. Held: ``_work``."""
+        pauses = self._pauses
+        if pauses.taken:
+            pause, freed = pauses.taken, pauses.taken_freed
+            self._disarm()
+            self._follow_up(self._rss, freed, pause)
+            pauses.taken = 0
+        elif pauses.armed and self._share < self._forced_from:
+            self._disarm()
+        self._adapt(now)
 
     def _cause(self, now: int) -> int:
         """Why a full collection is called for; 0 if it is not."""
@@ -1028,19 +1041,18 @@ class GCTuner:
         elapsed = now - self._window_began
         if elapsed < WINDOW_NS:
             return
-        spent = sum(pauses.total) - self._asked_ns
+        young_ns, middle_ns, old_ns = pauses.total
+        # Full collections are left out once they are the tuner's business: no threshold spares one.
+        spent = (
+            young_ns + middle_ns + (0 if self._serving and not self._switched else old_ns - self._asked_ns)
+        )
         overhead = (spent - self._window_ns) / elapsed
         over = pauses.over_budget - self._window_over
         count = sum(pauses.in_request) - self._window_count
         self._window_began, self._window_ns = now, spent
         self._window_over += over
         self._window_count += count
-        if overhead > 0.5:
-            if young < YOUNG_MOST:
-                self._decide(
-                    now, min(young * 2, YOUNG_MOST), "half of the time went to collections of young objects"
-                )
-        elif over >= 2 and over * 8 > count:
+        if over >= 2 and over * 8 > count:
             if young > YOUNG_LEAST:
                 reason = f"{over} of {count} pauses were over {PAUSE_BUDGET_NS / 1e6:g} ms inside a request"
                 self._decide(now, max(young * 3 // 4, YOUNG_LEAST), reason, hold=True)
@@ -1089,6 +1101,8 @@ class GCTuner:
             # Not by disabling it, which the service may do and undo for reasons of its own.
             young = OUT_OF_REACH if self._pauses.in_flight else self._young
             self._gc.set_threshold(young, middle, old)
+        elif self._pauses.armed:
+            self._gc.set_threshold(YOUNG_LEAST, 0, -1)
         elif self._serving:
             self._gc.set_threshold(self._young, MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
         else:
@@ -1241,6 +1255,7 @@ class GCTuner:
 
     def _after_fork_in_child(self) -> None:
         self._lock, self._work = RLock(), RLock()
+        self._pauses.wake = SimpleQueue()
         self._epoch = _next_epoch()
         self._begin()
         self._forked = True
