@@ -1335,7 +1335,9 @@ def test_the_real_watcher_collects_inside_a_request():
             assert tuner.stats["forced"] >= 1, tuner.stats
         print(Cycle.freed)
         tuner.stop()
-        """
+        """,
+        "-W",
+        "ignore",
     )
     assert out == "1000\n"
 

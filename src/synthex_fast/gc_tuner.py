@@ -529,12 +529,15 @@ class GCTuner:
 
         Costs one full collection with ``freeze``. Raises `TunerRunningError` where another tuner runs.
         """
-        global _running
+        global _malloc_trim, _running
         with _guard:
             if _running is self:
                 return
             if _running is not None:
                 raise TunerRunningError("another GCTuner runs in this process: stop it first")
+            if _malloc_trim is int:
+                # Now: to import anything takes long in a process that is filling up.
+                _malloc_trim = _find_malloc_trim()
             self._start()
             _running = self
 
@@ -844,34 +847,39 @@ class GCTuner:
         """What follows from the outcome of a full collection. Held: ``_work``."""
         now = self._now()
         self._glance(now)
-        if self._share >= self._high and freed >= FEW_FREED:
-            _hand_back()
-            now = self._now()
-            self._glance(now)
         self._asked_ns += pause
         self._full_pause = pause
         fruitless = before - self._rss < before >> 6 and (freed < FEW_FREED or pause > freed * FRUITLESS_NS)
         self._fruitless = self._fruitless + 1 if fruitless else 0
-        patience = min(max(0, self._fruitless - 1), 10)
-        self._full_due = now + (int(pause / self._target) << patience)
+        self._full_due = now + (int(pause / self._target) << self._patience())
+        self._mark()
+        # From here on another may be asked for, should memory go on growing.
+        self._pauses.taken = 0
+        if self._share >= self._high and freed >= FEW_FREED:
+            _malloc_trim(0)
+            self._glance(self._now())
+            self._mark()
+
+    def _patience(self) -> int:
+        """How often to double what a full collection waits for: not before the second in a row that was no use."""
+        return min(max(0, self._fruitless - 1), 10)
+
+    def _mark(self) -> None:
+        """From how much memory on the next full collection is due."""
         self._floor = self._rss
         self._allow_growth()
+        self._forced_from = self._high
         if self._share >= self._high:
             # What was freed may still be this process's, in holes: when it grows at all, they are full again. Where
             # there was little to free, an eighth of what is left; more if that is no use, but well before the end.
             left = max(1 - self._share, 0.0)
-            step = (
-                min(max(left / 8, 1 / 256) * (1 << patience), max(left / 2, 1 / 256))
-                if fruitless
-                else 1 / 256
-            )
+            step = 1 / 256
+            if self._fruitless:
+                step = min(max(left / 8, step) * (1 << self._patience()), max(left / 2, step))
             self._forced_from = self._share + step
-        else:
-            self._forced_from = self._high
 
     def _allow_growth(self) -> None:
-        patience = min(max(0, self._fruitless - 1), 10)
-        growth = max(self._floor, GROWTH_AT_LEAST) << patience
+        growth = max(self._floor, GROWTH_AT_LEAST) << self._patience()
         self._growth_allowed = min(growth, max(self._headroom // 2, 0))
 
     def _overdrawn(self, now: int) -> bool:
@@ -1002,7 +1010,6 @@ class GCTuner:
             pause, freed = pauses.taken, pauses.taken_freed
             self._disarm()
             self._follow_up(self._rss, freed, pause)
-            pauses.taken = 0
         elif pauses.armed and self._share < self._forced_from:
             self._disarm()
         self._adapt(now)
@@ -1269,7 +1276,7 @@ class GCTuner:
 _guard = RLock()
 _running: GCTuner | None = None
 _epoch = 0
-_malloc_trim: Any = None
+_malloc_trim: Callable[[int], int] = int
 
 
 def _next_epoch() -> int:
@@ -1278,17 +1285,15 @@ def _next_epoch() -> int:
     return _epoch
 
 
-def _hand_back() -> None:
-    """Give what the C library keeps for itself back to the system, where there is a way (glibc's ``malloc_trim``)."""
-    global _malloc_trim
-    if _malloc_trim is None:
-        try:
-            import ctypes
+def _find_malloc_trim() -> Callable[[int], int]:
+    """What gives memory that the C library keeps for itself back to the system; where there is none, nothing."""
+    try:
+        import ctypes
 
-            _malloc_trim = ctypes.CDLL(None).malloc_trim
-        except Exception:
-            _malloc_trim = int
-    _malloc_trim(0)
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except Exception:
+        return int
+    return trim
 
 
 def _unraisable(error: BaseException, tuner: GCTuner) -> None:
