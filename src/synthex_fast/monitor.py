@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     Callback = Callable[[str, "Sample"], object]
     Floats = npt.NDArray[np.float64]
+    # Of the history: bin, time, drift, samples, least, most.
+    _Row = tuple[float, float, float, int, Sequence[float], Sequence[float]]
 
 __all__ = ["LEVELS", "METRICS", "AdaptiveMemoryMonitor", "Leak", "Sample", "Trend"]
 
@@ -133,45 +135,61 @@ class _Ring:
 
     def clear(self) -> None:
         self.count = self._next = 0
-        # The row that is still growing: bin, time, drift, samples, least, most.
-        self._open: tuple[float, float, float, int, Sequence[float], Sequence[float]] | None = None
+        # The row that is still growing.
+        self._open: _Row | None = None
         if self._coarser is not None:
             self._coarser.clear()
 
     def add(self, at: float, drift: float, samples: int, low: Sequence[float], high: Sequence[float]) -> None:
-        part = at // self.width
         row = self._open
-        # A clock that goes back stays in the row it was in.
-        if row is not None and part <= row[0]:
-            low, high = tuple(map(min, row[4], low)), tuple(map(max, row[5], high))
-            self._open = row[0], row[1], row[2], row[3] + samples, low, high
+        added = at // self.width, at, drift, samples, low, high
+        if row is None:
+            self._open = added
             return
-        if row is not None:
-            if self._coarser is not None:
-                self._coarser.add(*row[1:])
-            self.ROW.pack_into(self.buffer, self._next * self.ROW.size, *self._flat(row))
-            self._next = (self._next + 1) % self.rows
-            self.count = min(self.count + 1, self.rows)
-        self._open = part, at, drift, samples, low, high
+        # A clock that goes back stays in the row it was in.
+        if added[0] <= row[0]:
+            self._open = _merged(row, added)
+            return
+        # All that needs memory comes first: a sample that fails is as if it had not been taken.
+        flat = _flat(row)
+        following, count = (self._next + 1) % self.rows, min(self.count + 1, self.rows)
+        self.ROW.pack_into(self.buffer, self._next * self.ROW.size, *flat)
+        if self._coarser is not None:
+            self._coarser.add(*row[1:])
+        self._next, self.count = following, count
+        self._open = added
 
-    @staticmethod
-    def _flat(row: tuple[float, float, float, int, Sequence[float], Sequence[float]]) -> list[float]:
-        flat: list[float] = [row[1], row[2], min(row[3], 0xFFFFFFFF)]
-        for pair in zip(row[4], row[5], strict=True):
-            flat += pair
-        return flat
+    def read(self, finer: Sequence[_Row]) -> tuple[Any, list[_Row]]:
+        """The rows in order as an array of `_dtype`, the growing ones last; and the growing ones.
 
-    def read(self) -> Any:
-        """The rows in order as an array of `_dtype`, the growing one last."""
+        Those of the ``finer`` rings, which this one has not been told of, are added to its own.
+        """
         import numpy as np
 
+        growing = [] if self._open is None else [self._open]
+        for row in finer:
+            row = row[1] // self.width, *row[1:]
+            if growing and row[0] <= growing[-1][0]:
+                growing[-1] = _merged(growing[-1], row)
+            else:
+                growing.append(row)
         order = np.frombuffer(bytes(self.buffer), _dtype(compact=True))[: self.count]
         if self.count == self.rows:
             order = np.roll(order, -self._next)
-        if self._open is None:
-            return order
-        last = np.frombuffer(self.ROW.pack(*self._flat(self._open)), _dtype(compact=True))
-        return np.concatenate((order, last))
+        last = b"".join([self.ROW.pack(*_flat(row)) for row in growing])
+        return np.concatenate((order, np.frombuffer(last, _dtype(compact=True)))), growing
+
+
+def _merged(row: _Row, other: _Row) -> _Row:
+    low, high = tuple(map(min, row[4], other[4])), tuple(map(max, row[5], other[5]))
+    return row[0], row[1], row[2], row[3] + other[3], low, high
+
+
+def _flat(row: _Row) -> list[float]:
+    flat: list[float] = [row[1], row[2], min(row[3], 0xFFFFFFFF)]
+    for pair in zip(row[4], row[5], strict=True):
+        flat += pair
+    return flat
 
 
 def _dtype(compact: bool = False) -> Any:
@@ -215,12 +233,14 @@ class _History:
         import numpy as np
 
         rings = (self._month, self._day, self._hour)
-        found = [ring.read() for ring in rings]
+        hour, hour_growing = self._hour.read(())
+        day, day_growing = self._day.read(hour_growing)
+        month, _ = self._month.read(day_growing)
         fine = math.ceil((self._latest - _HOUR) / 300.0) * 300.0 if self._offset is not None else 0.0
         coarse = math.ceil((self._latest - _DAY) / _HOUR) * _HOUR if self._offset is not None else 0.0
         bounds = ((-math.inf, coarse), (coarse, fine), (fine, math.inf))
         kept, widths = [], []
-        for ring, rows, (begin, end) in zip(rings, found, bounds, strict=True):
+        for ring, rows, (begin, end) in zip(rings, (month, day, hour), bounds, strict=True):
             # By the row's beginning, not by its first sample.
             part = np.floor(rows["time"] / ring.width) * ring.width
             rows = rows[(part >= begin) & (part < end)]
@@ -246,7 +266,9 @@ class _History:
         import numpy as np
 
         rows, _ = self.rows()
-        return np.ascontiguousarray(rows["time"]), rows["rss"]["min"].astype(np.float64)
+        times: Floats = np.ascontiguousarray(rows["time"])
+        least: Floats = rows["rss"]["min"].astype(np.float64)
+        return times, least
 
 
 # Trend and leak
@@ -264,6 +286,17 @@ def theil_sen(times: Floats, values: Floats) -> float:
     return float(np.median((values[second] - values[first]) / (times[second] - times[first])))
 
 
+def _kendall_score(values: Floats) -> tuple[float, float]:
+    """Rising pairs less falling ones, and the variance of that number over all orders of the same values."""
+    import numpy as np
+
+    n = len(values)
+    first, second = np.triu_indices(n, 1)
+    counts = np.unique(values, return_counts=True)[1].astype(np.float64)
+    variance = (n * (n - 1) * (2 * n + 5) - float((counts * (counts - 1) * (2 * counts + 5)).sum())) / 18
+    return float(np.sign(values[second] - values[first]).sum()), variance
+
+
 def mann_kendall(times: Floats, values: Floats, slope: float) -> float:
     """The probability that points without a trend rise as consistently as these: one-sided Mann-Kendall test.
 
@@ -275,10 +308,7 @@ def mann_kendall(times: Floats, values: Floats, slope: float) -> float:
     import numpy as np
 
     n = len(values)
-    first, second = np.triu_indices(n, 1)
-    score = float(np.sign(values[second] - values[first]).sum())
-    counts = np.unique(values, return_counts=True)[1].astype(np.float64)
-    variance = (n * (n - 1) * (2 * n + 5) - float((counts * (counts - 1) * (2 * counts + 5)).sum())) / 18
+    score, variance = _kendall_score(values)
     if variance <= 0 or score <= 0:
         return 1.0
     left = values - slope * (times - times[0])
@@ -307,7 +337,7 @@ def _blocks(
     least = np.full(count, np.inf)
     np.minimum.at(least, index[inside], values[inside])
     least = least[::-1]
-    middle = end - (np.arange(count, dtype=np.float64)[::-1] + 0.5) * block
+    middle = np.asarray(end - (np.arange(count)[::-1] + 0.5) * block, np.float64)
     if keep:
         return middle, least
     there = np.isfinite(least)
@@ -391,8 +421,10 @@ def _find_leak(times: Floats, values: Floats) -> tuple[float, float, float] | No
             hours = _blocks(
                 times, values, end, math.ceil((end - float(times[0]) + 1) / _HOUR) * _HOUR, _HOUR
             )[1]
-        # What memory did in the month before counts as much as what it does now.
-        if not _never_so_high(hours, float(hours[-1]), max(1, int(seconds / _HOUR / 2))):
+        # What memory did in the month before counts as much as what it does now; longer blocks see to it themselves.
+        if blocks[0] < _HOUR and not _never_so_high(
+            hours, float(hours[-1]), max(1, int(seconds / _HOUR / 2))
+        ):
             continue
         best = None
         for block in blocks:
@@ -802,59 +834,63 @@ class AdaptiveMemoryMonitor:
         return taken
 
     def _take(self) -> tuple[Sample, list[tuple[str, Callback]]]:
+        # Short, because CPython 3.11 can't leave a block far down in a function when no memory is left at all.
         with self._lock:
             now = self._clock()
-            rss = int(self._readings.rss())
-            charge = self._readings.charge()
-            if now - self._slow_at >= _SLOW_SECONDS or now < self._slow_at:
-                self._read_slowly(now, rss)
-            used, limit = self._compared(rss, charge)
-            level = self._judge(used / limit)
-            if level > self._level and self._slow_at != now:
-                # Page cache grown in the last minute is no pressure.
-                self._read_slowly(now, rss)
-                used, limit = self._compared(rss, charge)
-                level = self._judge(used / limit)
-            watch = self._watch
-            collecting = self._gc_seconds + (0.0 if watch is None else watch.collections.seconds)
-            wall = time.time()
-            taken = Sample(
-                wall,
-                rss,
-                charge,
-                limit,
-                self._available,
-                self._swap,
-                collecting,
-                self._blocks,
-                used,
-                LEVELS[level],
-            )
+            taken = self._see(now)
             if self._busy:
                 # A finaliser that samples while its own thread is at it: seen, but not written down.
                 return taken, []
             self._busy = True
             try:
-                values = (rss, charge or 0, limit, self._available, self._swap, collecting, self._blocks)
-                self._record(now, values, wall)
-                before, self._level = self._level, level
-                self._samples += 1
+                return taken, self._note(now, taken)
             finally:
                 self._busy = False
-            if level > before:
-                calls = [
-                    (LEVELS[n], callback)
-                    for begin in range(before + 1, level + 1)
-                    for n, callback in self._callbacks.values()
-                    if n == begin
-                ]
-            elif level == 0 < before:
-                calls = [(LEVELS[0], callback) for n, callback in self._callbacks.values() if n == 0]
-            else:
-                calls = []
-            if watch is not None:
-                watch.seen(rss, self._burst(rss, limit))
-            return taken, calls
+
+    def _see(self, now: float) -> Sample:
+        rss = int(self._readings.rss())
+        charge = self._readings.charge()
+        if now - self._slow_at >= _SLOW_SECONDS or now < self._slow_at:
+            self._read_slowly(now, rss)
+        used, limit = self._compared(rss, charge)
+        level = self._judge(used / limit)
+        if level > self._level and self._slow_at != now:
+            # Page cache grown in the last minute is no pressure.
+            self._read_slowly(now, rss)
+            used, limit = self._compared(rss, charge)
+            level = self._judge(used / limit)
+        watch = self._watch
+        collecting = self._gc_seconds + (0.0 if watch is None else watch.collections.seconds)
+        return Sample(
+            time.time(),
+            rss,
+            charge,
+            limit,
+            self._available,
+            self._swap,
+            collecting,
+            self._blocks,
+            used,
+            LEVELS[level],
+        )
+
+    def _note(self, now: float, taken: Sample) -> list[tuple[str, Callback]]:
+        """Write it down; the callbacks that are due."""
+        wall, rss, charge, limit, available, swap, collecting, blocks, _, name = taken
+        before, level = self._level, LEVELS.index(name)
+        calls: list[tuple[str, Callback]] = []
+        if level > before:
+            for begun in range(before + 1, level + 1):
+                calls += [(LEVELS[n], callback) for n, callback in self._callbacks.values() if n == begun]
+        elif level == 0 < before:
+            calls = [(LEVELS[0], callback) for n, callback in self._callbacks.values() if n == 0]
+        burst = self._burst(rss, limit)
+        self._record(now, (rss, charge or 0, limit, available, swap, collecting, blocks), wall)
+        self._level = level
+        self._samples += 1
+        if self._watch is not None:
+            self._watch.seen(rss, burst)
+        return calls
 
     def _record(self, now: float, values: Sequence[float], wall: float | None = None) -> None:
         """Put the seven metrics, seen at ``now`` on the monitor's clock, into the history."""
