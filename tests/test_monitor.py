@@ -826,8 +826,9 @@ def threads():
 @pytest.fixture(autouse=True)
 def no_thread_left():
     yield
-    gc.collect()
-    wait_for(lambda: not threads())
+    if threads():
+        gc.collect()
+        wait_for(lambda: not threads())
 
 
 def test_start_and_stop_twice():

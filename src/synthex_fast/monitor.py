@@ -173,11 +173,13 @@ class _Ring:
                 growing[-1] = _merged(growing[-1], row)
             else:
                 growing.append(row)
-        order = np.frombuffer(bytes(self.buffer), _dtype(compact=True))[: self.count]
-        if self.count == self.rows:
-            order = np.roll(order, -self._next)
-        last = b"".join([self.ROW.pack(*_flat(row)) for row in growing])
-        return np.concatenate((order, np.frombuffer(last, _dtype(compact=True)))), growing
+        size = self.ROW.size
+        if self.count < self.rows:
+            text = bytes(self.buffer[: self.count * size])
+        else:
+            text = bytes(self.buffer[self._next * size :] + self.buffer[: self._next * size])
+        text += b"".join([self.ROW.pack(*_flat(row)) for row in growing])
+        return np.frombuffer(text, _dtype(compact=True)), growing
 
 
 def _merged(row: _Row, other: _Row) -> _Row:
@@ -192,15 +194,21 @@ def _flat(row: _Row) -> list[float]:
     return flat
 
 
+_dtypes: dict[bool, Any] = {}
+
+
 def _dtype(compact: bool = False) -> Any:
     import numpy as np
 
+    found = _dtypes.get(compact)
+    if found is not None:
+        return found
     number = "<f4" if compact else "<f8"
     pair = [("min", number), ("max", number)]
     head: list[Any] = [("time", "<f8"), ("drift", number), ("samples", "<u4")]
     if not compact:
         head = [("time", "<f8"), ("seconds", "<f8"), ("samples", "<u4")]
-    return np.dtype(head + [(name, pair) for name in METRICS])
+    return _dtypes.setdefault(compact, np.dtype(head + [(name, pair) for name in METRICS]))
 
 
 class _History:
@@ -228,8 +236,8 @@ class _History:
         self._hour.add(now, wall - now - self._offset, 1, values, values)
         self._latest = max(self._latest, now)
 
-    def rows(self) -> tuple[Any, Any]:
-        """Rows from all three, none of them for the same time as another, in order; and the width of each."""
+    def rows(self) -> list[Any]:
+        """Rows of the three, coarsest first and in order, none of them for the same time as another."""
         import numpy as np
 
         rings = (self._month, self._day, self._hour)
@@ -239,35 +247,37 @@ class _History:
         fine = math.ceil((self._latest - _HOUR) / 300.0) * 300.0 if self._offset is not None else 0.0
         coarse = math.ceil((self._latest - _DAY) / _HOUR) * _HOUR if self._offset is not None else 0.0
         bounds = ((-math.inf, coarse), (coarse, fine), (fine, math.inf))
-        kept, widths = [], []
+        kept = []
         for ring, rows, (begin, end) in zip(rings, (month, day, hour), bounds, strict=True):
             # By the row's beginning, not by its first sample.
             part = np.floor(rows["time"] / ring.width) * ring.width
-            rows = rows[(part >= begin) & (part < end)]
-            kept.append(rows)
-            widths.append(np.full(len(rows), ring.width))
-        return np.concatenate(kept), np.concatenate(widths)
+            kept.append(rows[(part >= begin) & (part < end)])
+        return kept
 
     def read(self) -> Any:
         import numpy as np
 
-        rows, widths = self.rows()
-        result = np.empty(len(rows), _dtype())
-        result["time"] = rows["time"] + rows["drift"] + (self._offset or 0.0)
-        result["seconds"] = widths
-        result["samples"] = rows["samples"]
-        for name in METRICS:
-            result[name]["min"] = rows[name]["min"]
-            result[name]["max"] = rows[name]["max"]
+        parts = self.rows()
+        result = np.empty(sum(map(len, parts)), _dtype())
+        begin = 0
+        for ring, rows in zip((self._month, self._day, self._hour), parts, strict=True):
+            into = result[begin : begin + len(rows)]
+            begin += len(rows)
+            into["time"] = rows["time"] + rows["drift"] + (self._offset or 0.0)
+            into["seconds"] = ring.width
+            into["samples"] = rows["samples"]
+            for name in METRICS:
+                into[name]["min"] = rows[name]["min"]
+                into[name]["max"] = rows[name]["max"]
         return result
 
     def floor(self) -> tuple[Floats, Floats]:
         """Times and least resident sizes."""
         import numpy as np
 
-        rows, _ = self.rows()
-        times: Floats = np.ascontiguousarray(rows["time"])
-        least: Floats = rows["rss"]["min"].astype(np.float64)
+        parts = self.rows()
+        times: Floats = np.concatenate([rows["time"] for rows in parts])
+        least: Floats = np.concatenate([rows["rss"]["min"] for rows in parts]).astype(np.float64)
         return times, least
 
 
@@ -1005,6 +1015,10 @@ class AdaptiveMemoryMonitor:
             seconds = _seconds("seconds", seconds, 1.0)
         with self._lock:
             times, values = self._history.floor()
+        return self._trend(times, values, seconds)
+
+    @staticmethod
+    def _trend(times: Floats, values: Floats, seconds: float | None) -> Trend:
         if len(times) < 2:
             return Trend(0.0, 0.0, 0.0, 0.0)
         end = float(times[-1])
@@ -1051,7 +1065,7 @@ class AdaptiveMemoryMonitor:
             if whole < _DAY:
                 text += f"; with {_spoken(whole)} of history a rising flank can't be told from a leak yet"
             return Leak(True, percent, 1 - chance, percent > _DAILY_PERCENT, seconds, text)
-        trend = self.trend()
+        trend = self._trend(times, values, None)
         over = trend.percent_per_day > _DAILY_PERCENT
         text = f"no leak: over {_spoken(trend.seconds)} memory's floor moved by {trend.percent_per_day:.3g} % a day"
         if whole < _WINDOWS[0][0]:
