@@ -544,7 +544,10 @@ def test_callbacks_that_raise(clock, monkeypatch):
     watching, readings = contained(clock)
     caught = []
     monkeypatch.setattr(
-        sys, "unraisablehook", lambda args: caught.append((args.exc_value, repr(args.object)))
+        sys,
+        "unraisablehook",
+        # Since 3.13 the message names the callback.
+        lambda args: caught.append((args.exc_value, f"{args.err_msg} {args.object!r}")),
     )
     calls = []
 
@@ -555,7 +558,7 @@ def test_callbacks_that_raise(clock, monkeypatch):
     watching.on_pressure("warning", lambda level, sample: calls.append(level))
     use(readings, clock, 720 * MB)
     assert watching.sample().level == "warning"
-    assert [(type(error), repr(bad) == where) for error, where in caught] == [(KeyError, True)]
+    assert [(type(error), repr(bad) in where) for error, where in caught] == [(KeyError, True)]
     assert calls == ["warning"]
 
 
@@ -763,7 +766,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("traffic", HARMLESS)
 def test_a_month_of_harmless_traffic_gives_one_false_alarm_at_most(traffic):
-    alarms = simulate(HARMLESS[traffic], 30, every=4 * HOUR if DEBUG_BUILD else 2 * HOUR, seed=2)
+    alarms = simulate(HARMLESS[traffic], 30, every=6 * HOUR if DEBUG_BUILD else 2 * HOUR, seed=2)
     assert len(alarms) <= 1
     for hours, found in alarms:
         assert ("can't be told from a leak yet" in found.text) == (hours < 24)

@@ -115,6 +115,7 @@ class _Files:
         "group",
         "groups",
         "hidden",
+        "host",
         "membership",
         "meminfo",
         "path",
@@ -133,6 +134,8 @@ class _Files:
         # A limit around the groups that can be seen; only version 1 tells of it.
         self.hidden: int | None = None
         self.visits = 0
+        # The host's memory in all and available, and the text that says so, of the latest slow reading.
+        self.host: tuple[int, int, bytes] | None = None
         self.process: Any = None
         self.statm: _File | None = None
         try:
@@ -312,40 +315,56 @@ class Readings:
     def slow(self, near: int = 0) -> tuple[int | None, int, int, int]:
         """`limit`, `available`, `swap` and `reclaimable`, each file read once.
 
-        With a charge under ``near`` bytes the reclaimable part, the dearest, is left out (0). That the process was
-        moved to another group is seen at one call in eight.
+        With a charge under ``near`` bytes the reclaimable part, the dearest, is left out (0); with one over it what is
+        available comes from every other call. That the process was moved to another group is seen at one call in eight.
         """
         files = self._current()
         if files.statm is None:
             return None, self.available(), self.swap(), 0
-        text = self._meminfo()
-        # The first lines have been these since Linux 3.14: total, free, available.
-        words = text.split(None, 8)
-        if words[6] == b"MemAvailable:":
-            total, available = int(words[1]) << 10, int(words[7]) << 10
-        else:
-            total, available = (
-                (_field(text, b"MemTotal:") or 0) << 10,
-                (_field(text, b"MemAvailable:") or 0) << 10,
-            )
         files.visits += 1
         if files.visits & 7 == 1:
             if files.moved():
                 files = self._open()
             files.look_around()
-        limit = files.limit(total)
         group = files.group
-        swap = None
-        reclaimable = 0
+        stat = b""
+        usage = 0
         if group is not None:
             try:
                 usage = int(group.usage.read(32))
-                swap = group.swapped(usage)
                 if usage >= near:
-                    reclaimable = group.reclaimable(group.stat.read(4096))
+                    stat = group.stat.read(4096)
             except OSError:
                 # Removed at this moment.
                 pass
+        host = files.host
+        if not stat or host is None or files.visits & 1:
+            text = self._meminfo()
+            # The first lines have been these since Linux 3.14: total, free, available.
+            words = text.split(None, 8)
+            if words[6] == b"MemAvailable:":
+                total, available = int(words[1]) << 10, int(words[7]) << 10
+            else:
+                total, available = (
+                    (_field(text, key) or 0) << 10 for key in (b"MemTotal:", b"MemAvailable:")
+                )
+            files.host = host = total, available, text
+        total, available, text = host
+        limit = files.limit(total)
+        if group is None:
+            return limit, available, _host_swap(text), 0
+        try:
+            if stat and group.version == 1:
+                swap = _field(stat, b"\ntotal_swap ") if group.swap is not None else None
+            else:
+                swap = group.swapped(usage)
+            if files.group is not group and files.group is not None and (stat or near <= 0):
+                # The limit has turned out to be another group's.
+                group = files.group
+                stat = group.stat.read(4096)
+        except OSError:
+            swap = None
+        reclaimable = group.reclaimable(stat) if stat else 0
         return limit, available, _host_swap(text) if swap is None else swap, reclaimable
 
     @property
