@@ -151,11 +151,23 @@ def serve(procs, seconds, governed, caches):
         slowest = max(slowest, time.perf_counter() - start)
     print("served", served, errors, flush=True)
     if governor is not None:
-        for name, action in governor.stats["actions"].items():
+        stats = governor.stats
+        for name, action in stats["actions"].items():
+            freed, returned = action["freed"] // MB, action["returned"] // MB
             print(
-                "action", name, action["count"], action["freed"] // MB, action["returned"] // MB, flush=True
+                "action",
+                name,
+                action["count"],
+                "times,",
+                freed,
+                "MB freed,",
+                returned,
+                "returned",
+                flush=True,
             )
-        print("overhead", governor.stats["overhead"], flush=True)
+        print("overhead", f"{stats['overhead']:.2f}", "resident bytes a counted one", flush=True)
+        print("held", sum(d.memory_limit or 0 for d in (service._active, service._responses)), flush=True)
+        print("cost", stats["looks"], f"{stats['cpu_seconds']:.6f}", flush=True)
         governor.stop()
 
 
@@ -193,6 +205,10 @@ def measure(seconds, governed, limit=LIMIT, caches=CACHES, out=None):
             result["seconds"].append((int(rest[0]), float(rest[1]), int(rest[2])))
         elif kind == "served":
             result["served"], result["errors"] = int(rest[0]), int(rest[1])
+        elif kind == "held":
+            result["held"] = int(rest[0])
+        elif kind == "cost":
+            result["looks"], result["cpu_seconds"] = int(rest[0]), float(rest[1])
         elif kind in ("action", "overhead", "emergency", "error"):
             result["actions"].append(line)
     if out is not None:
@@ -226,6 +242,9 @@ def main():
         ends = "killed" if without["killed"] else f"ended with status {without['status']}"
         print(f"  without the governor: {ends} in second {lived + 1} (asked: killed)")
         result = measure(seconds, governed=True, out=out)
+        # What the caches came to, as somebody would limit them who knew that beforehand.
+        sized = result.get("held") or LIMIT // 2
+        by_hand = measure(min(seconds, 15.0), governed=False, caches=sized, out=out)
     except NoContainerError as error:
         print(f"Not measured here: {error}.")
         return 0
@@ -238,15 +257,23 @@ def main():
     if charge is not None:
         print(f"  charged to the container at most {charge / LIMIT:.1%} of the limit")
     rates = [served for served, _, _ in result["seconds"]]
-    calm = [served for served, _, used in result["seconds"] if used < CALM_SHARE * LIMIT]
-    # The first second holds what is done once.
-    calm, later = calm[1:] or calm, rates[len(calm) :]
+    calm = list(itertools.takewhile(lambda second: second[2] < CALM_SHARE * LIMIT, result["seconds"]))
+    calm = [served for served, _, _ in calm] or rates[:1]
+    later = rates[len(calm) :]
     if calm and later:
         before, after = statistics.median(calm), statistics.median(later)
         print(
             f"  requests a second: {before:,.0f} before pressure, {after:,.0f} under it: {after / before:.2f}"
         )
     kept = without["killed"] and not result["killed"] and result["status"] == 0 and ran >= seconds - 1
+    usual = [served for served, _, _ in by_hand["seconds"]][len(calm) :]
+    if usual and later:
+        usual, now = statistics.median(usual), statistics.median(later)
+        print(
+            f"  without it, caches limited by hand to the same {sized // MB} MB: {usual:,.0f}; {now / usual:.2f}"
+        )
+    share = result.get("cpu_seconds", 0.0) / max(1, ran)
+    print(f"  the governor looked {result.get('looks', 0):,} times and took {share:.3%} of a processor")
     good = kept and not result["errors"] and rss <= ASKED_SHARE
     print("  kept" if good else "  NOT KEPT")
     return 0 if good else 1

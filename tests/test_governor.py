@@ -402,6 +402,8 @@ def test_where_everything_fits_nothing_is_touched():
     assert made.check() == "normal"
     assert [part.calls for part in parts] == [[], [], []]
     assert made.stats["actions"] == {}
+    assert made.stats["looks"] == 1
+    assert made.stats["cpu_seconds"] >= 0
 
 
 def test_without_a_limit_from_anybody_no_limit_is_touched():
@@ -1383,8 +1385,9 @@ class GovernorMachine(RuleBasedStateMachine):
         self.governor = self.machine.governor()
         self.own = {}
         self.parts = []
-        self.buffer = ResponseBuffer()
+        self.buffer, self.tuner = ResponseBuffer(), Tuner(self.machine)
         self.governor.register(self.buffer)
+        self.governor.register(self.tuner)
 
     @rule(limit=st.sampled_from([None, 20, 200, 900, 3000]), weight=st.sampled_from([0, 0.5, 1, 3]))
     def add_cache(self, limit, weight):
@@ -1475,7 +1478,7 @@ class GovernorMachine(RuleBasedStateMachine):
         if hasattr(self, "governor"):
             stats = self.governor.stats
             assert stats["nbytes"] == sum(part.held for part in self.parts) + self.buffer.nbytes
-            assert len(stats["components"]) == len(self.parts) + 1
+            assert len(stats["components"]) == len(self.parts) + 2
 
 
 GovernorMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=20)

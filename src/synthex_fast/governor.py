@@ -73,6 +73,8 @@ RECOVERY_STEP = 0.1
 # How often memory is looked at, by level: at least, and at most when it grows fast.
 IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
 LEAST_SECONDS = 0.02
+# How old the container's limit may be: it seldom changes, and takes longer to read than the rest.
+CONTAINER_SECONDS = 1.0
 # In how many seconds the fastest growth seen counts half.
 FORGET_SECONDS = 5.0
 # A collection, or malloc_trim, that gave back less than this share of the limit is asked for less often.
@@ -150,7 +152,9 @@ class _Part:
 
     @property
     def evictable(self) -> bool:
-        return self.trims and not (self.pool or self.pauses or self.collector or self.monitor)
+        # A buffer only flushes when it is trimmed, which is its handler's business; a collector is a cache as well.
+        buffer = self.pauses and not self.limited
+        return self.trims and not (self.pool or buffer or self.collector or self.monitor)
 
 
 class _Action:
@@ -312,6 +316,8 @@ class MemoryGovernor:
         if monitor is not None and not _can(monitor, "on_pressure"):
             raise type_error("monitor", monitor, "an AdaptiveMemoryMonitor or None")
         self._wait = _wait_of(pause)
+        self._container: int | None = None
+        self._container_at = -math.inf
         self._readings: MemoryReadings = _readings.Readings() if readings is None else readings
         self._limit = _readings.memory_limit(limit, self._readings, name="limit")
         # Whether the limit is somebody's wish, not just all that the machine has.
@@ -325,6 +331,8 @@ class MemoryGovernor:
         self._state = threading.Condition()
         self._actor: int | None = None
         self._turn = 0
+        self._looks = 0
+        self._cpu_seconds = 0.0
         self._again = False
         self._restore = False
         self._emergency = False
@@ -468,6 +476,10 @@ class MemoryGovernor:
         For tests, and for programs without threads; a running governor does it by itself. Returns at once where
         another thread is at it, or a callback of the governor's own: that one then looks again.
         """
+        return self._act(True)
+
+    def _act(self, asked: bool) -> str:
+        """Look and act, if that was asked for or while the governor runs, and give back what a stop has left to."""
         me = threading.get_ident()
         with self._state:
             if self._actor is not None:
@@ -475,6 +487,7 @@ class MemoryGovernor:
                 return LEVELS[self._level]
             self._actor = me
         inside, _acting.inside = getattr(_acting, "inside", False), True
+        began = time.thread_time()
         try:
             rounds = 0
             while True:
@@ -482,9 +495,13 @@ class MemoryGovernor:
                 released = self._restore
                 if released:
                     self._release()
-                else:
+                elif asked or self._running:
                     self._step()
                 rounds += 1
+                now = time.thread_time()
+                self._cpu_seconds += now - began
+                began = now
+                self._looks += 1
                 with self._state:
                     # What was asked for before it was stopped is over.
                     late = self._again and not released
@@ -530,7 +547,10 @@ class MemoryGovernor:
         rss = readings.rss()
         charge = readings.charge()
         used, of = rss, limit
-        container = readings.limit()
+        now = self._clock()
+        if not 0 <= now - self._container_at < CONTAINER_SECONDS:
+            self._container, self._container_at = readings.limit(), now
+        container = self._container
         if charge is not None and container:
             held = charge
             if held > (MARKS[WARNING] - HYSTERESIS) * container:
@@ -968,7 +988,7 @@ class MemoryGovernor:
                     continue
                 self._due = math.inf
             try:
-                self.check()
+                self._act(False)
             except Exception as error:
                 _report(error, self)
                 with self._state:
@@ -986,7 +1006,7 @@ class MemoryGovernor:
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
         # Whoever is acting at this moment does it instead.
-        self.check()
+        self._act(False)
         self._wait_for_actor()
 
     def _release(self) -> None:
@@ -1020,7 +1040,8 @@ class MemoryGovernor:
         ``overhead``, resident bytes for each counted one, as learned. ``components`` by name: ``type``, ``nbytes``,
         ``weight``, ``memory_limit`` now and ``own_limit``, the one it goes back to, ``paused``, ``freed`` bytes,
         ``errors``. ``actions`` by name: ``count``, ``freed`` (as counted by the parts; for ``expire`` entries),
-        ``returned`` (what memory fell by), ``seconds_ago`` and ``why``. ``note`` says where there is nothing to do.
+        ``returned`` (what memory fell by), ``seconds_ago`` and ``why``. ``looks`` at memory and the ``cpu_seconds``
+        that they and all that followed have taken. ``note`` says where there is nothing to do.
         """
         look = self._look()
         now = self._clock()
@@ -1060,6 +1081,8 @@ class MemoryGovernor:
                 }
                 for name, action in list(self._actions.items())
             },
+            "looks": self._looks,
+            "cpu_seconds": self._cpu_seconds,
             "note": self._note(),
         }
 
@@ -1128,7 +1151,7 @@ def _calls(governor: MemoryGovernor) -> Callable[..., None]:
     def pressed(*_: object) -> None:
         governor = reference()
         if governor is not None and governor._running:
-            governor.check()
+            governor._act(False)
 
     return pressed
 
