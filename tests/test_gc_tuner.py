@@ -1547,13 +1547,13 @@ def test_long_pauses_inside_requests_lower_the_threshold_without_swinging():
     with World(limit=8000 * MB) as world:
         with world.tuner.request():
             # Too long from 3,000 containers on, and always over the share of time: it can't have both.
-            automatic(world, 3600, lambda young: young * 200e-9)
+            automatic(world, 1800, lambda young: young * 200e-9)
             young = world.tuner._young
         assert gc_tuner.YOUNG_LEAST <= young <= 4000
         decisions = world.stats["decisions"]
         assert any("ms inside a request" in decision["reason"] for decision in decisions)
-        # An hour: a change of mind a minute at first, then seldomer.
-        assert len(decisions) <= 26
+        # Half an hour: a change of mind a minute at first, then seldomer.
+        assert len(decisions) <= 20
 
 
 def test_the_threshold_comes_down_as_memory_nears_the_limit():
@@ -1563,13 +1563,15 @@ def test_the_threshold_comes_down_as_memory_nears_the_limit():
         world.watch()
         assert world.tuner._young == 2000
         seen = []
-        for megabytes in (740, 780, 800, 820, 840, 849.99, 849.99, 849.99):
+        for megabytes in (740, *range(780, 850), 849.99, 849.99, 849.99):
             world.readings.bytes = int(megabytes * MB)
             world.watch()
             seen.append(world.tuner._young)
         assert seen == sorted(seen, reverse=True)
         assert seen[-1] == gc_tuner.YOUNG_LEAST
-        assert "of the limit" in world.stats["decisions"][-1]["reason"]
+        decisions = world.stats["decisions"]
+        assert "of the limit" in decisions[-1]["reason"]
+        assert len(decisions) <= 6
         # Not up again at once.
         world.readings.bytes = 100 * MB
         automatic(world, 30, 0.002)
@@ -2014,4 +2016,6 @@ class Tuning(RuleBasedStateMachine):
 
 
 TestTuning = pytest.mark.filterwarnings("ignore:GCTuner")(Tuning.TestCase)
-TestTuning.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestTuning.settings = settings(
+    max_examples=15 if hasattr(sys, "gettotalrefcount") else 40, stateful_step_count=30, deadline=None
+)

@@ -1038,7 +1038,8 @@ class GCTuner:
         if self._share > self._high - NEAR:
             room = max(self._high - self._share, 0) / NEAR
             most = max(YOUNG_LEAST, int(self._young_in_clear * room))
-            if young > most:
+            # In steps worth a decision, and one to the bottom.
+            if most * 4 <= young * 3 or most == YOUNG_LEAST < young:
                 self._decide(
                     now, max(most, young // 2), f"memory is at {self._share:.0%} of the limit", hold=True
                 )
