@@ -1164,6 +1164,21 @@ def test_the_containers_charge_counts_less_what_the_kernel_takes_back():
             assert world.collector.collected == [2]
 
 
+def test_free_threaded_memory_that_the_allocator_keeps_is_watched_by_count():
+    with World(kind=gc_tuner.FREE_THREADED) as world:
+        world.collector.pause[2] = 0.001
+        world.pass_time(5)
+        with world.tuner.request():
+            world.readings.bytes = 870 * MB
+            world.watch()
+            # Freed, but not given back.
+            for count, collections in ((10_000, 1), (49_000, 1), (50_000, 2), (10_000, 2), (80_000, 3)):
+                world.pass_time(1)
+                world.collector.count = (count, 0, 0)
+                world.watch()
+                assert len(world.collector.collected) == collections
+
+
 def test_a_container_may_be_resized():
     world = World(limit=None)
     world.readings.container = 1000 * MB

@@ -508,6 +508,7 @@ class GCTuner:
         self._growth_allowed = GROWTH_AT_LEAST
         self._full_due = now
         self._owing = False
+        self._kept_objects = 0
         # The limiter: nanoseconds of collecting that are made good by as many without, and how far it has counted.
         self._credit = self._credit_total = 0
         self._credit_at = now
@@ -853,6 +854,9 @@ class GCTuner:
         self._fruitless = self._fruitless + 1 if fruitless else 0
         self._full_due = now + (int(pause / self._target) << self._patience())
         self._mark()
+        # As much as has been kept since memory was below the watermark: a collection finds what came since the last.
+        kept = not fruitless and self._share >= self._high
+        self._kept_objects = max(freed, self._kept_objects) if kept else 0
         # From here on another may be asked for, should memory go on growing.
         self._pauses.taken = 0
         if self._share >= self._high and freed >= FEW_FREED:
@@ -1019,7 +1023,7 @@ class GCTuner:
         in_flight = self._pauses.in_flight
         self._owing = False
         if self._share >= self._high:
-            if self._share >= self._forced_from:
+            if self._share >= self._forced_from or self._refilled():
                 return FORCED if in_flight else WATERMARK
             return 0
         self._forced_from = self._high
@@ -1029,6 +1033,14 @@ class GCTuner:
         # To be paid at the first moment without a request, which may be short.
         self._owing = bool(in_flight)
         return 0 if in_flight else DEBT
+
+    def _refilled(self) -> bool:
+        """Whether most of what the last full collection freed, and the allocator kept, must be in use again.
+
+        Only where the collector's count goes on until the next full one. Elsewhere the C library has been asked to give
+        back what was freed, so that memory shows it.
+        """
+        return self._only_full and self._gc.get_count()[0] * 2 >= self._kept_objects > 0
 
     # The young threshold
 
