@@ -773,6 +773,29 @@ def test_a_month_of_harmless_traffic_gives_one_false_alarm_at_most(traffic, seed
         assert ("can't be told from a leak yet" in found.text) == (hours < 24)
 
 
+def test_one_flank_is_one_alarm_though_its_rise_may_pause(clock):
+    watching, _ = contained(clock)
+    times = np.arange(0, 3 * HOUR, 60.0)
+    feed(watching, times.tolist(), (100 * MB * (1 + 0.02 * times / HOUR)).tolist())
+    found = watching.leak()
+    assert found
+    # It stands for as long as its window of 2.5 hours.
+    for now in np.arange(3 * HOUR, 5.25 * HOUR, 300.0).tolist():
+        feed(watching, [now], [106.0 * MB])
+    assert watching.leak()
+    feed(watching, np.arange(5.25 * HOUR, 6 * HOUR, 60.0).tolist(), [106.0 * MB] * 45)
+    assert not watching.leak()
+
+
+def test_a_verdict_falls_with_memory(clock):
+    watching, _ = contained(clock)
+    times = np.arange(0, 3 * HOUR, 60.0)
+    feed(watching, times.tolist(), (100 * MB * (1 + 0.02 * times / HOUR)).tolist())
+    assert watching.leak()
+    feed(watching, np.arange(3 * HOUR, 3.25 * HOUR, 60.0).tolist(), [100.0 * MB] * 15)
+    assert not watching.leak()
+
+
 def test_trend(clock):
     watching, _ = contained(clock)
     assert watching.trend() == (0.0, 0.0, 0.0, 0.0)

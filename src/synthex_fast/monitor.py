@@ -829,6 +829,8 @@ class AdaptiveMemoryMonitor:
         # The threshold that is set, and by how much memory must grow to be worth waking up for.
         self._threshold_at: int | None = None
         self._patience = 1
+        # The last leak found, and when and at what floor it was.
+        self._standing: tuple[Leak, float, float] | None = None
 
     # Sampling
 
@@ -1045,7 +1047,8 @@ class AdaptiveMemoryMonitor:
         move the floor by more; one that a larger daily cycle covers, once it stands out above the cycle, or after 9
         days.
 
-        Until a day of history exists the rising flank of a cycle can't be told from a leak; ``text`` says so.
+        A verdict stands for as long as its window unless memory comes down. Until a day of history exists the rising
+        flank of a cycle can't be told from a leak; ``text`` says so.
         Bounded work, a few milliseconds at most. The first peak of a longer cycle, a week's, looks like a leak too.
 
         >>> bool(AdaptiveMemoryMonitor().leak())
@@ -1055,6 +1058,11 @@ class AdaptiveMemoryMonitor:
             times, values = self._history.floor()
         whole = float(times[-1] - times[0]) if len(times) else 0.0
         found = _find_leak(times, values) if len(times) > 1 else None
+        standing = self._standing
+        end = recent = 0.0
+        if len(times):
+            end = float(times[-1])
+            recent = float(values[times > end - _HOUR / 2].min())
         if found is not None:
             seconds, slope, chance = found
             percent = 100 * slope * _DAY / float(values[times > times[-1] - seconds].min())
@@ -1064,7 +1072,12 @@ class AdaptiveMemoryMonitor:
             )
             if whole < _DAY:
                 text += f"; with {_spoken(whole)} of history a rising flank can't be told from a leak yet"
-            return Leak(True, percent, 1 - chance, percent > _DAILY_PERCENT, seconds, text)
+            leak = Leak(True, percent, 1 - chance, percent > _DAILY_PERCENT, seconds, text)
+            self._standing = leak, end, recent
+            return leak
+        # One flank is one alarm, though its rise may pause.
+        if standing is not None and end - standing[1] < standing[0].seconds and recent > 0.98 * standing[2]:
+            return standing[0]
         trend = self._trend(times, values, None)
         over = trend.percent_per_day > _DAILY_PERCENT
         text = f"no leak: over {_spoken(trend.seconds)} memory's floor moved by {trend.percent_per_day:.3g} % a day"
