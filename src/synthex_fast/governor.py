@@ -73,6 +73,7 @@ RECOVERY_STEP = 0.1
 # How often memory is looked at, by level: at least, and at most when it grows fast.
 IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
 LEAST_SECONDS = 0.02
+CALM_LEAST_SECONDS = 0.05
 # How old the container's limit may be: it seldom changes, and takes longer to read than the rest.
 CONTAINER_SECONDS = 1.0
 # In how many seconds the fastest growth seen counts half.
@@ -835,6 +836,7 @@ class MemoryGovernor:
     def _hand_back(self, parts: list[tuple[_Part, Any]], look: _Look, level: int, why: str) -> _Look:
         """Have the allocator return what it holds free, where that is likely to be something."""
         began = self._clock()
+        _find_malloc_trim()
         if _libc_trim is None or look.share < SIZED_FOR - HYSTERESIS or began < self._trims.again:
             return look
         if level < CRITICAL:
@@ -889,13 +891,15 @@ class MemoryGovernor:
         """Seconds: until a quarter of the way to what matters next could be behind us, and half of the time at most."""
         limited = [part for part, _ in parts if part.ceiling is not None]
         wait = math.inf if level == NORMAL and not limited else IDLE_SECONDS[level]
+        # The kernel tells of the next level in time, where it can; a look in so many seconds costs next to nothing.
+        least = LEAST_SECONDS if level >= HIGH else CALM_LEAST_SECONDS
         for part in limited if self._headroom > NOISE * look.limit else ():
             left = (part.ceiling or 0) - part.nbytes
             if 0 < left < part.growth * wait:
-                wait = max(LEAST_SECONDS, 0.25 * left / part.growth)
+                wait = max(least, 0.25 * left / part.growth)
         mark = SIZED_FOR if level == WARNING and look.share < SIZED_FOR else (*MARKS, 1.0)[level + 1]
         if 0 < -look.over(mark) < self._fastest * min(wait, 4 * IDLE_SECONDS[NORMAL]):
-            wait = min(wait, max(LEAST_SECONDS, 0.25 * -look.over(mark) / self._fastest))
+            wait = min(wait, max(least, 0.25 * -look.over(mark) / self._fastest))
         return max(wait, took)
 
     # Running
@@ -909,7 +913,12 @@ class MemoryGovernor:
             self._restore = False
             _governors.add(self)
         _find_malloc_trim()
-        self._wake()
+        try:
+            self._wake()
+        except BaseException:
+            # Without a thread to be had it would be a governor that never looks.
+            self.stop()
+            raise
 
     def _listen(self) -> None:
         """Have a monitor call when the level changes."""
