@@ -1138,7 +1138,7 @@ class AdaptiveMemoryMonitor:
     # The thread
 
     def start(self) -> None:
-        """Sample in a thread until `stop`. Starting twice is once."""
+        """Sample in a thread until `stop`. Starting twice is once, and nothing at the interpreter's exit."""
         with self._lock:
             watch = self._watch
             if watch is not None and not watch.over:
@@ -1149,7 +1149,13 @@ class AdaptiveMemoryMonitor:
             # A sample is due at once, and the events heard before it are nobody's.
             self._due = -math.inf
             self._threshold_at = None
-            watch.start()
+            try:
+                watch.start()
+            except RuntimeError as error:
+                # An interpreter that is ending has no use for a thread.
+                if "shutdown" not in str(error):
+                    raise
+                return
             self._watch = watch
 
     def stop(self) -> None:
