@@ -1228,6 +1228,8 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             # The interpreter's own, in the thread that allocates.
             collector.garbage = 700 * MB
             collector.collect(2)
+            # Just one.
+            assert collector.thresholds[2] == OUT_OF_REACH
             assert world.stats["forced"] == 1
             assert world.stats["in_request"]["collections"] == 1
             # No other before this one has been looked at.
@@ -1400,25 +1402,25 @@ class Node:
 
 def load(count):
     # Held long enough to outlive young collections.
-    held = collections.deque(maxlen=5_000)
+    held = collections.deque(maxlen=20_000)
     for n in range(count):
         node = Node()
         node.itself = node
-        node.payload = bytes(4000)
+        node.payload = bytes(1000)
         held.append(node)
 
 if sys.argv[1] == "disabled":
     gc.disable()
-    load(120_000)
+    load(400_000)
 else:
     with GCTuner() as tuner:
         if sys.argv[1] == "inside":
             with tuner.request():
-                load(150_000)
+                load(400_000)
         else:
-            for _ in range(15):
+            for _ in range(20):
                 with tuner.request():
-                    load(10_000)
+                    load(20_000)
         print(tuner.stats["memory_limit"] >> 20, tuner.stats["forced"])
 """
 

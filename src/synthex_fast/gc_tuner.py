@@ -192,7 +192,9 @@ class _Pauses:
         "wake",
     )
 
-    def __init__(self, now: Callable[[], int], glance: Callable[[int], bool]) -> None:
+    def __init__(
+        self, now: Callable[[], int], glance: Callable[[int], bool], disarm: Callable[[], None]
+    ) -> None:
         self.now = now
         # By generation: nanoseconds, objects, nanoseconds; and a histogram for each, one after the other.
         self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
@@ -200,7 +202,7 @@ class _Pauses:
         self.in_request = [0] * BUCKETS
         # What the watcher sleeps on: may be put into anywhere, in the middle of a put as well.
         self.wake: SimpleQueue[None] = SimpleQueue()
-        self.callback = self._make_callback(now, glance)
+        self.callback = self._make_callback(now, glance, disarm)
         self.reset()
 
     def reset(self) -> None:
@@ -220,20 +222,22 @@ class _Pauses:
         self.due = self.now()
 
     def _make_callback(
-        self, now: Callable[[], int], glance: Callable[[int], bool]
+        self, now: Callable[[], int], glance: Callable[[int], bool], disarm: Callable[[], None]
     ) -> Callable[[str, dict[str, int]], None]:
         total, freed, longest, counts = self.total, self.freed, self.longest, self.counts
         began = now()
-        attention = False
+        attention = told = False
 
         def callback(phase: str, info: dict[str, int]) -> None:
-            nonlocal began, attention
+            nonlocal began, attention, told
             if phase == "start":
                 began = now()
                 if began >= self.due:
                     # Before the collection, when memory stands highest.
                     attention = glance(began)
                     began = now()
+                # The watcher may disarm it while the collection goes on.
+                told = self.armed
                 return
             pause = now() - began
             generation = info["generation"]
@@ -245,8 +249,8 @@ class _Pauses:
                 freed[generation] += info["collected"]
             if pause > longest[generation]:
                 longest[generation] = pause
-            if self.armed and generation == 2:
-                self.armed = False
+            if told and generation == 2:
+                disarm()
                 self.explicit[FORCED if self.in_flight else WATERMARK] += 1
                 self.taken, self.taken_freed = pause, info["collected"]
                 attention = True
@@ -461,7 +465,7 @@ class GCTuner:
         # What starts by itself may be old objects' turn: nothing may, inside a request.
         self._switched = self._kind != GENERATIONAL
         self._now: Callable[[], int] = time.perf_counter_ns if clock is None else lambda: int(clock() * 1e9)
-        self._pauses = _Pauses(self._now, self._glance_before)
+        self._pauses = _Pauses(self._now, self._glance_before, self._disarm_at_once)
         # Kept: every look at a method makes a new object, and the list of callbacks is searched by identity.
         self._callback = self._pauses.callback
         # Reentrant, because a finaliser or a signal handler can make a request of its own anywhere.
@@ -941,6 +945,17 @@ class GCTuner:
             self._pauses.armed = False
             if self._epoch:
                 self._set_thresholds()
+
+    def _disarm_at_once(self) -> None:
+        """For the callback, after a full collection: the next is not to be one as well."""
+        self._pauses.armed = False
+        # Otherwise the watcher does it.
+        if self._lock.acquire(False):
+            try:
+                if self._epoch:
+                    self._set_thresholds()
+            finally:
+                self._lock.release()
 
     # Memory
 
