@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 from threading import RLock
 
 # First of all: in a forked child its descriptors are marked as the parent's before the tuner reads.
-from synthex_fast import _readings, errors
+from synthex_fast import _readings, _unraisable, errors
 from synthex_fast.errors import TunerRunningError, type_error, value_error
 
 TYPE_CHECKING = False
@@ -684,7 +684,7 @@ class GCTuner:
                 ):
                     self._collect_young(1 if nobody or middle > MIDDLE_WITH_REQUESTS else 0)
         except Exception as error:
-            _unraisable(error, self)
+            _unraisable.report(error, self)
 
     def _serve(self) -> None:
         """From the first request on the old generation is the tuner's business."""
@@ -1166,7 +1166,7 @@ class GCTuner:
             self._start_watcher()
         except Exception as error:
             # It does without one: requests have ends, and the callback does what may be done there.
-            _unraisable(error, self)
+            _unraisable.report(error, self)
 
     def _end_watcher(self) -> None:
         thread, self._thread = self._thread, None
@@ -1196,7 +1196,7 @@ class GCTuner:
                 if self._switched and seconds < 0:
                     seconds = self._doze()
             except Exception as error:
-                _unraisable(error, self)
+                _unraisable.report(error, self)
                 seconds = 1.0
 
     def _doze(self) -> float:
@@ -1322,21 +1322,6 @@ def _find_malloc_trim() -> Callable[[int], int]:
     except Exception:
         return int
     return trim
-
-
-def _unraisable(error: BaseException, tuner: GCTuner) -> None:
-    """A service must not see the tuner's troubles, nor must they be lost."""
-    from types import SimpleNamespace
-
-    sys.unraisablehook(
-        SimpleNamespace(
-            exc_type=type(error),
-            exc_value=error,
-            exc_traceback=error.__traceback__,
-            err_msg=None,
-            object=tuner,
-        )
-    )
 
 
 def _before_fork() -> None:

@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 
-from synthex_fast import _readings
+from synthex_fast import _readings, _unraisable
 from synthex_fast import monitor as _monitor
 from synthex_fast.errors import type_error, value_error
 
@@ -91,9 +91,6 @@ FLOOR = 64 << 10
 
 # A thread in here acts for a governor: it must not wait for a buffer that only it would resume.
 _acting = threading.local()
-
-# What parts and callbacks raise goes to sys.unraisablehook.
-_report = _monitor._unraisable
 
 
 class _Part:
@@ -452,7 +449,7 @@ class MemoryGovernor:
         part.errors += 1
         if what not in part.reported:
             part.reported.add(what)
-            _report(error, f"{what} of {part.name}")
+            _unraisable.report(error, f"{what} of {part.name}")
 
     # Acting
 
@@ -541,7 +538,7 @@ class MemoryGovernor:
             if callback is not None:
                 callback(self)
         except Exception as error:
-            _report(error, callback)
+            _unraisable.report(error, callback)
 
     def _look(self) -> _Look:
         readings, limit = self._readings, self._limit
@@ -597,7 +594,7 @@ class MemoryGovernor:
             look = self._look()
         except Exception as error:
             # Without figures there is nothing to go by; perhaps they can be read later.
-            _report(error, self)
+            _unraisable.report(error, self)
             self._interval = IDLE_SECONDS[WARNING]
             return
         parts = self._alive()
@@ -956,7 +953,7 @@ class MemoryGovernor:
             if monitor is not None and self._monitor_started:
                 monitor.stop()
         except Exception as error:
-            _report(error, monitor)
+            _unraisable.report(error, monitor)
 
     def _wake(self) -> None:
         """Look as soon as may be, in the governor's own thread; with nothing to act on there is none."""
@@ -999,7 +996,7 @@ class MemoryGovernor:
             try:
                 self._act(False)
             except Exception as error:
-                _report(error, self)
+                _unraisable.report(error, self)
                 with self._state:
                     self._due = min(self._due, time.monotonic() + IDLE_SECONDS[WARNING])
 

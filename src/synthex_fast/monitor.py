@@ -22,6 +22,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from synthex_fast import _unraisable
 from synthex_fast._readings import Readings, memory_limit, parse_size
 from synthex_fast.errors import type_error, value_error
 
@@ -1133,7 +1134,7 @@ class AdaptiveMemoryMonitor:
         try:
             callback(level, sample)
         except BaseException as error:
-            _unraisable(error, callback)
+            _unraisable.report(error, callback)
 
     # The thread
 
@@ -1203,7 +1204,7 @@ class AdaptiveMemoryMonitor:
             raise
         except Exception as error:
             # The kernel's files may fail; the next sample tries again.
-            _unraisable(error, self.sample)
+            _unraisable.report(error, self.sample)
         self._due = now + self._interval
         return self._due
 
@@ -1285,33 +1286,6 @@ def _spoken(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds:.3g} seconds"
-
-
-class _Raise:
-    """Raises where the interpreter reports what is raised: ``sys.unraisablehook`` takes nothing made in Python."""
-
-    __slots__ = ("__weakref__", "_error", "_where")
-
-    def __init__(self, error: BaseException, where: object) -> None:
-        self._error: BaseException | None = error
-        self._where = where
-
-    def __call__(self, reference: object) -> None:
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error
-
-    def __repr__(self) -> str:
-        return repr(self._where)
-
-
-def _unraisable(error: BaseException, where: object) -> None:
-    victim = _Raise(error, None)
-    reference = weakref.ref(victim, _Raise(error, where))
-    del error, victim, reference
 
 
 # Forks and the end

@@ -1,0 +1,42 @@
+"""Errors that nobody waits for, those of callbacks and background threads, on their way to ``sys.unraisablehook``."""
+
+from __future__ import annotations
+
+import weakref
+
+__all__ = ["report"]
+
+
+class _Raise:
+    """Raises where the interpreter reports what is raised: the hook itself takes nothing that was made in Python."""
+
+    __slots__ = ("__weakref__", "_error", "_where")
+
+    def __init__(self, error: BaseException, where: object) -> None:
+        self._error: BaseException | None = error
+        self._where = where
+
+    def __call__(self, reference: object) -> None:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
+
+    def __repr__(self) -> str:
+        return repr(self._where)
+
+
+def report(error: BaseException, where: object) -> None:
+    """Hand ``error`` to ``sys.unraisablehook``, with an object that shows itself as ``where`` does.
+
+    >>> import sys
+    >>> hook, sys.unraisablehook = sys.unraisablehook, lambda seen: print(repr(seen.exc_value), "in", seen.object)
+    >>> report(ValueError("no"), "a callback")
+    ValueError('no') in 'a callback'
+    >>> sys.unraisablehook = hook
+    """
+    victim = _Raise(error, None)
+    reference = weakref.ref(victim, _Raise(error, where))
+    del error, victim, reference
