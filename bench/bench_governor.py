@@ -101,7 +101,7 @@ def resident(pid):
         return 0
 
 
-def serve(procs, seconds, governed, caches):
+def serve(procs, seconds, governed, caches, tuned):
     """The child: a line for each second, then a last one; killed in between where nobody governs."""
     # Before anything is imported, so that all of it is charged.
     Path(procs).write_text(str(os.getpid()))
@@ -119,6 +119,8 @@ def serve(procs, seconds, governed, caches):
             self._responses = create_memory_aware_ttl_dict(None, arms.RESPONSE_SECONDS, each)
 
     service = LargeService()
+    if not tuned:
+        service._tuner.stop()
     governor = None
     if governed:
         from synthex_fast import MemoryGovernor
@@ -169,13 +171,16 @@ def serve(procs, seconds, governed, caches):
         governor.stop()
 
 
-def measure(seconds, governed, limit=LIMIT, caches=CACHES, out=None):
+def measure(seconds, governed, limit=LIMIT, caches=CACHES, tuned=True, out=None):
     """What came of a child in a container: a dict."""
     result = {"seconds": [], "killed": False, "served": 0, "errors": 0, "actions": [], "peak_rss": 0}
     with Container(limit) as container:
         code = [sys.executable, __file__, "--serve", str(container.path / "cgroup.procs"), str(seconds)]
         child = subprocess.Popen(
-            [*code, str(int(governed)), str(caches)], stdout=subprocess.PIPE, text=True, bufsize=1
+            [*code, str(int(governed)), str(caches), str(int(tuned))],
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
         os.set_blocking(child.stdout.fileno(), False)
         lines = ""
@@ -225,11 +230,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="15 seconds instead of 60")
     parser.add_argument("--verbose", action="store_true", help="every second, and what the governor did")
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        procs, seconds, governed, caches = arguments.serve
-        serve(procs, float(seconds), bool(int(governed)), int(caches))
+        procs, seconds, governed, caches, tuned = arguments.serve
+        serve(procs, float(seconds), bool(int(governed)), int(caches), bool(int(tuned)))
         return 0
     seconds = 15.0 if arguments.quick else SECONDS
     out = show if arguments.verbose else None
