@@ -18,7 +18,7 @@ from synthex_fast._records cimport PooledExpertResponse
 from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
 
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
-from _thread import TIMEOUT_MAX, allocate_lock
+from _thread import allocate_lock
 from time import monotonic
 
 from synthex_fast.errors import (
@@ -119,6 +119,7 @@ cdef extern from "Python.h":
     const int PyBUF_ND
     const int PyBUF_STRIDES
     bint PyIndex_Check(object)
+    int PyErr_CheckSignals() except -1
     object PyNumber_Index(object)
     double PyFloat_AsDouble(object) except? -1.0
     object PyUnicode_FromObject(object)
@@ -1012,14 +1013,15 @@ cdef class ResponseBuffer:
             lock(&self.guard)
             self.waited += 1
             unlock(&self.guard)
-        if seconds == INFINITY:
-            gate.shut.acquire()
-        else:
+        left = seconds
+        if seconds != INFINITY:
             left = since[0] + seconds - <double>monotonic()
             if left <= 0.0:
                 raise self.paused_error(f"the addition has waited for {seconds:g} seconds")
-            if not gate.shut.acquire(True, min(left, <double>TIMEOUT_MAX)):
-                return 0
+        # An interrupt that comes just before the wait begins does not end it; it shall not be lost for long.
+        if not gate.shut.acquire(True, min(left, 1.0)):
+            PyErr_CheckSignals()
+            return 0
         gate.shut.release()
         return 0
 
@@ -1305,7 +1307,8 @@ cdef class ResponseBuffer:
         `wait` says what becomes of `add` and `add_batch` meanwhile. True: they wait, without the interpreter's
         lock, until the buffer is resumed; Ctrl-C ends the wait. A number: they wait that many seconds and
         then raise `BufferPausedError`. False: they raise it at once. A callable is asked by each addition,
-        in the thread that adds, for one of these: an event loop's thread should not wait. An addition that
+        in the thread that adds, for one of these (again each second of a wait): an event loop's thread
+        should not wait. An addition that
         can't succeed anyway fails without waiting, and one made in the buffer's own flush handler raises
         `BufferPausedError`: the flush may be what the pause is for. What was refused or interrupted has
         added nothing.
