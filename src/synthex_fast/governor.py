@@ -98,7 +98,6 @@ class _Part:
 
     __slots__ = (
         "ceiling",
-        "collector",
         "errors",
         "expires",
         "freed",
@@ -118,6 +117,7 @@ class _Part:
         "reference",
         "reported",
         "trims",
+        "tuner",
         "weight",
     )
 
@@ -128,7 +128,7 @@ class _Part:
         self.name = name
         self.kind = type(obj).__name__
         self.monitor = _can(obj, "on_pressure")
-        self.collector = _can(obj, "request") and _can(obj, "idle") and _can(obj, "trim")
+        self.tuner = _can(obj, "request") and _can(obj, "idle") and _can(obj, "trim")
         self.pauses = _can(obj, "pause") and _can(obj, "resume")
         self.pool = _can(obj, "acquire") and _can(obj, "release")
         self.expires = _can(obj, "expire")
@@ -152,7 +152,7 @@ class _Part:
     def evictable(self) -> bool:
         # A buffer only flushes when it is trimmed, which is its handler's business; a collector is a cache as well.
         buffer = self.pauses and not self.limited
-        return self.trims and not (self.pool or buffer or self.collector or self.monitor)
+        return self.trims and not (self.pool or buffer or self.tuner or self.monitor)
 
 
 class _Action:
@@ -816,7 +816,7 @@ class MemoryGovernor:
         began = self._clock()
         if look.share < MARKS[CRITICAL] - HYSTERESIS or began < self._collections.again:
             return look
-        tuner = next(((part, obj) for part, obj in parts if part.collector and not part.gone), None)
+        tuner = next(((part, obj) for part, obj in parts if part.tuner and not part.gone), None)
         if tuner is None:
             gc.collect()
         else:
