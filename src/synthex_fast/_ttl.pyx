@@ -963,8 +963,13 @@ cdef class TTLDict:
     @property
     def nbytes(self):
         """Bytes that keys, values and the table's cost per entry take; 0 for an empty dict. O(1), O(due) if any are."""
+        cdef uint64_t size
         settle_now(self)
-        return self.table.nbytes
+        # Another thread may be between taking something in and evicting for it.
+        enter(self)
+        size = self.table.nbytes
+        leave(self)
+        return size
 
     @property
     def max_size(self):

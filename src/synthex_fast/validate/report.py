@@ -16,7 +16,7 @@ from rich.text import Text
 from synthex_fast.validate.figures import BASELINE, REPORT_RATE, Figure, Row, rows
 
 # A table that is read from a file or a log has no terminal's width to keep to.
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 200
 # Below this the table is shown in two halves, one above the other.
 WHOLE_WIDTH = 155
 
@@ -156,6 +156,11 @@ def footnotes(results: Any) -> list[str]:
         "Other slips of the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance "
         "of 0.01 needs a unit. Its current figures are from another machine under another load."
     )
+    if "synthex_fast" in results.arms:
+        notes.append(
+            "synthex_fast collects garbage when a response has gone out: that is in requests/s and CPU, not in "
+            "latency. What it does to requests that wait meanwhile is measured in bench/bench_gc_tuner.py."
+        )
     if "recommended" in results.arms:
         notes.append(
             "recommended skips validation, since the report's reset() sets what its models would refuse if "

@@ -179,7 +179,8 @@ class Arm:
         Filling is the same number of requests for every arm and is where memory grows; what is timed is the
         load on full caches that follows.
         """
-        requests, latencies, handle = self.requests, self.latencies, self.service.handle
+        requests, latencies = self.requests, self.latencies
+        answer, sent = self.service.answer, self.service.sent
         clock = time.perf_counter_ns
         corpus_size, served = len(requests), 0
         self.service.expire()
@@ -197,9 +198,10 @@ class Arm:
             end = begin + int(seconds * 1e9)
             while now < end and served < MOST_REQUESTS:
                 start = clock()
-                handle(requests[place])
+                answer(requests[place])
                 now = clock()
                 latencies[served] = now - start
+                sent()
                 served += 1
                 place += 1
                 if place == corpus_size:

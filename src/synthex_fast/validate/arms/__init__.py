@@ -4,6 +4,7 @@ A `Service` has
 
 - `handle(request)`: makes the query, keeps it among the active ones, makes its five responses, adds them to
   the buffer as a batch, keeps them per query, and returns their `Consensus`;
+- `answer(request)` and `sent()`: the two halves of `handle`, before and after the response has gone out;
 - `expire()`: lets go of all that the caches and the buffer hold, as a mass expiry does; pools keep theirs;
 - `tasks()`: what the version does in the background, as pairs of seconds until it is first due and a function
   that does it and returns the seconds until the next time;

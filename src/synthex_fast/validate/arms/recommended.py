@@ -217,6 +217,11 @@ class Service:
         self._responses[query.id] = responses
         return consensus(self._responses.get(query.id))
 
+    answer = handle
+
+    def sent(self):
+        pass
+
     def expire(self):
         self.flush()
         self._active.clear()

@@ -8,8 +8,8 @@
 - Buffer: `ResponseBuffer` of the same capacity; the consensus is a row of its `aggregate()`. The service
   hands the buffer over at the same threshold, after the aggregation, so that a request's own responses are
   still there for it.
-- Garbage collector: a `GCTuner`; each request is one to it, so what it collects after a request is in that
-  request's latency. It freezes nothing here, since the harness has frozen what is its own in every arm.
+- Garbage collector: a `GCTuner`, to which a request lasts until its response has gone out. It freezes nothing
+  here, since the harness has frozen what is its own in every arm.
 - Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
 """
 
@@ -50,10 +50,16 @@ class Service:
         self._request = self._tuner.request()
 
     def handle(self, request) -> Consensus:
-        with self._request:
-            return self._handle(request)
+        try:
+            return self.answer(request)
+        finally:
+            self.sent()
 
-    def _handle(self, request) -> Consensus:
+    def sent(self):
+        self._request.__exit__(None, None, None)
+
+    def answer(self, request) -> Consensus:
+        self._request.__enter__()
         query = PooledExpertQuery(
             request.title,
             request.content,
