@@ -659,6 +659,21 @@ def test_decorated_asynchronous_generator_is_in_flight_until_it_ends():
         assert closed == [1] * 4
 
 
+def test_decorated_asynchronous_generator_that_refuses_its_arguments_is_not_in_flight():
+    with World() as world:
+
+        @world.tuner.request()
+        async def numbers(n):
+            yield n
+
+        async def main():
+            with pytest.raises(TypeError):
+                await numbers().__anext__()
+
+        asyncio.run(main())
+        assert world.stats["in_flight"] == 0
+
+
 def serve_asgi(app, scope, messages=()):
     """Run an ASGI application; what it sent."""
     sent = []

@@ -315,8 +315,9 @@ class _Request:
         if inspect.isasyncgenfunction(plain):
 
             async def asynchronous_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-                epoch = tuner._enter()
+                # Before the request: arguments may be refused.
                 inner = function(*args, **kwargs)
+                epoch = tuner._enter()
                 try:
                     item = await inner.__anext__()
                     while True:
