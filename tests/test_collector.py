@@ -606,6 +606,32 @@ def test_a_pause_lets_nothing_into_either_part():
     assert both(collector)[1] == 1
 
 
+@pytest.mark.parametrize(("how", "error"), [("owner", OwnerGoneError), ("close", CollectorClosedError)])
+def test_an_addition_that_waits_is_refused_when_the_collector_ends(how, error):
+    owner = Owner()
+    collector = ResponseCollector(owner)
+    collector.pause()
+    raised = []
+
+    def add():
+        try:
+            collector.add(answer())
+        except Exception as caught:
+            raised.append(type(caught))
+
+    thread = threading.Thread(target=add, daemon=True)
+    thread.start()
+    while not collector.stats["waited"]:
+        time.sleep(0.001)
+    if how == "owner":
+        del owner
+    else:
+        collector.close()
+    thread.join(10)
+    assert raised == [error]
+    assert collector.nbytes == 0
+
+
 def test_an_addition_waits_for_the_end_of_a_pause_before_it_changes_anything():
     collector = ResponseCollector(max_queries=1)
     collector.add(answer("q1"))

@@ -556,7 +556,9 @@ class ResponseCollector:
             ended = {}
         ended["queries"] = ended["nbytes"] = ended["buffered"] = 0
         self._ended = ended
-        self._buffer = _NO_BUFFER
+        buffer, self._buffer = self._buffer, _NO_BUFFER
+        # Who waits at a paused one has it, and would wait for ever: nobody else can resume it any more.
+        buffer.resume()
         self._answers.clear()
 
     def _refusal(self) -> SynthexFastError:
