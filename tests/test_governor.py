@@ -1319,6 +1319,38 @@ def test_a_fork_inside_a_callback():
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
 
 
+def test_two_threads_that_fork_at_once_leave_nothing_locked():
+    made = Machine(base=500 * MB).governor()
+    joining, ahead = threading.Event(), threading.Event()
+
+    class Thread:
+        def join(self, seconds):
+            joining.set()
+            assert ahead.wait(30)
+
+    def fork(seconds):
+        governor._before_fork()
+        ahead.set()
+        # So that the other one comes to wait.
+        time.sleep(seconds)
+        governor._after_fork()
+
+    governor._governors.add(made)
+    try:
+        made._thread = Thread()
+        first = threading.Thread(target=fork, args=(0,), daemon=True)
+        first.start()
+        assert joining.wait(30)
+        second = threading.Thread(target=fork, args=(0.3,), daemon=True)
+        second.start()
+        first.join(30)
+        second.join(30)
+        assert made._state.acquire(False)
+        made._state.release()
+    finally:
+        governor._governors.discard(made)
+
+
 @needs_fork
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_forks_while_it_works(hammer):

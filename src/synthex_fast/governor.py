@@ -1173,7 +1173,8 @@ def _is_running(monitor: Any) -> bool:
 _governors: set[MemoryGovernor] = set()
 _over = False
 _forking = False
-_held: list[threading.Condition] = []
+# What a thread that forks holds meanwhile: its own list, for several may fork at once.
+_forker = threading.local()
 
 
 def _before_fork() -> None:
@@ -1188,16 +1189,18 @@ def _before_fork() -> None:
             # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
             thread.join(1.0)
     # Nobody holds them at the fork but this thread, so that the child can let them go.
-    _held.extend(governor._state for governor in list(_governors))
-    for state in _held:
+    held = _forker.__dict__.setdefault("held", [])
+    for state in sorted((governor._state for governor in list(_governors)), key=id):
         state.acquire()
+        held.append(state)
 
 
 def _after_fork() -> None:
     global _forking
     _forking = False
-    while _held:
-        _held.pop().release()
+    held = _forker.__dict__.get("held")
+    while held:
+        held.pop().release()
     for governor in list(_governors):
         # Without a thread to be had, the monitor's next call tries again.
         with contextlib.suppress(Exception):
