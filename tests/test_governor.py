@@ -623,6 +623,61 @@ def test_stopping_gives_back_limits_and_resumes():
     assert made.level == "normal"
 
 
+class Failing(Part):
+    """Memory can't be read once it has been trimmed."""
+
+    def __init__(self, machine, held, then=lambda: None, error=OSError):
+        super().__init__(machine, held)
+        self.machine, self.then, self.error = machine, then, error
+        self.failed = False
+
+    def trim(self, nbytes):
+        def fail():
+            self.failed = True
+            del self.machine.rss
+            raise self.error
+
+        self.then()
+        self.machine.rss = fail
+        return 0
+
+
+def test_a_stop_in_the_middle_of_a_look_that_fails_gives_all_back():
+    machine = Machine(base=960 * MB)
+    cache, buffer = Cache(machine, memory_limit=700 * MB), ResponseBuffer()
+    made = machine.governor(cache, buffer)
+    made.check()
+    assert buffer.paused and cache.memory_limit < 100 * MB
+    failing = Failing(machine, 10 * MB, made.stop)
+    made.register(failing)
+    machine.base = 990 * MB
+    with pytest.raises(OSError):
+        made.check()
+    assert failing.failed
+    assert not buffer.paused and cache.memory_limit == 700 * MB
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])
+@pytest.mark.parametrize("own", [False, True])
+def test_after_a_look_that_fails_there_is_another(monkeypatch, unraisable, error, own):
+    monkeypatch.setattr(governor, "IDLE_SECONDS", (5.0, 0.05, 0.05, 0.05, 0.05))
+    machine = Machine(base=100 * MB)
+    machine.clock = time.monotonic
+    buffer, failing = ResponseBuffer(), Failing(machine, 10 * MB, error=error)
+    with machine.governor(buffer, failing, monitor=Monitor()) as made:
+        eventually(lambda: made._due == math.inf and made._looks and made._actor is None)
+        machine.base = 990 * MB
+        if own:
+            made._plan(0.0)
+        else:
+            with pytest.raises(error):
+                made.check()
+        eventually(lambda: failing.failed)
+        failing.trim = lambda nbytes: 0
+        machine.base = 10 * MB
+        eventually(lambda: not buffer.paused and made.level == "normal")
+
+
 def test_stopping_leaves_a_limit_set_by_others():
     machine = Machine(base=960 * MB)
     cache = Cache(machine, memory_limit=700 * MB)

@@ -479,14 +479,16 @@ class MemoryGovernor:
     def _act(self, asked: bool) -> str:
         """Look and act, if that was asked for or while the governor runs, and give back what a stop has left to."""
         me = threading.get_ident()
+        inside = getattr(_acting, "inside", False)
+        began = time.thread_time()
         with self._state:
             if self._actor is not None:
                 self._again = self._again or self._actor != me
                 return LEVELS[self._level]
             self._actor = me
-        inside, _acting.inside = getattr(_acting, "inside", False), True
-        began = time.thread_time()
         try:
+            # In here: it may fail for want of memory.
+            _acting.inside = True
             rounds = 0
             while True:
                 self._again = False
@@ -512,11 +514,22 @@ class MemoryGovernor:
             if emergency:
                 self._call_for_help()
         finally:
-            _acting.inside = inside
             with self._state:
-                if self._actor == me:
+                failed = self._actor == me
+                if failed:
                     self._leave()
+            _acting.inside = inside
+            if failed:
+                self._make_up()
         return LEVELS[self._level]
+
+    def _make_up(self) -> None:
+        """After an error, what others have left to this thread: to give back after a stop, or to look again."""
+        if self._restore:
+            self._act(False)
+        else:
+            with contextlib.suppress(Exception):
+                self._plan(IDLE_SECONDS[WARNING])
 
     def _leave(self) -> None:
         self._actor = None
@@ -995,10 +1008,12 @@ class MemoryGovernor:
                 self._due = math.inf
             try:
                 self._act(False)
-            except Exception as error:
-                _unraisable.report(error, self)
+            except BaseException as error:
+                # One that a part let through, SystemExit also: the thread is the governor's.
                 with self._state:
                     self._due = min(self._due, time.monotonic() + IDLE_SECONDS[WARNING])
+                with contextlib.suppress(MemoryError):
+                    _unraisable.report(error, self)
 
     def stop(self) -> None:
         """Act no more, and give every part back what was its own: its limit, and its buffers resumed."""
