@@ -623,6 +623,43 @@ def test_stopping_gives_back_limits_and_resumes():
     assert made.level == "normal"
 
 
+def test_what_could_not_be_given_back_is_given_back_later(unraisable):
+    machine = Machine(base=960 * MB)
+    failing = [True]
+
+    class Bad(Cache):
+        paused = False
+
+        def pause(self, wait):
+            self.paused = True
+
+        def resume(self):
+            if failing:
+                raise MemoryError
+            self.paused = False
+
+        def resize(self, *, memory_limit):
+            if failing and memory_limit == 700 * MB:
+                raise MemoryError
+            super().resize(memory_limit=memory_limit)
+
+    cache = Bad(machine, memory_limit=700 * MB)
+    made = machine.governor(cache)
+    made.check()
+    assert cache.paused
+    machine.base = 10 * MB
+    made.check()
+    assert cache.paused
+    made.stop()
+    assert cache.paused and cache.memory_limit < 700 * MB
+    assert made.stats["components"]["Bad"]["own_limit"] == 700 * MB
+    failing.clear()
+    made.check()
+    assert not cache.paused
+    made.stop()
+    assert cache.memory_limit == 700 * MB
+
+
 class Failing(Part):
     """Memory can't be read once it has been trimmed."""
 

@@ -431,11 +431,26 @@ class MemoryGovernor:
     def _let_be(self, part: _Part, obj: Any) -> None:
         """Take back what is being done to a part."""
         if part.paused:
-            part.paused = False
-            self._call(part, obj, "resume")
+            self._let_in(part, obj)
         ceiling, part.ceiling = part.ceiling, None
         if ceiling is not None and _limit_of(obj) == ceiling:
-            self._call(part, obj, "resize", memory_limit=part.own)
+            try:
+                obj.resize(memory_limit=part.own)
+            except Exception as error:
+                # Its own limit must not be forgotten: stopping again tries again.
+                part.ceiling = ceiling
+                self._failed(part, "resize", error)
+
+    def _let_in(self, part: _Part, obj: Any) -> bool:
+        """Resume a part; False where it raises, for want of memory perhaps: then it is tried again."""
+        part.paused = False
+        try:
+            obj.resume()
+        except Exception as error:
+            part.paused = True
+            self._failed(part, "resume", error)
+            return False
+        return True
 
     def _call(self, part: _Part, obj: Any, method: str, *arguments: Any, **options: Any) -> Any:
         """What the method returns; None where it raises, which is counted, and reported the first time."""
@@ -449,7 +464,9 @@ class MemoryGovernor:
         part.errors += 1
         if what not in part.reported:
             part.reported.add(what)
-            _unraisable.report(error, f"{what} of {part.name}")
+            # It shall not keep the other parts from what is done to them.
+            with contextlib.suppress(MemoryError):
+                _unraisable.report(error, f"{what} of {part.name}")
 
     # Acting
 
@@ -882,9 +899,7 @@ class MemoryGovernor:
 
     def _resume(self, parts: list[tuple[_Part, Any]], why: str) -> None:
         for part, obj in parts:
-            if part.paused:
-                part.paused = False
-                self._call(part, obj, "resume")
+            if part.paused and self._let_in(part, obj):
                 self._did("resume", why)
 
     def _did(self, action: str, why: str, freed: int = 0, returned: int = 0) -> None:
