@@ -406,6 +406,46 @@ def test_start_and_stop_from_two_threads():
     assert [thread.name for thread in threading.enumerate() if thread.name == "synthex-fast-gc-tuner"] == []
 
 
+def watchers():
+    return [thread for thread in threading.enumerate() if thread.name == "synthex-fast-gc-tuner"]
+
+
+def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
+    tuner = GCTuner(freeze=False)
+    tuner.start()
+
+    class Guard:
+        """Another thread comes in as soon as it is let go."""
+
+        def __enter__(self):
+            guard.acquire()
+
+        def __exit__(self, *error):
+            monkeypatch.undo()
+            guard.release()
+            other = threading.Thread(target=tuner.start)
+            other.start()
+            other.join()
+
+    guard = gc_tuner._guard
+    monkeypatch.setattr(gc_tuner, "_guard", Guard())
+    tuner.stop()
+    try:
+        assert tuner.stats["running"]
+        assert [tuner._thread] == watchers()
+    finally:
+        tuner.stop()
+    assert watchers() == []
+
+
+def test_a_watcher_that_comes_too_late_ends():
+    tuner = GCTuner(freeze=False)
+    tuner._start_watcher()
+    late = tuner._thread
+    late.join(10)
+    assert not late.is_alive()
+
+
 def test_the_watcher_ends_with_the_tuner():
     names = [thread.name for thread in threading.enumerate()]
     with GCTuner(freeze=False):

@@ -587,7 +587,9 @@ class GCTuner:
                 return
             _running = None
             self._restore()
-        self._end_watcher()
+            # In here: the next start has a watcher of its own.
+            watcher = self._dismiss_watcher()
+        self._wait_for(watcher)
 
     def _restore(self) -> None:
         collector = self._gc
@@ -1169,19 +1171,28 @@ class GCTuner:
             # It does without one: requests have ends, and the callback does what may be done there.
             _unraisable.report(error, self)
 
-    def _end_watcher(self) -> None:
+    def _dismiss_watcher(self) -> threading.Thread | None:
         thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None:
             self._pauses.rouse()
+        return thread
+
+    @staticmethod
+    def _wait_for(watcher: threading.Thread | None) -> None:
+        if watcher is not None and watcher is not threading.current_thread():
             # Bounded: a finaliser that it runs may be waiting for a lock that the caller holds. One that another thread
             # has yet to start ends by itself.
             with contextlib.suppress(RuntimeError):
-                thread.join(1.0)
+                watcher.join(1.0)
+
+    def _end_watcher(self) -> None:
+        self._wait_for(self._dismiss_watcher())
 
     def _watch(self, epoch: int, wake: SimpleQueue[None]) -> None:
         me = threading.current_thread()
         seconds = -1.0
-        while True:
+        # Looked at before it sleeps too: nobody wakes one that was dismissed before it was there.
+        while epoch == self._epoch != 0 and self._thread is me:
             with contextlib.suppress(Empty):
                 wake.get(True, None if seconds < 0 else seconds)
             if epoch != self._epoch or self._thread is not me:
