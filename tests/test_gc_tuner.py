@@ -359,6 +359,16 @@ def test_a_second_running_tuner_is_refused():
     second.stop()
 
 
+def test_a_start_in_the_middle_of_a_collection_measures_no_more_than_the_rest_of_it():
+    world = World()
+    world.pass_time(3600)
+    with world:
+        (callback,) = world.collector.callbacks
+        world.pass_time(0.002)
+        callback("stop", {"generation": 2, "collected": 0})
+        assert world.stats["pauses"][2]["max"] == pytest.approx(0.002)
+
+
 def test_start_that_fails_leaves_everything_as_it_was():
     world = World()
     world.tuner._start_watcher = lambda: 1 / 0

@@ -568,6 +568,8 @@ class GCTuner:
             self._boundary_at = self._young // 2
             with self._lock:
                 self._epoch = _next_epoch()
+                # In the middle of a collection, by a finaliser or another thread, it hears of the end first.
+                self._callback("start", {})
                 collector.callbacks.append(self._callback)
                 collector.enable()
                 self._set_thresholds()
