@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import synthex_fast
-from synthex_fast import GCTuner, errors, gc_tuner
+from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
 
 PACKAGE = Path(synthex_fast.__file__).parent
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -540,6 +540,56 @@ def test_a_request_entered_before_the_start_or_left_after_the_stop_is_harmless()
         with older:
             late.__exit__(None, None, None)
             assert world.stats["in_flight"] == 1
+
+
+@pytest.mark.parametrize("kind", [gc_tuner.GENERATIONAL, gc_tuner.FREE_THREADED])
+@pytest.mark.parametrize("step", ["_note", "_set_thresholds", "rouse"])
+def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, step):
+    def fail(*args):
+        raise MemoryError
+
+    world = World(kind=kind)
+    world.collector.thresholds = 50_000, 10, 10
+    with world:
+        world.tuner._dozing = True
+        monkeypatch.setattr(gc_tuner._Pauses if step == "rouse" else GCTuner, step, fail)
+        with pytest.raises(MemoryError), world.tuner.request():
+            pytest.fail("it began")
+        assert world.stats["in_flight"] == 0
+        monkeypatch.undo()
+        with world.tuner.request():
+            assert world.stats["in_flight"] == 1
+            assert world.stats["young_threshold"] == gc_tuner.YOUNG_MOST_WITH_REQUESTS
+            assert not world.tuner._dozing
+
+
+def test_the_watcher_outlives_want_of_memory(monkeypatch):
+    class Queue(gc_tuner.SimpleQueue):
+        failed = 0
+
+        def get(self, *args):
+            if Queue.failed < 3:
+                Queue.failed += 1
+                raise MemoryError
+            return super().get(*args)
+
+    monkeypatch.setattr(gc_tuner, "WITHOUT_MEMORY_SECONDS", 0.001)
+    monkeypatch.setattr(gc_tuner, "SimpleQueue", Queue)
+    tuner = GCTuner(freeze=False)
+    with tuner:
+        while Queue.failed < 3:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert tuner._thread.is_alive()
+    assert watchers() == []
+
+
+def test_an_error_that_cannot_be_reported_for_want_of_memory_is_dropped(monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(_unraisable, "_Raise", fail)
+    _unraisable.report(ValueError("no"), "a callback")
 
 
 def test_threads_share_the_count():

@@ -31,12 +31,17 @@ class _Raise:
 def report(error: BaseException, where: object) -> None:
     """Hand ``error`` to ``sys.unraisablehook``; ``where`` shows in the object or, from Python 3.14 on, the message.
 
+    Raises nothing, for threads must go on after it: where there is no memory to report an error with, it is dropped.
+
     >>> import sys
     >>> hook, sys.unraisablehook = sys.unraisablehook, lambda seen: print(repr(seen.exc_value))
     >>> report(ValueError("no"), "a callback")
     ValueError('no')
     >>> sys.unraisablehook = hook
     """
-    victim = _Raise(error, None)
-    reference = weakref.ref(victim, _Raise(error, where))
+    try:
+        victim = _Raise(error, None)
+        reference = weakref.ref(victim, _Raise(error, where))
+    except MemoryError:
+        return
     del error, victim, reference

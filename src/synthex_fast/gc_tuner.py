@@ -123,6 +123,8 @@ FROZEN_BY_INTERPRETER = 1_000 if sys.version_info[:2] == (3, 12) else 0
 
 # When a full collection is tried again for which another thread's stood in the way.
 RETRY_SECONDS = 0.001
+# When the watcher goes on for which there was no memory.
+WITHOUT_MEMORY_SECONDS = 0.05
 
 # What made a collection happen.
 AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
@@ -654,13 +656,18 @@ class GCTuner:
                 return 0
             self._requests += 1
             pauses.in_flight += 1
-            if pauses.in_flight == 1 and (self._switched or not self._serving):
-                if not self._serving:
-                    self._serve()
-                self._set_thresholds()
-        if self._dozing:
-            self._dozing = False
-            pauses.rouse()
+            try:
+                if pauses.in_flight == 1 and (self._switched or not self._serving):
+                    if not self._serving:
+                        self._serve()
+                    self._set_thresholds()
+                if self._dozing:
+                    pauses.rouse()
+                    self._dozing = False
+            except BaseException:
+                # For want of memory, perhaps. Nobody will leave what was not entered.
+                pauses.in_flight -= 1
+                raise
         if self._forked:
             self._restart_watcher()
         return epoch
@@ -693,10 +700,11 @@ class GCTuner:
 
     def _serve(self) -> None:
         """From the first request on the old generation is the tuner's business."""
-        self._serving = True
         self._most = YOUNG_MOST_WITH_REQUESTS
         if self._young > self._most:
             self._decide(self._now(), self._most, "requests have begun: pauses are kept short")
+        # Last: where there is no memory for the decision, the next request makes it.
+        self._serving = True
 
     def asgi(self, app: ASGIApplication) -> ASGIApplication:
         """Middleware: an HTTP request is in flight until the last part of its response is sent.
@@ -1195,11 +1203,11 @@ class GCTuner:
         seconds = -1.0
         # Looked at before it sleeps too: nobody wakes one that was dismissed before it was there.
         while epoch == self._epoch != 0 and self._thread is me:
-            with contextlib.suppress(Empty):
-                wake.get(True, None if seconds < 0 else seconds)
-            if epoch != self._epoch or self._thread is not me:
-                return
             try:
+                with contextlib.suppress(Empty):
+                    wake.get(True, None if seconds < 0 else seconds)
+                if epoch != self._epoch or self._thread is not me:
+                    return
                 now = self._now()
                 # The callback has mostly read it just now, and each reading lets other threads go first, for 5 ms.
                 if now - self._read_at > 2 * READING_LEAST_NS:
@@ -1209,6 +1217,10 @@ class GCTuner:
                 seconds = self._check(epoch)
                 if self._switched and seconds < 0:
                     seconds = self._doze()
+            except MemoryError:
+                # Not even to sleep may there be any; perhaps another thread frees some.
+                time.sleep(WITHOUT_MEMORY_SECONDS)
+                seconds = WITHOUT_MEMORY_SECONDS
             except Exception as error:
                 _unraisable.report(error, self)
                 seconds = 1.0

@@ -464,9 +464,7 @@ class MemoryGovernor:
         part.errors += 1
         if what not in part.reported:
             part.reported.add(what)
-            # It shall not keep the other parts from what is done to them.
-            with contextlib.suppress(MemoryError):
-                _unraisable.report(error, f"{what} of {part.name}")
+            _unraisable.report(error, f"{what} of {part.name}")
 
     # Acting
 
@@ -1027,8 +1025,7 @@ class MemoryGovernor:
                 # One that a part let through, SystemExit also: the thread is the governor's.
                 with self._state:
                     self._due = min(self._due, time.monotonic() + IDLE_SECONDS[WARNING])
-                with contextlib.suppress(MemoryError):
-                    _unraisable.report(error, self)
+                _unraisable.report(error, self)
 
     def stop(self) -> None:
         """Act no more, and give every part back what was its own: its limit, and its buffers resumed."""
