@@ -1182,6 +1182,38 @@ def test_fork_finds_no_lock_held():
 
 @needs_fork
 @quiet_fork
+def test_a_monitor_started_while_another_thread_forks_goes_on_in_the_child():
+    code = """
+        import gc, os, time
+        watching = None
+        # Before the package's own: called behind it.
+        os.register_at_fork(before=lambda: watching.start())
+        from synthex_fast import AdaptiveMemoryMonitor
+
+        watching = AdaptiveMemoryMonitor(0.01, 0.02)
+        watching.start()
+        callbacks = len(gc.callbacks)
+        child = os.fork()
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        else:
+            end = time.monotonic() + 30
+            while watching.stats["samples"] < 3 and time.monotonic() < end:
+                time.sleep(0.001)
+            os._exit(watching.stats["samples"] < 3 or len(gc.callbacks) != callbacks)
+        watching.stop()
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_fork
+@quiet_fork
 def test_fork_inside_a_callback():
     readings = FakeReadings(limit=GB, rss=900 * MB, charge=900 * MB)
     watching = AdaptiveMemoryMonitor(0.01, 0.02, readings=readings)

@@ -660,10 +660,13 @@ class _Watch:
 
     def end(self) -> None:
         """Let the thread end. May run anywhere, in a collection too."""
+        self.forget()
+        self.wake.wake()
+
+    def forget(self) -> None:
         self.over = True
         with contextlib.suppress(ValueError):
             gc.callbacks.remove(self.collections)
-        self.wake.wake()
 
     def start(self) -> None:
         try:
@@ -1312,6 +1315,11 @@ def _after_fork_in_child() -> None:
     for monitor in _all_monitors():
         # Perhaps held by a thread that is not here.
         monitor._lock = threading.RLock()
+        watch, monitor._watch = monitor._watch, None
+        if watch is not None and not watch.over:
+            # Started after it had stepped aside, for another thread's fork perhaps: the thread is the parent's.
+            watch.forget()
+            _paused.append(monitor)
         monitor._clear()
     _after_fork_in_parent()
 
