@@ -1184,7 +1184,8 @@ def test_fork_finds_no_lock_held():
 @quiet_fork
 def test_a_monitor_started_while_another_thread_forks_goes_on_in_the_child():
     code = """
-        import gc, os, time
+        import gc, os, time, warnings
+        warnings.simplefilter("ignore")
         watching = None
         # Before the package's own: called behind it.
         os.register_at_fork(before=lambda: watching.start())
@@ -1203,13 +1204,7 @@ def test_a_monitor_started_while_another_thread_forks_goes_on_in_the_child():
             os._exit(watching.stats["samples"] < 3 or len(gc.callbacks) != callbacks)
         watching.stop()
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run(code)
 
 
 @needs_fork
@@ -1308,6 +1303,28 @@ def test_v2_listens_to_events_and_asks_for_a_trigger(tmp_path):
         assert time.monotonic() - begin < 30
     finally:
         waker.close()
+
+
+@pytest.mark.skipif(not LINUX, reason="elsewhere there may be no pipe")
+def test_a_wake_up_never_goes_into_another_file(monkeypatch, tmp_path):
+    waker = monitor._Wake()
+    opened = []
+
+    def write(fd, text):
+        # The thread that it would wake ends at this moment, and somebody opens a file.
+        waker.close()
+        opened.extend(os.open(tmp_path / "precious", os.O_WRONLY | os.O_CREAT) for _ in range(4))
+        return os_write(fd, text)
+
+    os_write = os.write
+    monkeypatch.setattr(os, "write", write)
+    waker.wake()
+    waker.wake()
+    monkeypatch.undo()
+    assert len(opened) == 4
+    for fd in opened:
+        os.close(fd)
+    assert (tmp_path / "precious").read_bytes() == b""
 
 
 @pytest.mark.skipif(not LINUX, reason="pressure-stall information is Linux's")

@@ -450,6 +450,25 @@ def _find_leak(times: Floats, values: Floats) -> tuple[float, float, float] | No
 # Being woken
 
 
+class _Pipe:
+    """Closed when nobody uses it any more: its number may be another file's at the moment after."""
+
+    __slots__ = ("into", "out")
+
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
+        for fd in (self.out, self.into):
+            os.set_blocking(fd, False)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # No names of the module: at the interpreter's exit they may be gone.
+        for name in ("into", "out"):
+            try:  # noqa: SIM105
+                close(getattr(self, name))
+            except (AttributeError, OSError):
+                pass
+
+
 class _Wake:
     """Lets another thread, or the collector, cut a sleep short, and has the kernel do the same."""
 
@@ -458,14 +477,12 @@ class _Wake:
 
     def __init__(self) -> None:
         self._event = None
-        self._fds: tuple[int, int] | None = None
+        self._pipe: _Pipe | None = None
         self._poll: Any = None
         if hasattr(select, "poll"):
-            self._fds = os.pipe()
-            for fd in self._fds:
-                os.set_blocking(fd, False)
+            self._pipe = _Pipe()
             self._poll = select.poll()
-            self._poll.register(self._fds[0], select.POLLIN)
+            self._poll.register(self._pipe.out, select.POLLIN)
         else:
             self._event = threading.Event()
         self._kernel: dict[int, int] = {}
@@ -569,11 +586,12 @@ class _Wake:
             self._event.wait(min(seconds, threading.TIMEOUT_MAX))
             self._event.clear()
             return False
-        assert self._fds is not None
+        pipe = self._pipe
+        assert pipe is not None
         kernel = False
         # Rounded up: a sample too early would take the slow readings more often than once a minute.
         for fd, got in self._poll.poll(min(math.ceil(seconds * 1000), 1 << 30)):
-            if fd == self._fds[0]:
+            if fd == pipe.out:
                 with contextlib.suppress(OSError):
                     os.read(fd, 4096)
                 continue
@@ -595,15 +613,18 @@ class _Wake:
     def wake(self) -> None:
         if self._event is not None:
             self._event.set()
-        elif self._fds is not None:
+            return
+        # Its own thread may be closing it.
+        pipe = self._pipe
+        if pipe is not None:
             with contextlib.suppress(OSError):
-                os.write(self._fds[1], b"x")
+                os.write(pipe.into, b"x")
 
     def close(self) -> None:
-        fds = [*(self._fds or ()), *self._kernel]
+        fds = list(self._kernel)
         if self._threshold is not None:
             fds.append(self._threshold)
-        self._fds = self._threshold = None
+        self._pipe = self._threshold = None
         self._kernel = {}
         for fd in fds:
             _close(fd)
