@@ -1305,6 +1305,32 @@ def test_v2_listens_to_events_and_asks_for_a_trigger(tmp_path):
         waker.close()
 
 
+@pytest.mark.parametrize("where", ["sleep", "deafen"])
+def test_the_thread_outlives_want_of_memory(monkeypatch, where):
+    done = getattr(monitor._Wake, where)
+    failed = []
+
+    def fail(self, *args):
+        if len(failed) < 3:
+            failed.append(1)
+            raise MemoryError
+        return done(self, *args)
+
+    monkeypatch.setattr(monitor, "_WITHOUT_MEMORY_SECONDS", 0.001)
+    monkeypatch.setattr(monitor, "_DEAF_SECONDS", 0.02)
+    monkeypatch.setattr(monitor._Wake, where, fail)
+    if where == "deafen":
+        slept = monitor._Wake.sleep
+        monkeypatch.setattr(monitor._Wake, "sleep", lambda self, seconds: slept(self, 0.001) or True)
+    watching = AdaptiveMemoryMonitor(0.01, 0.02)
+    with watching:
+        wait_for(lambda: len(failed) == 3)
+        samples = watching.stats["samples"]
+        wait_for(lambda: watching.stats["samples"] > samples + 2)
+        assert watching.stats["running"]
+    assert threads() == []
+
+
 @pytest.mark.skipif(not LINUX, reason="elsewhere there may be no pipe")
 def test_a_wake_up_never_goes_into_another_file(monkeypatch, tmp_path):
     waker = monitor._Wake()

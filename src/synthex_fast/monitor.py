@@ -58,6 +58,8 @@ _LOOK_SECONDS = 1.0
 _LEAST_BURST = 16 << 20
 # Bounded: a callback of the user's may be waiting for a lock that the caller of stop() holds.
 _JOIN_SECONDS = 1.0
+# When the thread goes on for which there was no memory.
+_WITHOUT_MEMORY_SECONDS = 0.05
 
 _MINUTE, _HOUR, _DAY = 60.0, 3_600.0, 86_400.0
 
@@ -720,34 +722,40 @@ class _Watch:
         seconds = 0.0
         deaf_until = -math.inf
         deaf = event = False
+        monitor: AdaptiveMemoryMonitor | None = None
         try:
-            while True:
-                if seconds > 0:
-                    event = self.wake.sleep(seconds)
+            while not self.over:
+                try:
+                    if seconds > 0:
+                        event = self.wake.sleep(seconds)
+                        if self.over:
+                            return
+                    now = time.monotonic()
+                    monitor = self.reference()
+                    if monitor is None:
+                        return
+                    try:
+                        due = monitor._visit(self, event, deaf)
+                    except MemoryError:
+                        # Perhaps another thread frees some.
+                        due = now + 1.0
+                    # Perhaps the last reference: nothing may be locked.
+                    monitor = None
                     if self.over:
                         return
-                now = time.monotonic()
-                monitor = self.reference()
-                if monitor is None:
-                    return
-                try:
-                    due = monitor._visit(self, event, deaf)
+                    after = time.monotonic()
+                    if event:
+                        deaf_until = now + _DEAF_SECONDS
+                    if (deaf_until > after) != deaf:
+                        self.wake.deafen(not deaf)
+                        deaf = not deaf
+                    seconds = max(0.001, min(due, deaf_until if deaf else math.inf) - after)
+                    event = False
+                    self.cpu_seconds = time.thread_time()
                 except MemoryError:
-                    # Perhaps another thread frees some.
-                    due = now + 1.0
-                # Perhaps the last reference: nothing may be locked.
-                del monitor
-                if self.over:
-                    return
-                after = time.monotonic()
-                if event:
-                    deaf_until = now + _DEAF_SECONDS
-                if (deaf_until > after) != deaf:
-                    deaf = not deaf
-                    self.wake.deafen(deaf)
-                seconds = max(0.001, min(due, deaf_until if deaf else math.inf) - after)
-                event = False
-                self.cpu_seconds = time.thread_time()
+                    # Nor was there any to sleep or to look at the clock.
+                    monitor = None
+                    time.sleep(_WITHOUT_MEMORY_SECONDS)
         finally:
             self.end()
             self.wake.close()
