@@ -660,6 +660,19 @@ def test_what_could_not_be_given_back_is_given_back_later(unraisable):
     assert cache.memory_limit == 700 * MB
 
 
+def test_two_parts_given_the_same_name_are_both_shown():
+    machine = Machine()
+    first, second = Part(machine, 10), Part(machine, 20)
+    made = machine.governor()
+    made.register(first, name="answers")
+    made.register(second, name="answers")
+    sizes = {name: part["nbytes"] for name, part in made.stats["components"].items()}
+    assert sizes == {"answers": 10, "answers-2": 20}
+    made.register(first, name="answers")
+    made.register(second, name="answers")
+    assert list(made.stats["components"]) == ["answers", "answers-2"]
+
+
 class Failing(Part):
     """Memory can't be read once it has been trimmed."""
 

@@ -393,24 +393,25 @@ class MemoryGovernor:
         if known is not None and known.reference() is obj:
             known.weight = float(weight)
             if name is not None:
-                known.name = name
+                known.name = self._name_for(obj, name)
             self._wake()
             return obj
         try:
             reference = weakref.ref(obj, _forget_part(self._parts, key))
         except TypeError:
             raise type_error("obj", obj, "an object that can be weakly referenced") from None
-        part = _Part(obj, key, reference, float(weight), name or self._name_for(obj))
+        part = _Part(obj, key, reference, float(weight), self._name_for(obj, name))
         if part.limited:
             part.own = _limit_of(obj)
         self._parts[key] = part
         self._wake()
         return obj
 
-    def _name_for(self, obj: object) -> str:
-        given = getattr(obj, "name", None)
+    def _name_for(self, obj: object, given: object) -> str:
+        """Its own, for in the stats one of two with the same name would hide the other."""
+        given = given or getattr(obj, "name", None)
         base = given if isinstance(given, str) and given else type(obj).__name__
-        taken = {part.name for part in list(self._parts.values())}
+        taken = {part.name for part in list(self._parts.values()) if part.reference() is not obj}
         name, number = base, 1
         while name in taken:
             number += 1
