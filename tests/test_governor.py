@@ -673,6 +673,39 @@ def test_two_parts_given_the_same_name_are_both_shown():
     assert list(made.stats["components"]) == ["answers", "answers-2"]
 
 
+def test_a_monitor_that_could_not_be_started_is_started_by_the_next_registration():
+    machine = Machine()
+
+    class Failing(Monitor):
+        failures = 1
+
+        def start(self):
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    monitor, part = Failing(), Part(machine)
+    with machine.governor(monitor=monitor) as made:
+        with pytest.raises(RuntimeError):
+            made.register(part)
+        assert not monitor.callbacks
+        made.register(part)
+        assert monitor.stats["running"]
+
+
+def test_a_monitor_that_is_unregistered_is_left_alone():
+    machine = Machine()
+    monitor, part = Monitor(), Part(machine)
+    with machine.governor(part) as made:
+        own = made._monitor
+        made.register(monitor)
+        assert monitor.stats["running"] and not own.stats["running"]
+        made.unregister(monitor)
+        assert not monitor.stats["running"] and not monitor.callbacks
+        assert made._monitor is not monitor and made._monitor.stats["running"]
+
+
 class Failing(Part):
     """Memory can't be read once it has been trimmed."""
 

@@ -427,6 +427,9 @@ class MemoryGovernor:
         part.gone = True
         self._wait_for_actor()
         self._let_be(part, obj)
+        if obj is self._monitor and obj is not self._given_monitor:
+            self._detach()
+            self._wake()
         return True
 
     def _let_be(self, part: _Part, obj: Any) -> None:
@@ -963,10 +966,17 @@ class MemoryGovernor:
                 self._detach()
                 called = _calls(self)
                 self._monitor = monitor
-                self._removals = [monitor.on_pressure(level, called) for level in LEVELS]
-                self._monitor_started = not _is_running(monitor)
-                if self._monitor_started:
-                    monitor.start()
+                self._monitor_started = False
+                try:
+                    for level in LEVELS:
+                        self._removals.append(monitor.on_pressure(level, called))
+                    self._monitor_started = not _is_running(monitor)
+                    if self._monitor_started:
+                        monitor.start()
+                except BaseException:
+                    # One that does not run is not to be taken for one that will call.
+                    self._detach()
+                    raise
         finally:
             self._attaching = False
 
