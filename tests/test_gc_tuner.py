@@ -369,6 +369,17 @@ def test_a_start_in_the_middle_of_a_collection_measures_no_more_than_the_rest_of
         assert world.stats["pauses"][2]["max"] == pytest.approx(0.002)
 
 
+def test_the_overhead_stands_still_after_the_stop():
+    world = World()
+    with world:
+        world.collector.collect()
+        world.pass_time(10)
+    overhead = world.stats["overhead"]
+    assert overhead > 0
+    world.pass_time(1000)
+    assert world.stats["overhead"] == overhead
+
+
 def test_start_that_fails_leaves_everything_as_it_was():
     world = World()
     world.tuner._start_watcher = lambda: 1 / 0

@@ -484,7 +484,7 @@ class GCTuner:
 
     def _begin(self) -> None:
         """Everything that is counted, as at the start: also in a forked child, also where it never ran."""
-        now = self._now()
+        now = self._ended = self._now()
         self._pauses.reset()
         self._high = _watermark(self._limit)
         self._started = now
@@ -599,6 +599,7 @@ class GCTuner:
         collector = self._gc
         with self._lock:
             self._epoch = 0
+            self._ended = self._now()
             self._pauses.in_flight = 0
             self._remove_callback()
             collector.set_threshold(*self._saved)
@@ -1250,7 +1251,7 @@ class GCTuner:
         ``decisions`` are the last 32 changes of the young threshold, each with its reason.
         """
         pauses = self._pauses
-        now = self._now()
+        now = self._now() if self._epoch else self._ended
         histograms = [pauses.histogram(generation) for generation in range(3)]
         generations = [
             {
