@@ -305,7 +305,7 @@ def test_what_cannot_be_referred_to_weakly_is_refused():
         Machine().governor().register(Slotted())
 
 
-@pytest.mark.parametrize("weight", [-1, -0.001, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("weight", [-1, -0.001, math.nan, math.inf, -math.inf, 10**400])
 def test_a_weight_out_of_range_is_refused(weight):
     made = Machine().governor()
     cache = TTLDict()

@@ -171,7 +171,14 @@ def test_intervals_against_statistics(values, window):
 
 @pytest.mark.parametrize(
     ("value", "error"),
-    [(math.nan, ValueError), (math.inf, ValueError), ("5", TypeError), (None, TypeError), (True, TypeError)],
+    [
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        (10**400, ValueError),
+        ("5", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+    ],
 )
 def test_what_is_no_memory_leaves_the_window_as_it_was(value, error):
     watching = AdaptiveMemoryMonitor(readings=FakeReadings(), stability_window=2)
@@ -187,6 +194,7 @@ def test_what_is_no_memory_leaves_the_window_as_it_was(value, error):
         ({"base_interval": 0}, ValueError),
         ({"base_interval": -1}, ValueError),
         ({"base_interval": math.nan}, ValueError),
+        ({"base_interval": 10**400}, ValueError),
         ({"base_interval": "5"}, TypeError),
         ({"base_interval": True}, TypeError),
         ({"max_interval": 4}, ValueError),

@@ -382,7 +382,8 @@ class MemoryGovernor:
         """
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise type_error("weight", weight, "a number, 0 or more")
-        if not 0 <= weight < math.inf:
+        # An integer may be more than a float can hold.
+        if not 0 <= weight <= sys.float_info.max:
             raise value_error("weight", weight, "a number, 0 or more")
         if name is not None and not isinstance(name, str):
             raise type_error("name", name, "text or None")

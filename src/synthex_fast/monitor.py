@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 
 from synthex_fast import _unraisable
 from synthex_fast._readings import Readings, memory_limit, parse_size
@@ -1003,11 +1003,12 @@ class AdaptiveMemoryMonitor:
         """
         if isinstance(current_memory, bool) or not hasattr(current_memory, "__float__"):
             raise type_error("current_memory", current_memory, "a number")
-        if not math.isfinite(current_memory):
+        memory = _float(current_memory)
+        if not math.isfinite(memory):
             raise value_error("current_memory", current_memory, "a finite number")
         with self._lock:
             recent = self._recent
-            recent.append(float(current_memory))
+            recent.append(memory)
             count = len(recent)
             if count < (recent.maxlen or 0):
                 return self._base_interval
@@ -1301,13 +1302,21 @@ class AdaptiveMemoryMonitor:
             }
 
 
+def _float(value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        # An integer beyond all floats.
+        return math.inf
+
+
 def _seconds(name: str, value: float, least: float) -> float:
     allowed = f"seconds from {least:g} to {_DAY:g}"
     if name == "seconds":
         allowed = f"at least {least:g} seconds, or None"
     if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
         raise type_error(name, value, allowed)
-    number = float(value)
+    number = _float(value)
     if not least <= number < math.inf or (name != "seconds" and number > _DAY):
         raise value_error(name, value, allowed)
     return number
