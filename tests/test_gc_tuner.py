@@ -603,6 +603,16 @@ def test_an_error_that_cannot_be_reported_for_want_of_memory_is_dropped(monkeypa
     _unraisable.report(ValueError("no"), "a callback")
 
 
+def test_a_child_that_cannot_read_memory_collects_all_the_same():
+    with World(kind=gc_tuner.FREE_THREADED) as world, world.tuner.request():
+        assert world.collector.thresholds[0] == OUT_OF_REACH
+        world.readings.error = OSError("gone")
+        with pytest.raises(OSError, match="gone"):
+            gc_tuner._after_fork_in_child()
+        assert world.collector.thresholds[0] < OUT_OF_REACH
+        world.readings.error = None
+
+
 def test_threads_share_the_count():
     tuner = GCTuner(freeze=False)
     with tuner:

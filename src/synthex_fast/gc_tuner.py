@@ -1321,10 +1321,11 @@ class GCTuner:
         self._epoch = _next_epoch()
         self._begin()
         self._forked = True
+        # First: what was out of reach for a request of the parent's must not stay so, should reading memory fail.
+        self._set_thresholds()
         self._glance(self._now())
         self._floor = self._base = self._rss
         self._allow_growth()
-        self._set_thresholds()
 
 
 # One collector, one tuner. Reentrant for the same reason as a tuner's own.
