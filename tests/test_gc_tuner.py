@@ -1530,7 +1530,7 @@ def container():
 
 
 CYCLES = """
-import collections, gc, sys
+import collections, gc, sys, time
 from synthex_fast import GCTuner
 
 class Node:
@@ -1544,6 +1544,9 @@ def load(count):
         node.itself = node
         node.payload = bytes(1000)
         held.append(node)
+        if n % 1000 == 0:
+            # Half a gigabyte a second, not one and a half: a busy machine may let the watcher wait.
+            time.sleep(0.001)
 
 if sys.argv[1] == "disabled":
     gc.disable()

@@ -259,6 +259,19 @@ def test_a_container_of_either_version(tmp_path, version):
     assert made.stats["used"] == pytest.approx(0.85)
 
 
+def test_a_container_may_be_resized():
+    machine = Machine(base=85 * MB, container=100 * MB)
+    made, fixed = machine.governor(), machine.governor(limit=100 * MB)
+    assert made.check() == fixed.check() == "high"
+    machine.container = 200 * MB
+    machine.now += 60
+    assert (made.check(), made.limit) == ("normal", 200 * MB)
+    assert (fixed.check(), fixed.limit) == ("high", 100 * MB)
+    machine.container = 100 * MB
+    machine.now += 60
+    assert (made.check(), made.limit) == ("high", 100 * MB)
+
+
 # Registering ------------------------------------------------------------------------------------------------
 
 

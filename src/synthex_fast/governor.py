@@ -267,8 +267,9 @@ class MemoryGovernor:
     """Keeps the memory of a process under one limit, by way of the parts registered with it.
 
     ``limit`` is what resident memory may come to: bytes, a size such as ``"512MB"``, a percentage of the container's
-    limit (else of the host's memory), or None for just that. Where there is a container its charge counts as well,
-    against its own limit. Parts are registered with `register` and held weakly.
+    limit (else of the host's memory), or None for just that, which is followed where a container is resized. Where
+    there is a container its charge counts as well, against its own limit. Parts are registered with `register` and
+    held weakly; a monitor is held while it is in use.
 
     What it does, by level (shares of the limit; a level ends 3 points under its mark):
 
@@ -318,6 +319,7 @@ class MemoryGovernor:
         self._container_at = -math.inf
         self._readings: MemoryReadings = _readings.Readings() if readings is None else readings
         self._limit = _readings.memory_limit(limit, self._readings, name="limit")
+        self._follows = limit is None and self._readings.limit() is not None
         # Whether the limit is somebody's wish, not just all that the machine has.
         self._bounded = limit is not None or self._readings.limit() is not None
         self._clock = time.monotonic if clock is None else clock
@@ -492,7 +494,8 @@ class MemoryGovernor:
         """Look at memory now, do what is called for, and return the level then.
 
         For tests, and for programs without threads; a running governor does it by itself. Returns at once where
-        another thread is at it, or a callback of the governor's own: that one then looks again.
+        another thread is at it, or a callback of the governor's own: that one then looks again. Limits lowered and
+        buffers paused stay so until memory falls or `stop` is called.
         """
         return self._act(True)
 
@@ -582,6 +585,9 @@ class MemoryGovernor:
         if not 0 <= now - self._container_at < CONTAINER_SECONDS:
             self._container, self._container_at = readings.limit(), now
         container = self._container
+        if self._follows and container and container != limit:
+            # A container can be resized.
+            limit = self._limit = of = container
         if charge is not None and container:
             held = charge
             if held > (MARKS[WARNING] - HYSTERESIS) * container:
@@ -961,7 +967,7 @@ class MemoryGovernor:
                     monitor = part.reference()
             if monitor is None:
                 monitor = self._monitor or _monitor.AdaptiveMemoryMonitor(
-                    limit=self._limit if self._bounded else None
+                    limit=self._limit if self._bounded and not self._follows else None
                 )
             if monitor is not self._monitor:
                 self._detach()
