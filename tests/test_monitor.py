@@ -5,6 +5,7 @@ import gc
 import itertools
 import math
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -1311,6 +1312,36 @@ def test_v2_listens_to_events_and_asks_for_a_trigger(tmp_path):
         assert time.monotonic() - begin < 30
     finally:
         waker.close()
+
+
+@pytest.mark.skipif(not LINUX, reason="control groups are Linux's")
+def test_events_of_a_group_that_is_gone_wake_nobody_again():
+    for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        group = os.path.join(top, f"synthex-fast-test-{os.getpid()}")
+        if os.path.exists(os.path.join(top, "cgroup.controllers")) and os.access(top, os.W_OK):
+            break
+    else:
+        pytest.skip("needs version 2 of control groups, and the right to make one")
+    try:
+        os.mkdir(group)
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    waker = monitor._Wake()
+    try:
+        # Any of its files that can be waited for: that of the memory controller needs the controller.
+        fd = os.open(os.path.join(group, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        os.pread(fd, 4096, 0)
+        waker._kernel[fd] = select.POLLPRI
+        waker._poll.register(fd, select.POLLPRI)
+        assert not waker.sleep(0.001)
+        os.rmdir(group)
+        waker.sleep(0.1)
+        assert waker._kernel == {}
+        assert not waker.sleep(0.001)
+    finally:
+        waker.close()
+        if os.path.exists(group):
+            os.rmdir(group)
 
 
 @pytest.mark.parametrize("where", ["sleep", "deafen"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import itertools
 import math
@@ -601,15 +602,18 @@ class _Wake:
             if fd == self._threshold:
                 with contextlib.suppress(OSError):
                     os.eventfd_read(fd)
-            elif got & select.POLLERR and not got & select.POLLPRI:
-                # Its group is gone.
+                continue
+            gone = got & select.POLLERR and not got & select.POLLPRI
+            try:
+                # Reading tells the kernel what we know of.
+                os.pread(fd, 4096, 0)
+            except OSError as error:
+                gone = gone or error.errno == errno.ENODEV
+            if gone:
+                # Its group is, and would wake us for ever.
                 self._poll.unregister(fd)
                 self._kernel.pop(fd, None)
                 _close(fd)
-            else:
-                # Reading tells the kernel what we know of.
-                with contextlib.suppress(OSError):
-                    os.pread(fd, 4096, 0)
         return kernel
 
     def wake(self) -> None:
