@@ -1,7 +1,11 @@
-"""What several test files share: allocation failure at every turn, leak checks, and threads that hammer."""
+"""What several test files share: allocation failure at every turn, leak checks, threads that hammer, a control group
+of memory, and extensions that cimport the package."""
 
 import gc
+import importlib.util
+import os
 import signal
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -9,9 +13,12 @@ import time
 import tracemalloc
 from array import array
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import synthex_fast
 
 # No test may depend on how fast the machine is, so hypothesis has no deadline either.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -178,3 +185,54 @@ def hammer():
             raise errors[0]
 
     return run
+
+
+@pytest.fixture
+def group():
+    """A child of this process's version 1 memory group, removed afterwards."""
+    from synthex_fast._readings import Readings
+
+    found = Readings().container
+    version, directory = found or (None, "/sys/fs/cgroup/memory")
+    path = Path(directory) / f"synthex-fast-test-{os.getpid()}"
+    if version == 2 or sys.platform != "linux" or not os.access(path.parent / "cgroup.procs", os.W_OK):
+        pytest.skip("needs the right to make version 1 memory control groups")
+    try:
+        path.mkdir()
+    except OSError as e:
+        pytest.skip(f"needs the right to make version 1 memory control groups: {e}")
+    yield path
+    path.rmdir()
+
+
+BUILD = """
+import sys
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+name = sys.argv[1]
+setup(
+    name=name,
+    script_args=["-q", "build_ext", "--inplace"],
+    ext_modules=cythonize([Extension(name, [f"{name}.pyx"])], include_path=[sys.argv[2]], quiet=True),
+)
+"""
+
+
+def build_extension(folder, name, source, cflags):
+    """Compile Cython that cimports the package's headers, as another project would, and import it."""
+    (folder / f"{name}.pyx").write_text(source)
+    (folder / "build.py").write_text(BUILD)
+    root = str(Path(synthex_fast.__file__).parents[1])
+    built = subprocess.run(
+        [sys.executable, "build.py", name, root],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root, "CFLAGS": cflags},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (library,) = (path for path in folder.iterdir() if path.suffix in (".so", ".pyd"))
+    spec = importlib.util.spec_from_file_location(name, library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

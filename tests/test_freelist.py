@@ -1,22 +1,19 @@
 """The C-level freelist, through a small module that cimports it as any other Cython code would."""
 
 import gc
-import importlib.util
 import os
 import random
-import subprocess
 import sys
 import sysconfig
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import build_extension
 
 pytest.importorskip("Cython")
 pytest.importorskip("setuptools")
 
-import synthex_fast
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -74,38 +71,10 @@ cdef class Blocks:
         return times
 '''
 
-SETUP = """
-import sys
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-setup(
-    name="blocks",
-    script_args=["-q", "build_ext", "--inplace"],
-    ext_modules=cythonize([Extension("blocks", ["blocks.pyx"])], include_path=[sys.argv[1]], quiet=True),
-)
-"""
-
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blocks")
-    (folder / "blocks.pyx").write_text(SOURCE)
-    (folder / "build.py").write_text(SETUP)
-    package = Path(synthex_fast.__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "CFLAGS": "-O0"}
-    built = subprocess.run(
-        [sys.executable, "build.py", str(package.parent)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    (library,) = (path for path in folder.iterdir() if path.suffix in (".so", ".pyd"))
-    spec = importlib.util.spec_from_file_location("blocks", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build_extension(tmp_path_factory.mktemp("blocks"), "blocks", SOURCE, "-O0")
 
 
 @pytest.fixture(autouse=True)

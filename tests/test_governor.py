@@ -118,7 +118,7 @@ class Cache(Part):
 
 class Pool(Part):
     def acquire(self):
-        raise NotImplementedError
+        raise AssertionError("the governor has no use for a pool's objects")
 
     release = acquire
 
@@ -129,7 +129,7 @@ class Tuner(Part):
         self.machine, self.garbage = machine, garbage
 
     def request(self):
-        raise NotImplementedError
+        raise AssertionError("the governor serves no requests")
 
     idle = request
 

@@ -1414,22 +1414,6 @@ def test_where_there_is_no_poll(monkeypatch):
     assert threads() == []
 
 
-@pytest.fixture
-def group():
-    """A child of this process's version 1 memory group, removed afterwards."""
-    found = monitor.Readings().container
-    version, directory = found or (None, "/sys/fs/cgroup/memory")
-    path = Path(directory) / f"synthex-fast-monitor-{os.getpid()}"
-    if version == 2 or not LINUX or not os.access(path.parent / "cgroup.procs", os.W_OK):
-        pytest.skip("needs the right to make version 1 memory control groups")
-    try:
-        path.mkdir()
-    except OSError as e:
-        pytest.skip(f"needs the right to make version 1 memory control groups: {e}")
-    yield path
-    path.rmdir()
-
-
 BURST = """
     import os, threading, time
     with open({group!r} + "/cgroup.procs", "w") as file:

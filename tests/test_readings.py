@@ -446,22 +446,6 @@ def test_the_child_of_a_fork_reads_its_own_figures():
     assert readings.rss() < before + 100 * MB
 
 
-@pytest.fixture
-def group():
-    """A child of this process's version 1 memory group, removed afterwards."""
-    found = Readings().container
-    version, directory = found or (None, "/sys/fs/cgroup/memory")
-    path = Path(directory) / f"synthex-fast-test-{os.getpid()}"
-    if version == 2 or not LINUX or not os.access(path.parent / "cgroup.procs", os.W_OK):
-        pytest.skip("needs the right to make version 1 memory control groups")
-    try:
-        path.mkdir()
-    except OSError as e:
-        pytest.skip(f"needs the right to make version 1 memory control groups: {e}")
-    yield path
-    path.rmdir()
-
-
 def test_a_real_control_group(group):
     (group / "memory.limit_in_bytes").write_text(str(256 * MB))
     out = run(

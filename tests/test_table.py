@@ -2,20 +2,15 @@
 its index, heap, queues, chains and account after every operation, whatever the operations were."""
 
 import contextlib
-import importlib.util
 import math
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import build_extension
 
 pytest.importorskip("Cython")
 pytest.importorskip("setuptools")
 
-import synthex_fast
 from synthex_fast import TTLDict
 from synthex_fast.errors import ValueTooLargeError
 
@@ -257,38 +252,10 @@ def without_the_interpreter(uint64_t count, uint32_t limit):
     return count
 '''
 
-SETUP = """
-import sys
-from Cython.Build import cythonize
-from setuptools import Extension, setup
-setup(
-    name="inside",
-    script_args=["-q", "build_ext", "--inplace"],
-    ext_modules=cythonize([Extension("inside", ["inside.pyx"])], include_path=[sys.argv[1]], quiet=True),
-)
-"""
-
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inside")
-    (folder / "inside.pyx").write_text(SOURCE)
-    (folder / "build.py").write_text(SETUP)
-    package = Path(synthex_fast.__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "CFLAGS": "-O1"}
-    built = subprocess.run(
-        [sys.executable, "build.py", str(package.parent)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    (library,) = (path for path in folder.iterdir() if path.suffix in (".so", ".pyd"))
-    spec = importlib.util.spec_from_file_location("inside", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build_extension(tmp_path_factory.mktemp("inside"), "inside", SOURCE, "-O1")
 
 
 class Clock:
