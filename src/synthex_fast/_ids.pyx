@@ -1,28 +1,28 @@
 """Version-4 UUIDs (RFC 9562) as text, from the system's CSPRNG drawn in batches.
 
-One call of ``os.urandom`` serves `BATCH` identifiers, and the bytes of each are wiped as it is made. What a batch still
-holds never crosses a fork: a handler run in the child, for forks made in C as well, throws it away. On the
-free-threaded build each thread has a batch of its own, so no lock is taken there either.
+One call of ``os.urandom`` serves `BATCH` identifiers, and the bytes of each are wiped as it is made. A batch is used only
+in the process that drew it: it notes how many forks led there (`synthex_fast._forks`, which sees forks made in C too),
+and a child draws its own. On the free-threaded build each thread has a batch of its own, so no lock is taken there.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy, memset
 
+from synthex_fast._forks cimport forks_seen
 from synthex_fast._sync cimport unlikely
 
 cdef extern from *:
     """
     #include <string.h>
     #include "Python.h"
-    #if !defined(_WIN32)
-      #include <pthread.h>
-    #endif
 
     #define SYNTHEX_ID_BYTES 16
     #define SYNTHEX_ID_BATCH 128
 
     typedef struct {
         int left;               /* identifiers not yet handed out: the first `left` of the bytes below */
+        uint32_t forks;         /* forks that had led to the process that drew them */
         unsigned char bytes[SYNTHEX_ID_BATCH * SYNTHEX_ID_BYTES];
     } synthex_id_batch;
 
@@ -33,20 +33,6 @@ cdef extern from *:
     #endif
 
     static synthex_id_batch *synthex_ids_here(void) { return &synthex_ids; }
-
-    /* In the child of a fork only the forking thread lives, so its batch is the only one that could be used twice. */
-    static void synthex_ids_after_fork(void) {
-        synthex_ids.left = 0;
-        memset(synthex_ids.bytes, 0, sizeof(synthex_ids.bytes));
-    }
-
-    static int synthex_ids_watch_forks(void) {
-    #if defined(_WIN32)
-        return 0;
-    #else
-        return pthread_atfork(NULL, NULL, synthex_ids_after_fork);
-    #endif
-    }
 
     static const char synthex_hex[] = "0123456789abcdef";
 
@@ -79,9 +65,9 @@ cdef extern from *:
         BATCH "SYNTHEX_ID_BATCH"
     ctypedef struct Batch "synthex_id_batch":
         int left
+        uint32_t forks
         unsigned char* bytes
     Batch* batch_here "synthex_ids_here"() noexcept nogil
-    int watch_forks "synthex_ids_watch_forks"() noexcept nogil
     void write_text "synthex_id_text"(char*, unsigned char*) noexcept nogil
 
 cdef extern from "Python.h":
@@ -94,9 +80,6 @@ from os import urandom
 
 __all__ = ["uuid4_text"]
 
-if watch_forks() != 0:
-    raise MemoryError("no room for a fork handler")
-
 
 cdef int refill() except -1:
     cdef bytes drawn = urandom(BATCH * ID_BYTES)
@@ -105,6 +88,7 @@ cdef int refill() except -1:
     cdef Batch* batch = batch_here()
     memcpy(batch.bytes, PyBytes_AS_STRING(drawn), BATCH * ID_BYTES)
     batch.left = BATCH
+    batch.forks = forks_seen
     memset(PyBytes_AS_STRING(drawn), 0, BATCH * ID_BYTES)
     return 0
 
@@ -113,7 +97,7 @@ cdef str new_id():
     cdef str text = PyUnicode_New(36, 127)
     cdef Batch* batch = batch_here()
     cdef unsigned char* bytes
-    while unlikely(batch.left == 0):
+    while unlikely(batch.left == 0 or batch.forks != forks_seen):
         refill()
         batch = batch_here()
     batch.left -= 1

@@ -1,0 +1,197 @@
+"""Checks of arguments, so that every part of the package accepts the same values and refuses the rest in the same words.
+
+Each check takes the argument's name first and raises `ArgumentTypeError` or `ArgumentValueError` with that name, the
+value that came and what is allowed. A bool is never taken for a number, nor a string for one. What a value's own
+``__index__`` or ``__float__`` raises is passed on, except an `OverflowError`, which means out of range.
+
+Cython code cimports the ``cdef`` functions; the ``def`` functions below are their faces for Python code.
+"""
+
+from libc.math cimport INFINITY, isnan
+
+from synthex_fast._python cimport PY_SSIZE_T_MAX
+
+from operator import index as to_index
+
+from synthex_fast.errors import type_error, value_error
+
+__all__ = [
+    "finite_number",
+    "one_of",
+    "positive_seconds",
+    "share_of_one",
+    "want_bool",
+    "want_callable",
+    "want_text",
+    "whole_number",
+]
+
+
+cdef object integer(
+    str name, object value, object least=1, object most=PY_SSIZE_T_MAX, str unit="", bint optional=False
+):
+    """The value as an int from `least` to `most`, or None if `optional` and it is None."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise type_error(name, value, _allowed_integer(least, most, unit, optional))
+    number = to_index(value)
+    if not least <= number <= most:
+        raise value_error(name, value, _allowed_integer(least, most, unit, optional))
+    return number
+
+
+cdef str _allowed_integer(object least, object most, str unit, bint optional):
+    kind = f"an integer from {least} to {most}"
+    if unit:
+        kind += f" ({unit})"
+    return f"{kind} or None" if optional else kind
+
+
+cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") except? -1:
+    """The value as a C integer, `least` or more."""
+    return integer(name, value, least, PY_SSIZE_T_MAX, unit)
+
+
+cdef double real(str name, object value, str allowed) except? -1.0:
+    """The value as a C double, infinite where it is beyond all of them; NaN is let through to the caller's own check."""
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+        raise type_error(name, value, allowed)
+    try:
+        return float(value)
+    except OverflowError:
+        return INFINITY if value > 0 else -INFINITY
+
+
+cdef double seconds(str name, object value, bint optional=False) except? -1.0:
+    """A positive number of seconds; `math.inf`, and None if `optional`, for ever. A finite value must fit a double."""
+    cdef double number
+    cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
+    if value is None and optional:
+        return INFINITY
+    number = real(name, value, allowed)
+    if isnan(number) or number <= 0 or (number == INFINITY and not _is_infinite(value)):
+        raise value_error(name, value, allowed)
+    return number
+
+
+cdef bint _is_infinite(object value) except -1:
+    # An int so large that no double holds it compares as less than infinity.
+    return bool(value == INFINITY)
+
+
+cdef double share(str name, object value, double most=1.0) except? -1.0:
+    """A number above 0 and up to `most`."""
+    cdef str allowed = f"a number above 0 and up to {most:g}"
+    cdef double number = real(name, value, allowed)
+    if not 0.0 < number <= most:
+        raise value_error(name, value, allowed)
+    return number
+
+
+cdef int check_callable(str name, object value, bint optional=False) except -1:
+    if not (callable(value) or (optional and value is None)):
+        raise type_error(name, value, "callable or None" if optional else "callable")
+    return 0
+
+
+cdef int check_text(str name, object value, bint optional=False) except -1:
+    if not (isinstance(value, str) or (optional and value is None)):
+        raise type_error(name, value, "a string or None" if optional else "a string")
+    return 0
+
+
+cdef int check_choice(str name, object value, object choices) except -1:
+    allowed = f"one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        raise type_error(name, value, allowed)
+    if value not in choices:
+        raise value_error(name, value, allowed)
+    return 0
+
+
+# ---- the same for Python callers ----
+
+def whole_number(name, value, least=1, most=PY_SSIZE_T_MAX, *, unit="", optional=False):
+    """The value as an int from `least` to `most`; with `optional`, None is allowed and returned.
+
+    >>> whole_number("max_size", 10)
+    10
+    >>> whole_number("max_size", True)
+    Traceback (most recent call last):
+    synthex_fast.errors.ArgumentTypeError: max_size must be an integer from 1 to 9223372036854775807, not True (bool)
+    """
+    return integer(name, value, least, most, unit, optional)
+
+
+def positive_seconds(name, value, *, optional=False):
+    """The value as a float above 0; `math.inf`, and with `optional` None, for ever, which is returned as infinity.
+
+    >>> positive_seconds("ttl", 3), positive_seconds("ttl", None, optional=True)
+    (3.0, inf)
+    """
+    return seconds(name, value, optional)
+
+
+def finite_number(name, value, allowed="a finite number", *, least=-INFINITY, most=INFINITY):
+    """The value as a finite float from `least` to `most`; `allowed` says so in the error.
+
+    >>> finite_number("weight", 2, "a number, 0 or more", least=0)
+    2.0
+    """
+    cdef double number = real(name, value, allowed)
+    # NaN fails every comparison.
+    if not (least <= number <= most and -INFINITY < number < INFINITY):
+        raise value_error(name, value, allowed)
+    return number
+
+
+def share_of_one(name, value, most=1.0):
+    """The value as a float above 0 and up to `most`.
+
+    >>> share_of_one("flush_threshold", 0.8)
+    0.8
+    """
+    return share(name, value, most)
+
+
+def want_callable(name, value, *, optional=False):
+    """The value, if it is callable (or None, with `optional`).
+
+    >>> want_callable("reset", None, optional=True)
+    """
+    check_callable(name, value, optional)
+    return value
+
+
+def want_text(name, value, *, optional=False):
+    """The value, if it is a string (or None, with `optional`).
+
+    >>> want_text("name", "cache")
+    'cache'
+    """
+    check_text(name, value, optional)
+    return value
+
+
+def want_bool(name, value):
+    """The value, if it is True or False.
+
+    >>> want_bool("freeze", False)
+    False
+    """
+    if not isinstance(value, bool):
+        raise type_error(name, value, "True or False")
+    return value
+
+
+def one_of(name, value, choices):
+    """The value, if it is one of the strings in `choices`.
+
+    >>> one_of("policy", "lru", ("fifo", "lru"))
+    'lru'
+    """
+    check_choice(name, value, choices)
+    return value

@@ -1,0 +1,3 @@
+__all__ = ["fork_count"]
+
+def fork_count() -> int: ...
