@@ -10,9 +10,7 @@ import os
 import pickle
 import signal
 import statistics
-import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import weakref
@@ -22,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import FREE_THREADED, needs_fork, run
 
 from synthex_fast import PooledExpertResponse
 from synthex_fast._slab import Aggregate, AggregateRow, Columns, ResponseBuffer
@@ -32,9 +31,6 @@ from synthex_fast.errors import (
     BufferFullError,
     BufferPausedError,
 )
-
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def answer(query="q", expert="e", confidence=0.5):
@@ -1332,7 +1328,7 @@ def test_a_waiting_daemon_does_not_keep_the_interpreter_from_ending():
         "[threading.Thread(target=put, daemon=True).start() for _ in range(4)]\n"
         "while buffer.stats['waited'] < 4: time.sleep(0.001)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run(code, stderr=None)
 
 
 # aggregate --------------------------------------------------------------------------------------------------
@@ -2106,10 +2102,7 @@ def test_forks_while_threads_use_the_buffer(hammer):
 
 
 def test_importing_leaves_numpy_out():
-    code = (
-        "import sys, synthex_fast._slab; assert 'numpy' not in sys.modules and 'logging' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run("import sys, synthex_fast._slab; assert 'numpy' not in sys.modules and 'logging' not in sys.modules")
 
 
 def scenario():
