@@ -66,7 +66,7 @@ cdef double real(str name, object value, str allowed) except? -1.0:
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
-    """A positive number of seconds. `math.inf`, and None if `optional`, mean for ever; a finite value must fit a double."""
+    """A positive number of seconds. Infinity, and None if `optional`, mean for ever; finite values must fit doubles."""
     cdef double number
     cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
