@@ -16,7 +16,7 @@ import sys
 
 N = 20_000
 
-# Name, what to do first, what to repeat.
+# Name, what to do first, what to repeat. A dict seeds its hash at random, so its keys are taken in turns.
 OPERATIONS = [
     (
         "ObjectPool acquire + release",
@@ -30,14 +30,15 @@ OPERATIONS = [
     ),
     (
         "TTLDict get, hit",
-        "d = synthex_fast.TTLDict(10_000, 3600.0); d.update((f'key-{n}', n) for n in range(1000)); get = d.get",
-        "get('key-500')",
+        "d = synthex_fast.TTLDict(10_000, 3600.0); d.update((f'key-{n}', n) for n in range(1000)); get = d.get;"
+        " key = itertools.cycle(list(d)).__next__",
+        "get(key())",
     ),
     (
         "TTLDict overwrite",
         "d = synthex_fast.TTLDict(10_000, 3600.0, memory_limit=2**30);"
-        " d.update((f'key-{n}', n) for n in range(1000)); v = 'value'",
-        "d['key-500'] = v",
+        " d.update((f'key-{n}', n) for n in range(1000)); v = 'value'; key = itertools.cycle(list(d)).__next__",
+        "d[key()] = v",
     ),
     (
         "add_batch of 5, a flush per 1,000 responses",
@@ -52,11 +53,13 @@ def count(python, prepare, repeat, times):
     """Instructions of a whole process that repeats the operation so often."""
     # As default arguments the names are locals, as a hot loop in a service would hold them.
     names = ", ".join(f"{name}={name}" for name in re.findall(r"(?:^|; ?)(\w+) = ", prepare))
+    # `range` would allocate an int each time, at a cost that depends on where the allocator happens to be.
     code = f"""
+import itertools
 import synthex_fast
 {prepare}
 def run(times, {names}):
-    for _ in range(times):
+    for _ in itertools.repeat(None, times):
         {repeat}
 run({times})
 """
