@@ -9,7 +9,7 @@ from synthex_fast._pool cimport (
 
 gone = []
 
-cdef void let_go(void* block) noexcept:
+cdef void release_block(void* block) noexcept:
     gone.append(<size_t>block)
 
 cdef class Blocks:
@@ -17,7 +17,7 @@ cdef class Blocks:
     cdef Freelist* idle
 
     def __cinit__(self, Py_ssize_t limit, bint pinned=False):
-        self.idle = freelist_new(limit, let_go, pinned, False)
+        self.idle = freelist_new(limit, release_block, pinned, False)
 
     def __dealloc__(self):
         if self.idle != NULL:

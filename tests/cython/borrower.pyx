@@ -11,7 +11,7 @@ from synthex_fast._table cimport (
 )
 
 
-cdef void let_go(void* block) noexcept:
+cdef void release_block(void* block) noexcept:
     pass
 
 
@@ -29,7 +29,7 @@ cdef int64_t cycle(Freelist* spare, int* blocks, int count, int rounds) noexcept
 
 def use_freelist(int rounds):
     cdef int[4] blocks
-    cdef Freelist* spare = freelist_new(3, let_go)
+    cdef Freelist* spare = freelist_new(3, release_block)
     cdef int i
     for i in range(4):
         blocks[i] = i + 1
