@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import MB, in_child, needs_fork, run, wait_for
+from support import MB, in_child, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import ObjectPool, PooledExpertResponse, ResponseBuffer, TTLDict, governor
 from synthex_fast._readings import Readings
@@ -1372,7 +1372,7 @@ def test_two_threads_that_start_and_stop(hammer):
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_the_child_of_a_fork_governs_itself():
     machine = Machine(base=960 * MB)
     machine.clock = time.monotonic
@@ -1394,7 +1394,7 @@ def test_the_child_of_a_fork_governs_itself():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 @pytest.mark.slow
 def test_a_look_that_a_fork_left_behind_does_not_block_the_child():
     machine = Machine(base=850 * MB)
@@ -1423,7 +1423,7 @@ def test_a_look_that_a_fork_left_behind_does_not_block_the_child():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_a_fork_inside_a_callback():
     machine = Machine(base=990 * MB)
     children = []
@@ -1483,7 +1483,7 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_forks_while_it_works(hammer):
     machine = Machine(base=500 * MB)
     cache, monitor = Cache(machine, 100 * MB), Monitor()
