@@ -19,10 +19,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from synthex_fast import ObjectPool, PooledExpertResponse, ResponseBuffer, TTLDict, governor
+import synthex_fast
+from synthex_fast import ObjectPool, PooledExpertResponse, ResponseBuffer, TTLDict, _pressure
 from synthex_fast._readings import Readings
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, BufferPausedError
-from synthex_fast.governor import MemoryGovernor
+from synthex_fast.governor import MemoryGovernor, policy
+from synthex_fast.governor import thread as governor_thread
 
 MB = 1 << 20
 LIMIT = 1000 * MB
@@ -167,8 +169,8 @@ class Monitor:
 @pytest.fixture(autouse=True)
 def no_malloc_trim(monkeypatch):
     """What really lies free in this process is no matter for fake readings."""
-    monkeypatch.setattr(governor, "_libc_trim", None)
-    monkeypatch.setattr(governor, "_libc_asked", True)
+    monkeypatch.setattr(_pressure, "_trim", None)
+    monkeypatch.setattr(_pressure, "_sought", True)
 
 
 @pytest.fixture
@@ -425,7 +427,7 @@ def test_without_a_limit_from_anybody_no_limit_is_touched():
     made = machine.governor(cache, unlimited)
     assert made.check() == "normal"
     assert cache.calls == unlimited.calls == []
-    assert "all of the machine's memory counts" in made.stats["note"]
+    assert "all of the machine's memory" in made.stats["note"]
     assert Machine().governor(cache).stats["note"] is None
 
 
@@ -502,7 +504,7 @@ def test_eviction_is_in_proportion_to_weight_and_size():
     assert freed[2] == pytest.approx(2 * freed[0], rel=0.01)
     assert counted.calls in ([], [("expire", 0)])
     # By what memory is over, and the ratio assumed before one is known.
-    assert sum(freed) == pytest.approx(75 * MB / governor.OVERHEAD, rel=0.01)
+    assert sum(freed) == pytest.approx(75 * MB / policy.OVERHEAD, rel=0.01)
 
 
 @pytest.mark.parametrize("overhead", [1.0, 1.25, 2.0])
@@ -711,12 +713,12 @@ def test_a_monitor_that_is_unregistered_is_left_alone():
     machine = Machine()
     monitor, part = Monitor(), Part(machine)
     with machine.governor(part) as made:
-        own = made._monitor
+        own = made._subscription.source
         made.register(monitor)
         assert monitor.stats["running"] and not own.stats["running"]
         made.unregister(monitor)
         assert not monitor.stats["running"] and not monitor.callbacks
-        assert made._monitor is not monitor and made._monitor.stats["running"]
+        assert made._subscription.source is not monitor and made._subscription.source.stats["running"]
 
 
 class Failing(Part):
@@ -756,15 +758,15 @@ def test_a_stop_in_the_middle_of_a_look_that_fails_gives_all_back():
 @pytest.mark.parametrize("error", [MemoryError, SystemExit])
 @pytest.mark.parametrize("own", [False, True])
 def test_after_a_look_that_fails_there_is_another(monkeypatch, unraisable, error, own):
-    monkeypatch.setattr(governor, "IDLE_SECONDS", (5.0, 0.05, 0.05, 0.05, 0.05))
+    monkeypatch.setattr(policy, "IDLE_SECONDS", (5.0, 0.05, 0.05, 0.05, 0.05))
     machine = Machine(base=100 * MB)
     machine.clock = time.monotonic
     buffer, failing = ResponseBuffer(), Failing(machine, 10 * MB, error=error)
     with machine.governor(buffer, failing, monitor=Monitor()) as made:
-        eventually(lambda: made._due == math.inf and made._looks and made._actor is None)
+        eventually(lambda: made._worker.due == math.inf and made._worker.looks and made._worker.actor is None)
         machine.base = 990 * MB
         if own:
-            made._plan(0.0)
+            made._worker.plan(0.0)
         else:
             with pytest.raises(error):
                 made.check()
@@ -797,7 +799,7 @@ def collections(machine, monkeypatch, seconds=0.0, garbage=0):
         machine.base -= min(garbage, machine.base)
         return 0
 
-    monkeypatch.setattr(governor.gc, "collect", collect)
+    monkeypatch.setattr(gc, "collect", collect)
     return times
 
 
@@ -859,7 +861,7 @@ def test_memory_is_handed_back_after_an_eviction(monkeypatch):
         return 1
 
     calls = []
-    monkeypatch.setattr(governor, "_libc_trim", trim)
+    monkeypatch.setattr(_pressure, "_trim", trim)
     made = machine.governor(cache)
     assert made.check() == "high"
     assert len(calls) == 1
@@ -874,15 +876,13 @@ def test_memory_is_handed_back_after_an_eviction(monkeypatch):
 
 def test_malloc_trim_is_looked_for_only_where_it_can_be(monkeypatch):
     for platform in ("win32", "darwin"):
-        monkeypatch.setattr(governor, "_libc_asked", False)
+        monkeypatch.setattr(_pressure, "_sought", False)
         monkeypatch.setattr(sys, "platform", platform)
-        governor._find_malloc_trim()
-        assert governor._libc_trim is None
+        assert not _pressure.find_malloc_trim()
+        assert not _pressure.malloc_trim()
     monkeypatch.undo()
-    monkeypatch.setattr(governor, "_libc_asked", False)
-    governor._find_malloc_trim()
-    if governor._libc_trim is not None:
-        governor._libc_trim(0)
+    monkeypatch.setattr(_pressure, "_sought", False)
+    assert _pressure.find_malloc_trim() == _pressure.malloc_trim()
 
 
 # Emergency --------------------------------------------------------------------------------------------------
@@ -1171,7 +1171,7 @@ def test_with_nothing_registered_there_is_nothing_to_pay_for():
     with made:
         assert made.running
         assert (threading.active_count(), monitor.callbacks, monitor.calls) == (before, [], [])
-        assert made.stats["note"] == "nothing is registered: there is nothing to make smaller"
+        assert made.stats["note"] == "nothing is registered, so nothing can be shrunk"
         # Until something is.
         cache = made.register(Cache(machine))
         eventually(threads)
@@ -1187,12 +1187,12 @@ def test_where_all_fits_the_thread_sleeps():
     cache = Cache(machine, memory_limit=10 * MB)
     made = machine.governor(cache, monitor=Monitor())
     step = made._step
-    made._step = lambda: (looks.append(1), step())
+    made._step = lambda sample: (looks.append(1), step(sample))
     with made:
         eventually(lambda: looks)
         time.sleep(0.1)
         assert len(looks) == 1
-        assert made._due == math.inf
+        assert made._worker.due == math.inf
 
 
 def test_it_acts_when_the_monitor_calls():
@@ -1200,13 +1200,13 @@ def test_it_acts_when_the_monitor_calls():
     monitor, cache = Monitor(), Cache(machine, 100 * MB)
     made = machine.governor(cache, monitor=monitor)
     with made:
-        assert {level for level, _ in monitor.callbacks} == set(governor.LEVELS)
+        assert {level for level, _ in monitor.callbacks} == set(_pressure.LEVELS)
         machine.base = 750 * MB
         # In the monitor's thread, which this one plays here; if the governor's is at it, that one looks again.
         monitor.press()
         eventually(lambda: cache.held < 100 * MB)
         governors = weakref.ref(made)
-        late = lambda: governors()._act(False)  # noqa: E731
+        late = lambda: governors()._worker.act(governors(), False)  # noqa: E731
     assert monitor.callbacks == []
     # A call that was on its way when it was stopped.
     machine.base, held = 900 * MB, cache.held
@@ -1255,11 +1255,11 @@ def test_without_a_monitor_it_makes_one():
     made = MemoryGovernor()
     made.register(cache)
     with made:
-        assert made._monitor.stats["running"]
-        monitor = weakref.ref(made._monitor)
+        assert made._subscription.source.stats["running"]
+        monitor = weakref.ref(made._subscription.source)
     gc.collect()
     assert monitor() is None or not monitor().stats["running"]
-    assert made._monitor is None
+    assert made._subscription.source is None
 
 
 def test_starting_and_stopping_twice():
@@ -1363,7 +1363,7 @@ def test_many_threads(hammer, unraisable):
     made.stop()
     buffer.resume()
     assert [d.memory_limit for d in shared] == [50 * MB] * 3
-    assert made._actor is None
+    assert made._worker.actor is None
     eventually(lambda: not threads())
     assert unraisable == []
 
@@ -1453,8 +1453,8 @@ def test_a_fork_inside_a_callback():
 
     buffer = ResponseBuffer()
     made = machine.governor(buffer, monitor=Monitor(), on_emergency=fork)
-    made._running = True
-    governor._governors.add(made)
+    made._worker.target = made
+    governor_thread.running.add(made._worker)
     good = False
     try:
         made.check()
@@ -1480,15 +1480,15 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
             assert ahead.wait(30)
 
     def fork(seconds):
-        governor._before_fork()
+        governor_thread._before_fork()
         ahead.set()
         # So that the other one comes to wait.
         time.sleep(seconds)
-        governor._after_fork()
+        governor_thread._after_fork()
 
-    governor._governors.add(made)
+    governor_thread.running.add(made._worker)
     try:
-        made._thread = Thread()
+        made._worker.thread = Thread()
         first = threading.Thread(target=fork, args=(0,), daemon=True)
         first.start()
         assert joining.wait(30)
@@ -1496,10 +1496,10 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
         second.start()
         first.join(30)
         second.join(30)
-        assert made._state.acquire(False)
-        made._state.release()
+        assert made._worker.state.acquire(False)
+        made._worker.state.release()
     finally:
-        governor._governors.discard(made)
+        governor_thread.running.discard(made._worker)
 
 
 @needs_fork
@@ -1521,7 +1521,7 @@ def test_forks_while_it_works(hammer):
 
 
 def run(code, **options):
-    source = str(Path(governor.__file__).parents[1])
+    source = str(Path(synthex_fast.__file__).parents[1])
     code = f"import sys; sys.path.insert(0, {source!r})\n" + textwrap.dedent(code)
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, **options
@@ -1645,8 +1645,8 @@ class GovernorMachine(RuleBasedStateMachine):
         self.machine.now += seconds
         level = self.governor.check()
         used = self.machine.rss() / LIMIT
-        assert used < governor.MARKS[min(governor.LEVELS.index(level) + 1, 4)] or level == "emergency"
-        assert used >= governor.MARKS[governor.LEVELS.index(level)] - governor.HYSTERESIS
+        assert used < _pressure.MARKS[min(_pressure.LEVELS.index(level) + 1, 4)] or level == "emergency"
+        assert used >= _pressure.MARKS[_pressure.LEVELS.index(level)] - _pressure.HYSTERESIS
         assert self.buffer.paused == (level == "emergency")
         for cache, own in self.own.items():
             if own is not None:
@@ -1716,7 +1716,7 @@ def bench():
 def test_in_a_real_container(monkeypatch):
     """Killed without the governor; with it no request fails, and memory keeps its distance from the limit."""
     module = bench()
-    monkeypatch.setenv("PYTHONPATH", str(Path(governor.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(synthex_fast.__file__).parents[1]))
     try:
         # The collector tuned or not is another matter, and slow on debug builds.
         without = module.measure(20.0, governed=False, limit=112 * MB, tuned=False)
