@@ -299,12 +299,6 @@ class ComponentState:
             self.failed("nbytes", error)
             return 0
 
-    def update_size(self, obj: Any, elapsed: float) -> None:
-        """Read its size; ``elapsed`` seconds have passed since the last reading."""
-        before, self.nbytes = self.nbytes, self.read_size(obj)
-        if elapsed > 0:
-            self.growth = max(0.0, (self.nbytes - before) / elapsed)
-
     def call(self, obj: Any, method: str, *arguments: Any) -> Any:
         """What the method returns, or None if it raises."""
         try:

@@ -233,7 +233,9 @@ class MemoryGovernor:
         states = [state for state, _ in components]
         elapsed = policy.elapsed(now)
         for state, obj in components:
-            state.update_size(obj, elapsed)
+            before, state.nbytes = state.nbytes, state.read_size(obj)
+            if elapsed > 0:
+                state.growth = max(0.0, (state.nbytes - before) / elapsed)
         was, self._level = self._level, classify(use.share, self._level)
         level = self._level
         policy.observe(use, states, now, self._memory.limit)
@@ -259,7 +261,7 @@ class MemoryGovernor:
             use = self._collect(components, use, why)
         level = self._level = classify(use.share, level)
         if level < EMERGENCY or ending:
-            self._resume(components, _reason(use))
+            self._resume(components, use)
         self._interval = policy.next_reading(use, states, level, now, self._clock() - now)
         self._memory.acted()
 
@@ -368,10 +370,10 @@ class MemoryGovernor:
             if state.pausable and not state.paused and not state.removed and state.pause(obj, self._wait):
                 self._record("pause", why)
 
-    def _resume(self, components: Live, why: str) -> None:
+    def _resume(self, components: Live, use: MemoryUse) -> None:
         for state, obj in components:
             if state.paused and state.resume(obj):
-                self._record("resume", why)
+                self._record("resume", _reason(use))
 
     def _record(self, action: str, why: str, freed: int = 0, returned: int = 0) -> None:
         """Enter an action in the stats."""
