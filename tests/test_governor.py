@@ -20,11 +20,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import synthex_fast
-from synthex_fast import ObjectPool, PooledExpertResponse, ResponseBuffer, TTLDict, _pressure
+from synthex_fast import (
+    AdaptiveMemoryMonitor,
+    ObjectPool,
+    PooledExpertResponse,
+    ResponseBuffer,
+    TTLDict,
+    _pressure,
+)
 from synthex_fast._readings import Readings
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, BufferPausedError
-from synthex_fast.governor import MemoryGovernor, policy
+from synthex_fast.governor import (
+    Component,
+    Expirable,
+    GarbageCollector,
+    IdlePool,
+    Limited,
+    MemoryGovernor,
+    MemorySample,
+    Pausable,
+    PressureSource,
+    policy,
+)
 from synthex_fast.governor import thread as governor_thread
+from synthex_fast.monitor import Sample
 
 MB = 1 << 20
 LIMIT = 1000 * MB
@@ -229,6 +248,39 @@ def test_other_arguments_are_checked():
             MemoryGovernor(pause=bad)
 
 
+BAD = [True, None, math.nan, math.inf, -1, 0, 10**400, "x", []]
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("limit", [None]),
+        ("monitor", [None]),
+        ("readings", [None]),
+        ("clock", [None]),
+        ("on_emergency", [None]),
+        ("pause", [True, math.inf, 0]),
+    ],
+)
+def test_every_argument_refuses_what_it_cannot_be(name, allowed):
+    for bad in BAD:
+        if not any(bad is value for value in allowed):
+            with pytest.raises((ArgumentTypeError, ArgumentValueError), match=f"^{name} must be"):
+                MemoryGovernor(**{name: bad})
+
+
+def test_a_refused_registration_leaves_the_governor_as_it_was():
+    made = Machine().governor()
+    cache = made.register(TTLDict(), 3, name="answers")
+    for name, allowed in (("weight", [0]), ("name", [None, "x"])):
+        for bad in BAD:
+            if not any(bad is value for value in allowed):
+                with pytest.raises((ArgumentTypeError, ArgumentValueError), match=f"^{name} must be"):
+                    made.register(cache, **{name: bad})
+    assert [(name, part["weight"]) for name, part in made.stats["components"].items()] == [("answers", 3)]
+    assert not any(made.unregister(bad) for bad in BAD)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_container_of_either_version(tmp_path, version):
     """The kernel's files as a tree: resident memory by statm, charge and limit by the controller."""
@@ -306,6 +358,125 @@ def test_what_cannot_give_memory_back_is_refused(bad):
     with pytest.raises(ArgumentTypeError, match="obj must be something with nbytes and trim"):
         made.register(bad)
     assert made.stats["components"] == {}
+
+
+def test_the_protocols_say_what_the_package_offers():
+    cache, pool, buffer = TTLDict(), ObjectPool(list), ResponseBuffer()
+    protocols = (Component, Expirable, Limited, Pausable, IdlePool, GarbageCollector, PressureSource)
+    found = [[isinstance(obj, each) for each in protocols] for obj in (cache, pool, buffer)]
+    assert found == [
+        [True, True, True, False, False, False, False],
+        [True, False, False, False, True, False, False],
+        [True, False, False, True, False, False, False],
+    ]
+    assert isinstance(AdaptiveMemoryMonitor(), PressureSource)
+    assert isinstance(AdaptiveMemoryMonitor().sample(), MemorySample)
+
+
+def test_the_error_names_what_is_needed():
+    class Sized:
+        nbytes = 3
+
+    with pytest.raises(ArgumentTypeError, match=r"nbytes and trim.*collect_garbage.*on_pressure"):
+        Machine().governor().register(Sized())
+
+
+def test_what_only_collects_garbage_can_be_registered(monkeypatch):
+    machine = Machine(base=910 * MB)
+
+    class Collector:
+        def collect_garbage(self, nbytes):
+            machine.base -= 300 * MB
+            return 300 * MB
+
+    times = collections(machine, monkeypatch)
+    collector = Collector()
+    made = machine.governor(collector)
+    assert made.check() == "normal"
+    assert times == []
+    shown = made.stats["components"]["Collector"]
+    assert (shown["nbytes"], shown["errors"]) == (0, 0)
+
+
+def test_a_getter_that_raises_exists():
+    class Late:
+        """Can't say yet what it holds; some of what it offers comes by `__getattr__`."""
+
+        @property
+        def nbytes(self):
+            raise ZeroDivisionError
+
+        def __getattr__(self, name):
+            if name == "trim":
+                return lambda nbytes: 0
+            raise AttributeError(name)
+
+    late = Late()
+    assert Machine().governor().register(late) is late
+
+
+COMPONENT = """
+from typing import Any
+
+from synthex_fast import (
+    AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, ObjectPool, ResponseBuffer, ResponseCollector, TTLDict
+)
+from synthex_fast.governor import Component, Expirable, IdlePool, Limited, MemorySample, Pausable, PressureSource
+
+
+class Images:
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def trim(self, nbytes: int) -> int:
+        return nbytes
+
+
+class NotOne:
+    nbytes = 0
+
+
+images: Component = Images()
+cache: TTLDict[str, int] = TTLDict()
+pool: ObjectPool[list[Any]] = ObjectPool(list)
+buffer = ResponseBuffer()
+monitor = AdaptiveMemoryMonitor()
+collector = ResponseCollector(images)
+components: list[Component] = [images, cache, pool, buffer, collector]
+expirables: list[Expirable] = [cache, collector]
+limited: list[Limited] = [cache, collector]
+pausable: list[Pausable] = [buffer]
+idle: IdlePool = pool
+source: PressureSource = monitor
+sample: MemorySample = monitor.sample()
+governor = MemoryGovernor(monitor=monitor, pause=0.5)
+governor.register(images)
+same: TTLDict[str, int] = governor.register(cache)
+governor.register(monitor)
+governor.register(GCTuner())
+governor.register(NotOne())  # refused
+"""
+
+
+def test_type_checkers_know_what_a_component_is(tmp_path):
+    pytest.importorskip("mypy")
+    path = tmp_path / "service.py"
+    path.write_text(COMPONENT)
+    source = str(Path(synthex_fast.__file__).parents[1])
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": source},
+    )
+    errors = [line for line in checked.stdout.splitlines() if " error: " in line]
+    refused = COMPONENT.splitlines().index("governor.register(NotOne())  # refused") + 1
+    assert len(errors) == 1, checked.stdout + checked.stderr
+    assert errors[0].startswith(f"service.py:{refused}: "), checked.stdout
 
 
 def test_what_cannot_be_referred_to_weakly_is_refused():
@@ -1212,6 +1383,128 @@ def test_it_acts_when_the_monitor_calls():
     machine.base, held = 900 * MB, cache.held
     late()
     assert cache.held == held
+
+
+class Counting(Machine):
+    """Counts how often each figure is read."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.read = dict.fromkeys(("rss", "charge", "reclaimable", "limit", "available"), 0)
+        for name in self.read:
+            setattr(self, name, self.counted(name, getattr(self, name)))
+
+    def charge(self):
+        return None if self.container is None else Machine.rss(self) + self.idle_files
+
+    def counted(self, name, read):
+        def counting():
+            self.read[name] += 1
+            return read()
+
+        return counting
+
+    def readings_of(self, call):
+        before = dict(self.read)
+        call()
+        return {name: count - before[name] for name, count in self.read.items() if count > before[name]}
+
+    def sample(self, level="warning", age=0.0):
+        rss, held = Machine.rss(self), Machine.rss(self) + self.idle_files
+        used, limit = max(rss, held - self.idle_files), self.container or self.total()
+        if self.container is None:
+            held, used = None, limit - Machine.available(self)
+        return Sample(time.time() - age, rss, held, limit, 0, 0, 0.0, 0, used, level)
+
+
+class Sampling(Monitor):
+    """Passes samples on."""
+
+    def press(self, sample, level="warning"):
+        for registered, callback in list(self.callbacks):
+            if registered == level:
+                callback(level, sample)
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Starts a governor that acts only when its monitor calls, and stops it at the end."""
+    monkeypatch.setattr(policy, "IDLE_SECONDS", (1000.0,) * 5)
+    started = []
+
+    def start(machine, monitor=None, **options):
+        monitor = monitor or Sampling()
+        part = Part(machine)
+        made = machine.governor(part, monitor=monitor, **options)
+        made.start()
+        started.append((made, part))
+        eventually(lambda: made._worker.due == math.inf and made._worker.looks and made._worker.actor is None)
+        # A sample taken in the same tick of the clock may be from before.
+        time.sleep(0.001)
+        return made, monitor
+
+    yield start
+    for made, _ in started:
+        made.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "level"), [({}, "normal"), ({"limit": "1000MB"}, "normal"), ({"limit": "800MB"}, "warning")]
+)
+def test_the_monitors_sample_is_not_read_again(counting, options, level):
+    machine = Counting(100 * MB)
+    made, monitor = counting(machine, **options)
+    machine.base, machine.idle_files = 600 * MB, 300 * MB
+    looks = made.stats["looks"]
+    assert machine.readings_of(lambda: monitor.press(machine.sample("high"), "high")) == {}
+    assert made.stats["looks"] == looks + 1
+    # As when it reads memory by itself.
+    assert made.level == made.check() == level
+
+
+def test_all_of_the_machines_memory_is_not_read_again(counting):
+    machine = Counting(100 * MB, 1.0, None)
+    made, monitor = counting(machine)
+    assert machine.readings_of(lambda: monitor.press(machine.sample())) == {}
+    # On the way down the monitor's figure may be a minute old.
+    assert machine.readings_of(lambda: monitor.press(machine.sample("normal"), "normal")) == {"available": 1}
+    assert made.level == "normal"
+
+
+def test_on_the_way_down_what_is_slow_to_read_is_read(counting):
+    machine = Counting(100 * MB)
+    made, monitor = counting(machine)
+    machine.idle_files = 800 * MB
+    assert machine.readings_of(lambda: monitor.press(machine.sample("normal"), "normal")) == {
+        "reclaimable": 1
+    }
+    assert made.level == "normal"
+
+
+def test_a_sample_that_is_out_of_date_is_not_used(counting):
+    machine = Counting(100 * MB)
+    made, monitor = counting(machine)
+    machine.base = 750 * MB
+    # One sample comes with a call for each level that memory has passed. Since the first call memory may differ.
+    sample = machine.sample()
+    assert machine.readings_of(lambda: monitor.press(sample)) == {}
+    assert made.level == "warning"
+    whole = {"rss": 1, "charge": 1, "reclaimable": 1}
+    for stale in (sample, machine.sample(age=1.0), machine.sample(age=-1.0), None, object()):
+        assert machine.readings_of(lambda stale=stale: monitor.press(stale)) == whole
+
+
+def test_a_rise_that_the_monitor_sees_is_read_once(counting):
+    class NotStarted(AdaptiveMemoryMonitor):
+        def start(self):
+            pass
+
+    machine = Counting(100 * MB)
+    machine.swap = lambda: 0
+    made, monitor = counting(machine, NotStarted(readings=machine, clock=machine.clock))
+    machine.base = 750 * MB
+    assert set(machine.readings_of(monitor.sample).values()) == {1}
+    assert made.level == monitor.level == "warning"
 
 
 def test_it_goes_on_by_itself_while_there_is_pressure():
