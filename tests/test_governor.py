@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -18,8 +17,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import MB, ROOT, in_child, needs_fork, quiet_fork, run, wait_for
 
-import synthex_fast
 from synthex_fast import (
     AdaptiveMemoryMonitor,
     ObjectPool,
@@ -45,9 +44,7 @@ from synthex_fast.governor import (
 from synthex_fast.governor import thread as governor_thread
 from synthex_fast.monitor import Sample
 
-MB = 1 << 20
 LIMIT = 1000 * MB
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 class Machine:
@@ -199,13 +196,6 @@ def unraisable(monkeypatch):
     return caught
 
 
-def eventually(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.001)
-
-
 # The limit --------------------------------------------------------------------------------------------------
 
 
@@ -246,39 +236,6 @@ def test_other_arguments_are_checked():
     for bad in ("never", -1, math.nan):
         with pytest.raises(ArgumentValueError, match="pause must be"):
             MemoryGovernor(pause=bad)
-
-
-BAD = [True, None, math.nan, math.inf, -1, 0, 10**400, "x", []]
-
-
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [
-        ("limit", [None]),
-        ("monitor", [None]),
-        ("readings", [None]),
-        ("clock", [None]),
-        ("on_emergency", [None]),
-        ("pause", [True, math.inf, 0]),
-    ],
-)
-def test_every_argument_refuses_what_it_cannot_be(name, allowed):
-    for bad in BAD:
-        if not any(bad is value for value in allowed):
-            with pytest.raises((ArgumentTypeError, ArgumentValueError), match=f"^{name} must be"):
-                MemoryGovernor(**{name: bad})
-
-
-def test_a_refused_registration_leaves_the_governor_as_it_was():
-    made = Machine().governor()
-    cache = made.register(TTLDict(), 3, name="answers")
-    for name, allowed in (("weight", [0]), ("name", [None, "x"])):
-        for bad in BAD:
-            if not any(bad is value for value in allowed):
-                with pytest.raises((ArgumentTypeError, ArgumentValueError), match=f"^{name} must be"):
-                    made.register(cache, **{name: bad})
-    assert [(name, part["weight"]) for name, part in made.stats["components"].items()] == [("answers", 3)]
-    assert not any(made.unregister(bad) for bad in BAD)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -463,7 +420,6 @@ def test_type_checkers_know_what_a_component_is(tmp_path):
     pytest.importorskip("mypy")
     path = tmp_path / "service.py"
     path.write_text(COMPONENT)
-    source = str(Path(synthex_fast.__file__).parents[1])
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(path)],
         capture_output=True,
@@ -471,7 +427,7 @@ def test_type_checkers_know_what_a_component_is(tmp_path):
         timeout=240,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": source},
+        env={**os.environ, "MYPYPATH": str(ROOT)},
     )
     errors = [line for line in checked.stdout.splitlines() if " error: " in line]
     refused = COMPONENT.splitlines().index("governor.register(NotOne())  # refused") + 1
@@ -934,17 +890,17 @@ def test_after_a_look_that_fails_there_is_another(monkeypatch, unraisable, error
     machine.clock = time.monotonic
     buffer, failing = ResponseBuffer(), Failing(machine, 10 * MB, error=error)
     with machine.governor(buffer, failing, monitor=Monitor()) as made:
-        eventually(lambda: made._worker.due == math.inf and made._worker.looks and made._worker.actor is None)
+        wait_for(lambda: made._worker.due == math.inf and made._worker.looks and made._worker.actor is None)
         machine.base = 990 * MB
         if own:
             made._worker.plan(0.0)
         else:
             with pytest.raises(error):
                 made.check()
-        eventually(lambda: failing.failed)
+        wait_for(lambda: failing.failed)
         failing.trim = lambda nbytes: 0
         machine.base = 10 * MB
-        eventually(lambda: not buffer.paused and made.level == "normal")
+        wait_for(lambda: not buffer.paused and made.level == "normal")
 
 
 def test_stopping_leaves_a_limit_set_by_others():
@@ -1083,7 +1039,7 @@ def test_at_emergency_buffers_are_paused_and_resumed_first(pause):
         thread.join(30)
         assert isinstance(outcome[0], BufferPausedError)
     else:
-        eventually(lambda: buffer.stats["waited"])
+        wait_for(lambda: buffer.stats["waited"])
     machine.base = 930 * MB
     assert made.check() == "emergency"
     assert buffer.paused
@@ -1345,7 +1301,7 @@ def test_with_nothing_registered_there_is_nothing_to_pay_for():
         assert made.stats["note"] == "nothing is registered, so nothing can be shrunk"
         # Until something is.
         cache = made.register(Cache(machine))
-        eventually(threads)
+        wait_for(threads)
         assert monitor.calls == ["start"]
         assert made.stats["note"] is None
         del cache
@@ -1360,7 +1316,7 @@ def test_where_all_fits_the_thread_sleeps():
     step = made._step
     made._step = lambda sample: (looks.append(1), step(sample))
     with made:
-        eventually(lambda: looks)
+        wait_for(lambda: looks)
         time.sleep(0.1)
         assert len(looks) == 1
         assert made._worker.due == math.inf
@@ -1375,7 +1331,7 @@ def test_it_acts_when_the_monitor_calls():
         machine.base = 750 * MB
         # In the monitor's thread, which this one plays here; if the governor's is at it, that one looks again.
         monitor.press()
-        eventually(lambda: cache.held < 100 * MB)
+        wait_for(lambda: cache.held < 100 * MB)
         governors = weakref.ref(made)
         late = lambda: governors()._worker.act(governors(), False)  # noqa: E731
     assert monitor.callbacks == []
@@ -1438,7 +1394,7 @@ def counting(monkeypatch):
         made = machine.governor(part, monitor=monitor, **options)
         made.start()
         started.append((made, part))
-        eventually(lambda: made._worker.due == math.inf and made._worker.looks and made._worker.actor is None)
+        wait_for(lambda: made._worker.due == math.inf and made._worker.looks and made._worker.actor is None)
         # A sample taken in the same tick of the clock may be from before.
         time.sleep(0.001)
         return made, monitor
@@ -1512,11 +1468,11 @@ def test_it_goes_on_by_itself_while_there_is_pressure():
     machine.clock = time.monotonic
     cache = Cache(machine, 150 * MB)
     with machine.governor(cache, monitor=Monitor()) as made:
-        eventually(lambda: cache.held < 150 * MB)
+        wait_for(lambda: cache.held < 150 * MB)
         machine.base = 950 * MB
-        eventually(lambda: made.level == "emergency")
+        wait_for(lambda: made.level == "emergency")
         machine.base = 10 * MB
-        eventually(lambda: made.level == "normal")
+        wait_for(lambda: made.level == "normal")
 
 
 def test_a_registered_monitor_is_used_and_left_as_it_was():
@@ -1569,7 +1525,7 @@ def test_starting_and_stopping_twice():
     with made, made:
         assert made.running
     assert not made.running
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
 
 
 def test_a_governor_that_is_not_running_is_freed():
@@ -1579,7 +1535,7 @@ def test_a_governor_that_is_not_running_is_freed():
     with made:
         pass
     gone = weakref.ref(made)
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
     del made
     gc.collect()
     assert gone() is None
@@ -1596,8 +1552,8 @@ def test_a_callback_may_stop_it():
     buffer = ResponseBuffer()
     made = machine.governor(buffer, monitor=Monitor(), on_emergency=stop)
     made.start()
-    eventually(lambda: stopped)
-    eventually(lambda: not threads())
+    wait_for(lambda: stopped)
+    wait_for(lambda: not threads())
     assert not made.running and not buffer.paused
 
 
@@ -1612,7 +1568,7 @@ def test_a_part_may_stop_it():
     cache = Stops(machine, 100 * MB, 1000 * MB)
     made = machine.governor(cache, monitor=Monitor())
     made.start()
-    eventually(lambda: not made.running and not threads())
+    wait_for(lambda: not made.running and not threads())
     assert cache.memory_limit == 1000 * MB
 
 
@@ -1657,7 +1613,7 @@ def test_many_threads(hammer, unraisable):
     buffer.resume()
     assert [d.memory_limit for d in shared] == [50 * MB] * 3
     assert made._worker.actor is None
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
     assert unraisable == []
 
 
@@ -1668,47 +1624,37 @@ def test_two_threads_that_start_and_stop(hammer):
     hammer(2, lambda i: made.start() if i else made.stop(), iterations=100)
     made.stop()
     assert monitor.callbacks == []
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
 
 
 # Forks and the end ------------------------------------------------------------------------------------------
 
 
-def child_of_fork(check):
-    child = os.fork()
-    if child == 0:
-        try:
-            good = check()
-            os._exit(0 if good else 1)
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_the_child_of_a_fork_governs_itself():
     machine = Machine(base=960 * MB)
     machine.clock = time.monotonic
     buffer, cache = ResponseBuffer(), Cache(machine, memory_limit=700 * MB)
     with machine.governor(buffer, cache, monitor=Monitor()) as made:
-        eventually(lambda: buffer.paused)
+        wait_for(lambda: buffer.paused)
 
         def check():
             assert buffer.paused
             machine.base = 100 * MB
-            eventually(lambda: not buffer.paused)
+            wait_for(lambda: not buffer.paused)
             made.stop()
             return cache.memory_limit == 700 * MB and not threads()
 
-        child_of_fork(check)
+        in_child(check)
         assert buffer.paused
-        eventually(threads)
+        wait_for(threads)
     assert not buffer.paused
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
+@pytest.mark.slow
 def test_a_look_that_a_fork_left_behind_does_not_block_the_child():
     machine = Machine(base=850 * MB)
     entered, leave = threading.Event(), threading.Event()
@@ -1725,18 +1671,18 @@ def test_a_look_that_a_fork_left_behind_does_not_block_the_child():
 
         def check():
             leave.set()
-            eventually(lambda: slow.held < 50 * MB)
+            wait_for(lambda: slow.held < 50 * MB)
             made.check()
             return True
 
-        child_of_fork(check)
+        in_child(check)
         assert slow.held == 50 * MB
         leave.set()
-        eventually(lambda: slow.held < 50 * MB)
+        wait_for(lambda: slow.held < 50 * MB)
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_a_fork_inside_a_callback():
     machine = Machine(base=990 * MB)
     children = []
@@ -1753,7 +1699,7 @@ def test_a_fork_inside_a_callback():
         made.check()
         machine.base = 10 * MB
         # In either process a thread may be at it.
-        eventually(lambda: made.check() == "normal")
+        wait_for(lambda: made.check() == "normal")
         good = not buffer.paused
         made.stop()
     finally:
@@ -1796,7 +1742,7 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_forks_while_it_works(hammer):
     machine = Machine(base=500 * MB)
     cache, monitor = Cache(machine, 100 * MB), Monitor()
@@ -1804,7 +1750,7 @@ def test_forks_while_it_works(hammer):
 
         def work(i):
             if i == 0:
-                child_of_fork(lambda: made.check() is not None and made.stop() is None)
+                in_child(lambda: made.check() is not None and made.stop() is None)
             else:
                 machine.base = (500, 850)[i % 2] * MB
                 monitor.press()
@@ -1813,16 +1759,8 @@ def test_forks_while_it_works(hammer):
         hammer(3, work, iterations=5)
 
 
-def run(code, **options):
-    source = str(Path(synthex_fast.__file__).parents[1])
-    code = f"import sys; sys.path.insert(0, {source!r})\n" + textwrap.dedent(code)
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, **options
-    )
-
-
 def test_a_running_governor_does_not_outlive_the_interpreter():
-    done = run(
+    out = run(
         """
         import threading, time
         from synthex_fast import MemoryGovernor, PooledExpertResponse, ResponseBuffer, TTLDict
@@ -1850,13 +1788,13 @@ def test_a_running_governor_does_not_outlive_the_interpreter():
             time.sleep(0.001)
         """
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "added\n", "")
+    assert out == "added\n"
 
 
 def test_importing_leaves_out_what_is_not_needed():
-    done = run(
+    run(
         """
-        import synthex_fast
+        import sys, synthex_fast
         assert "synthex_fast.governor" not in sys.modules
         from synthex_fast import MemoryGovernor
         for name in ("numpy", "psutil", "logging", "ctypes", "asyncio"):
@@ -1864,7 +1802,6 @@ def test_importing_leaves_out_what_is_not_needed():
         assert not any(name.startswith("synthex_fast.collector") for name in sys.modules)
         """
     )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # State machine ----------------------------------------------------------------------------------------------
@@ -2006,10 +1943,13 @@ def bench():
     return module
 
 
+@pytest.mark.linux
+@pytest.mark.root
+@pytest.mark.slow
 def test_in_a_real_container(monkeypatch):
     """Killed without the governor; with it no request fails, and memory keeps its distance from the limit."""
     module = bench()
-    monkeypatch.setenv("PYTHONPATH", str(Path(synthex_fast.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     try:
         # The collector tuned or not is another matter, and slow on debug builds.
         without = module.measure(20.0, governed=False, limit=112 * MB, tuned=False)
