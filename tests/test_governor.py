@@ -416,6 +416,7 @@ governor.register(NotOne())  # refused
 """
 
 
+@pytest.mark.slow
 def test_type_checkers_know_what_a_component_is(tmp_path):
     pytest.importorskip("mypy")
     path = tmp_path / "service.py"
