@@ -21,6 +21,7 @@ from support import MB, ROOT, in_child, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import (
     AdaptiveMemoryMonitor,
+    GCTuner,
     ObjectPool,
     PooledExpertResponse,
     ResponseBuffer,
@@ -326,6 +327,11 @@ def test_the_protocols_say_what_the_package_offers():
         [True, False, False, False, True, False, False],
         [True, False, False, True, False, False, False],
     ]
+    tuner = GCTuner()
+    made = Machine().governor(tuner)
+    # Trimming it collects garbage, which is not eviction.
+    assert made._components.find(tuner).collect_method
+    assert not made._components.find(tuner).evictable
     assert isinstance(AdaptiveMemoryMonitor(), PressureSource)
     assert isinstance(AdaptiveMemoryMonitor().sample(), MemorySample)
 
@@ -1961,3 +1967,21 @@ def test_in_a_real_container(monkeypatch):
     assert (governed["status"], governed["errors"]) == (0, 0), governed
     assert governed["served"] > 0
     assert governed["peak_rss"] <= 0.95 * 112 * MB
+
+
+@pytest.mark.linux
+@pytest.mark.root
+@pytest.mark.slow
+def test_the_bench_shows_what_each_worker_holds(monkeypatch):
+    module = bench()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    try:
+        found, peak = module.measure_workers(2, 2.0, limit=128 * MB, rows=4)
+    except module.NoContainerError as error:
+        pytest.skip(f"no container can be made here: {error}")
+    assert [status for _, status in found] == [0, 0]
+    assert set(found[0][0]) == {1, 2, 3, 4}
+    assert {3, 4} <= set(found[1][0])
+    for rows, _ in found:
+        assert all(size > 0 and 0 <= hits <= asked for size, hits, asked, _ in rows.values())
+    assert peak is None or peak <= 128 * MB

@@ -4,8 +4,8 @@ The kernel kills a container that reaches its limit, without asking it to free a
 same figures and acts earlier. It frees expired entries and idle pools, evicts from caches, collects garbage, returns
 free memory to the system, and delays new work if all that is not enough.
 
-What it can use of an object is said by the protocols here. A component of your own needs only `Component`, that is
-``nbytes`` and ``trim(nbytes)``; type checkers verify what is passed to `MemoryGovernor.register`.
+The protocols here define what the governor can use of an object. A component of your own needs only `Component`, which
+is ``nbytes`` and ``trim(nbytes)``. Type checkers verify what is passed to `MemoryGovernor.register`.
 """
 
 from synthex_fast.governor.components import (

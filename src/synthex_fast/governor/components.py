@@ -97,7 +97,7 @@ class Pausable(Protocol):
 
     def pause(self, *, wait: Wait) -> object:
         """Delay additions (True), refuse them (False), or delay them for that many seconds; a callable is asked each
-        time. Return False if somebody else has paused it already: it is then theirs to resume.
+        time. Return False if it is paused already: the governor then leaves it to whoever paused it.
         """
         ...
 

@@ -55,7 +55,7 @@ class MemoryReader:
         self.limit = _readings.memory_limit(limit, readings, name="limit")
         container = readings.limit()
         self.follows = limit is None and container is not None
-        # Whether somebody asked for a limit: all of the machine's memory is none.
+        # False if the limit is merely all of the machine's memory.
         self.bounded = limit is not None or container is not None
         self._container: int | None = None
         self._container_at = -math.inf
@@ -67,7 +67,7 @@ class MemoryReader:
         self._latest = time.time()
 
     def read_memory(self, sample: object = None) -> MemoryUse:
-        """Memory in use against the nearer limit; with a fresh sample, nothing is read that it contains."""
+        """Memory in use against the nearer limit. What a fresh sample contains is not read again."""
         fresh = self._fresh(sample)
         if fresh is None:
             rss, charge = self._readings.rss(), self._readings.charge()
