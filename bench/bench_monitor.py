@@ -19,8 +19,9 @@ import threading
 import time
 import tracemalloc
 
-from synthex_fast import AdaptiveMemoryMonitor, monitor
+from synthex_fast import AdaptiveMemoryMonitor
 from synthex_fast._readings import Readings
+from synthex_fast.monitor.thread import CollectionTimer
 from synthex_fast.validate import _allocations
 from synthex_fast.validate.arms.current import MemoryMonitor
 
@@ -200,7 +201,7 @@ def main():
         print(f"Woken by: {stats['wake']}; that costs {stats['wake_cost']}.")
         print(f"History: {stats['nbytes']:,} bytes, whatever the uptime (asked: at most {128 << 10:,}).")
     row("history", f"{watching.nbytes:,} B", f"at most {128 << 10:,} B", watching.nbytes <= 128 << 10)
-    callback = monitor._Collections()
+    callback = CollectionTimer()
     note = cpu_per_call(lambda: (callback("start", {}), callback("stop", {})))
     print(f"  A collection costs {note:.2f} us more while the monitor runs.")
     return int(missed > 0)
