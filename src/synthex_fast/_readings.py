@@ -5,8 +5,8 @@ descriptors kept open and read with ``pread``: opening a file costs several time
 they come from psutil, and no container is seen.
 
 How a process finds its group: ``/proc/self/cgroup`` gives its path in each hierarchy, ``/proc/self/mountinfo`` where
-the hierarchies are mounted and which part of each is visible (man pages cgroups(7), cgroup_namespaces(7), proc(5); files
-as in the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``).
+the hierarchies are mounted and which part of each is visible. See the man pages cgroups(7), cgroup_namespaces(7) and
+proc(5), and the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
 """
 
 from __future__ import annotations

@@ -180,9 +180,9 @@ class AdaptiveMemoryMonitor:
     def calculate_next_interval(self, current_memory: float) -> float:
         """Seconds until the next sample, given that the latest one saw ``current_memory``.
 
-        This is the rule of the report that this package answers (`synthex_fast`), made independent of units: it uses
-        the coefficient of variation (standard deviation by mean) of the last ``stability_window`` samples instead of
-        their variance. Below 0.01 the interval is ``max_interval``, below 0.05 half of it, below 0.1 a quarter of it
+        The rule comes from the report, the analysis of a Python service's memory use that this package answers, but is
+        independent of units: it uses the coefficient of variation (standard deviation divided by mean) of the last
+        ``stability_window`` samples instead of their variance. Below 0.01 the interval is ``max_interval``, below 0.05 half of it, below 0.1 a quarter of it
         (60, 30 and 15 seconds by default), but never less than ``base_interval``. From 0.1 on, and until the window is
         full, it is ``base_interval``. Memory of zero throughout is stable; any other mean of zero or less is not.
         O(stability_window).

@@ -1,10 +1,10 @@
 """The monitor's background thread, and the timing of garbage collections while it runs.
 
-A `SamplingThread` is one run from `start` to `stop`. It holds its monitor weakly, and only while it samples strongly:
-a monitor that nobody else refers to ends its thread. The thread ends also if its run is `over`, at which it looks after
-every sleep.
+A `SamplingThread` is one run, from `start` to `stop`. It refers to its monitor strongly only while it samples, and
+weakly otherwise, so it ends once nothing else refers to the monitor. It also ends once its run is `over`, which it
+checks after every sleep.
 
-Neither a failing callback nor a lack of memory ends the thread; it pauses and tries again.
+Neither a failing callback nor a failed allocation ends the thread. After the latter it pauses and tries again.
 """
 
 from __future__ import annotations
