@@ -182,10 +182,10 @@ class AdaptiveMemoryMonitor:
 
         The rule comes from the report, the analysis of a Python service's memory use that this package answers, but is
         independent of units: it uses the coefficient of variation (standard deviation divided by mean) of the last
-        ``stability_window`` samples instead of their variance. Below 0.01 the interval is ``max_interval``, below 0.05 half of it, below 0.1 a quarter of it
-        (60, 30 and 15 seconds by default), but never less than ``base_interval``. From 0.1 on, and until the window is
-        full, it is ``base_interval``. Memory of zero throughout is stable; any other mean of zero or less is not.
-        O(stability_window).
+        ``stability_window`` samples instead of their variance. Below 0.01 the interval is ``max_interval``, below 0.05
+        half of it, below 0.1 a quarter of it (60, 30 and 15 seconds by default), but never less than
+        ``base_interval``. From 0.1 on, and until the window is full, it is ``base_interval``. Memory of zero throughout
+        is stable; any other mean of zero or less is not. O(stability_window).
 
         >>> monitor = AdaptiveMemoryMonitor(stability_window=3)
         >>> [monitor.calculate_next_interval(memory) for memory in (100e6, 100e6, 100.5e6, 130e6)]
