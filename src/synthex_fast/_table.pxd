@@ -682,8 +682,8 @@ cdef inline void slot_free(Table* t, uint32_t slot) noexcept nogil:
     t.free = slot
 
 
-cdef inline void slot_bury(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
-    """Queue a removed slot until somebody lets its key and value go."""
+cdef inline void dead_push(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
+    """Add a removed slot to the dead queue, which keeps its key and value until somebody releases them."""
     t.slots[slot].meta |= DEAD
     t.links[slot].prev = reason
     t.links[slot].next = NONE
@@ -694,11 +694,21 @@ cdef inline void slot_bury(Table* t, uint32_t slot, uint32_t reason) noexcept no
     t.dead_last = slot
 
 
-cdef inline uint32_t slot_exhume(Table* t) noexcept nogil:
-    """The slot buried first, or NONE. The caller takes its key and value and frees it."""
+cdef inline uint32_t dead_pop(Table* t) noexcept nogil:
+    """The slot that has been in the dead queue longest, or NONE. The caller takes its key and value and frees it."""
     cdef uint32_t slot = t.dead_first
     if slot != NONE:
         t.dead_first = t.links[slot].next
         if t.dead_first == NONE:
             t.dead_last = NONE
     return slot
+
+
+# Former names of the two, for code that cimports them.
+
+cdef inline void slot_bury(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
+    dead_push(t, slot, reason)
+
+
+cdef inline uint32_t slot_exhume(Table* t) noexcept nogil:
+    return dead_pop(t)
