@@ -207,13 +207,23 @@ cdef inline void index_remove(Table* t, uint32_t slot) noexcept nogil:
 
 
 cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
-    cdef uint32_t* index = <uint32_t*>PyMem_RawCalloc(size, sizeof(uint32_t))
+    """Make the index `size` entries large and enter every live slot anew. False: no memory, and nothing changed."""
+    cdef uint32_t* index
     cdef uint32_t slot, bits = 1, most = size if size > t.room else t.room
+    if not FREE_THREADED:
+        # In place: a new array beside the old one would leave a hole in the heap that the process goes on paying for.
+        index = <uint32_t*>PyMem_RawRealloc(t.index, size * sizeof(uint32_t))
+        if index != NULL:
+            memset(index, 0, size * sizeof(uint32_t))
+    else:
+        # As in `grow`: the old array must stay intact while the allocator waits.
+        index = <uint32_t*>PyMem_RawCalloc(size, sizeof(uint32_t))
+        if index != NULL:
+            PyMem_RawFree(t.index)
     if index == NULL:
         return False
     while bits < 31 and (most + 1) >> bits:
         bits += 1
-    PyMem_RawFree(t.index)
     t.index = index
     t.index_size = size
     t.slot_bits = bits

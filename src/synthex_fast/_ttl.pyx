@@ -97,8 +97,9 @@ cdef enum:
     EXPIRE_STEPS = 4
     # Due entries that `expire_due` takes off the heap one by one before it scans the whole heap instead.
     EXPIRE_DUE_STEPS = 64
-    # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, spare room.
-    ENTRY_COST = 64
+    # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, and the rest
+    # for pages that are not full. Measured by `bench_ttl.py`; without `max_size` the index may be half as dense.
+    ENTRY_COST = 60
     # A reason besides those of Reason: `on_evict` is not called.
     SILENT = 4
     # Free-threaded build: hits by other threads than the dict's own before it counts as shared.
@@ -806,6 +807,13 @@ cdef int configure(
     check_callable("timer", timer, True)
     check_callable("on_evict", on_evict, True)
     want_bool("sweep", sweep)
+    if timer is None and sweep and (ttl_seconds != INFINITY or idle_seconds != INFINITY):
+        # Here rather than in the first store, which may be part of a request: the modules it loads take milliseconds.
+        try:
+            import_sweeper()
+        except Exception:
+            # Probably no memory. The first store tries again.
+            pass
     start = monotonic_coarse() if timer is None else read_timer(timer)
     # The code of an argument may have initialised this dict, or used it.
     require_unused(self)

@@ -314,15 +314,20 @@ cdef void make_room_beside(TTLDict self, uint32_t slot, double now, Victims* vic
 
 # ---- the sweeper ----
 
+cdef int import_sweeper() except -1:
+    global schedule
+    if schedule is None:
+        from synthex_fast._sweeper import schedule as found
+        schedule = found
+    return 0
+
+
 cdef int wake_sweeper(TTLDict self, double now) except -1:
     """Schedule a visit by the package's sweeper for when the first entry is due."""
-    global schedule
     cdef double due = self.table.next_due
     self.sweep_at = max(due, now)
     try:
-        if schedule is None:
-            from synthex_fast._sweeper import schedule as found
-            schedule = found
+        import_sweeper()
         schedule(self, due)
     except Exception:
         # No memory, or no thread could be started. A store after half a second tries again.
