@@ -1,12 +1,12 @@
-"""What the kernel says of memory: resident size, the container's charge and limit, what the host has left.
+"""Memory figures from the kernel: resident size, the container's charge and limit, what the host has available.
 
 On Linux the figures come from ``/proc`` and from the memory controller of control groups, version 1 or 2, through
 descriptors kept open and read with ``pread``: opening a file costs several times what reading it does. Elsewhere
-they come from psutil, and there is no container.
+they come from psutil, and no container is seen.
 
-How a process finds its group: ``/proc/self/cgroup`` says its path in each hierarchy, ``/proc/self/mountinfo`` where
-the hierarchies are mounted and which part of them is (man pages cgroups(7), cgroup_namespaces(7), proc(5); files as
-in the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``).
+How a process finds its group: ``/proc/self/cgroup`` gives its path in each hierarchy, ``/proc/self/mountinfo`` where
+the hierarchies are mounted and which part of each is visible. See the man pages cgroups(7), cgroup_namespaces(7) and
+proc(5), and the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import contextlib
 import os
 import warnings
 
+from synthex_fast import _lifecycle
+from synthex_fast._pressure import RECLAIMABLE_FROM
 from synthex_fast.errors import type_error, value_error
 
 TYPE_CHECKING = False
@@ -29,15 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Readings", "memory_limit", "parse_size", "requested_limit"]
 
-# Binary, with or without the "i", as in Docker, the JVM and the report's memory_limit_mb.
+# Units are binary with or without the "i", as in Docker and the JVM.
 _UNITS = {"": 1, "b": 1}
 for _exponent, _letter in enumerate("kmgt", 1):
     _UNITS |= dict.fromkeys((_letter, f"{_letter}b", f"{_letter}i", f"{_letter}ib"), 1 << 10 * _exponent)
 
-# No limit may be more: a size that no machine can have is a slip.
+# A limit above this is a mistake: no machine has so much memory.
 _MOST_BYTES = 1 << 62
 
-# How often this process is the child of a fork: descriptors opened before the last one show another process.
+# Number of forks that led to this process. Descriptors opened before the last one show the parent's memory.
 _forks = 0
 
 
@@ -46,12 +48,11 @@ def _count_fork() -> None:
     _forks += 1
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+_lifecycle.register(_lifecycle.Stage.READINGS, after_in_child=_count_fork)
 
 
 class _File:
-    """A descriptor for reading, closed when nobody uses it any more: a thread may be reading while another reopens."""
+    """A descriptor for reading. It is closed with the last reference: another thread may still be reading."""
 
     __slots__ = ("_identity", "fd")
 
@@ -65,7 +66,7 @@ class _File:
         return os.pread(self.fd, size, 0)
 
     def read_all(self) -> bytes:
-        """The whole file, however long: a process in many hierarchies has a long list of them."""
+        """The whole file: a process in many hierarchies has a long list of them."""
         parts = [os.pread(self.fd, 4096, 0)]
         while parts[-1]:
             parts.append(os.pread(self.fd, 65536, sum(map(len, parts))))
@@ -74,7 +75,7 @@ class _File:
     def __del__(
         self, fstat: Callable[[int], os.stat_result] = os.fstat, close: Callable[[int], None] = os.close
     ) -> None:
-        # A process that turns itself into a daemon closes every descriptor; the number may be another file's now.
+        # Turning into a daemon closes every descriptor, and the number may belong to another file by now.
         try:
             status = fstat(self.fd)
             if self._identity is None or self._identity == (status.st_dev, status.st_ino):
@@ -88,16 +89,14 @@ _RECLAIMABLE = {
     2: (b"\nactive_file ", b"\ninactive_file ", b"\nslab_reclaimable "),
 }
 _DIRTY = {1: (b"\ntotal_dirty ", b"\ntotal_writeback "), 2: (b"\nfile_dirty ", b"\nfile_writeback ")}
-# Under this share of a limit it changes nothing what of a charge could be taken back, the dearest figure of all.
-NEAR = 0.63
-# How many groups are looked at where only their lists of members tell which one is ours.
+# How many groups to search if only their lists of members can tell which one is ours.
 _MOST_DIRECTORIES = 4_096
 # Enough for the statistics of either version.
 _STAT_SIZE = 8192
 
 
 class _Group:
-    """A control group of the memory controller, as far as it can be read here."""
+    """The open files of a control group of the memory controller."""
 
     __slots__ = ("directory", "high", "limit", "stat", "swap", "usage", "version")
 
@@ -114,8 +113,8 @@ class _Group:
         self.usage = _File(os.path.join(directory, usage))
         self.limit = _File(os.path.join(directory, limit))
         self.stat = _File(os.path.join(directory, "memory.stat"))
-        # Above this the kernel throttles and reclaims (version 2; systemd's MemoryHigh). It never kills for it, but a
-        # process that stays there hardly runs.
+        # Above this limit the kernel throttles and reclaims (version 2; systemd's MemoryHigh). The OOM killer stays
+        # away, but a process that stays above it makes hardly any progress.
         self.high: _File | None = None
         if version == 2:
             with contextlib.suppress(OSError):
@@ -125,7 +124,7 @@ class _Group:
         try:
             self.swap = _File(os.path.join(directory, swap))
         except OSError:
-            # No swap accounting in this kernel.
+            # The kernel does not account for swap.
             self.swap = None
 
     def swapped(self, usage: int) -> int | None:
@@ -135,9 +134,9 @@ class _Group:
         return swap if self.version == 2 else max(0, swap - usage)
 
     def reclaimable(self, stat: bytes) -> int:
-        """What the kernel takes back before it kills: file pages, in use or not, and slab that it can free.
+        """What the kernel reclaims before the OOM killer acts: file pages, recently used or not, and reclaimable slab.
 
-        Not the dirty ones, which it would have to write first. Shared memory and locked pages are on other lists.
+        Dirty pages don't count, since they must be written first. Shared memory and locked pages are on other lists.
         """
         found = 0
         for key in _RECLAIMABLE[self.version]:
@@ -146,10 +145,10 @@ class _Group:
             found -= _field(stat, key) or 0
         return max(0, found)
 
-    def held(self, limit: int) -> int:
-        """Its charge, less what the kernel can take back where that could matter under this limit."""
+    def working_set(self, limit: int) -> int:
+        """Its charge, less what the kernel can reclaim if that matters under this limit."""
         usage = int(self.usage.read(32))
-        if usage > NEAR * limit:
+        if usage > RECLAIMABLE_FROM * limit:
             usage -= min(usage, self.reclaimable(self.stat.read(_STAT_SIZE)))
         return usage
 
@@ -166,7 +165,7 @@ class _Group:
 
 
 class _Files:
-    """What is open at one time. A thread that took it may go on with it while others have replaced it."""
+    """The files that are open together. A thread may go on using a set that another thread has replaced."""
 
     __slots__ = (
         "forks",
@@ -187,15 +186,15 @@ class _Files:
         self.forks = _forks
         self.membership: _File | None = None
         self.path = b""
-        # From the process's own group outwards, and the one whose charge counts.
+        # The process's own group and those around it, innermost first; and the one whose charge counts.
         self.groups: list[_Group] = []
         self.group: _Group | None = None
-        # A limit around the groups that can be seen; only version 1 tells of it.
+        # The limit of a group that is not visible here; only version 1 reports it.
         self.hidden: int | None = None
-        # Whether the process is in a group that could not be found.
+        # Whether the process may be in a group that could not be found.
         self.unknown = False
         self.visits = 0
-        # The host's memory in all and available, and the text that says so, of the latest slow reading.
+        # The host's total and available memory and the text they come from, as of the last slow reading.
         self.host: tuple[int, int, bytes] | None = None
         self.process: Any = None
         self.statm: _File | None = None
@@ -204,11 +203,11 @@ class _Files:
             statm = _File(os.path.join(proc, "self/statm"))
             self.meminfo = _File(os.path.join(proc, "meminfo"))
             text = self.meminfo.read(1024)
-            # Kernels before 3.14 don't estimate it; such a host is read with psutil.
+            # Kernels before 3.14 do not estimate it; psutil does then.
             if _field(text, b"MemAvailable:") is None:
                 raise OSError
             self.enter_groups(root)
-            self.look_around()
+            self.find_hidden_limit()
             self.limit((_field(text, b"MemTotal:") or 0) << 10)
             self.statm = statm
         except OSError:
@@ -230,13 +229,13 @@ class _Files:
             try:
                 self.groups.append(_Group(version, directory))
             except OSError:
-                # Gone, or not permitted.
+                # Removed meanwhile, or not permitted.
                 continue
         if self.groups:
             self.group = self.groups[0]
 
-    def look_around(self) -> None:
-        """Note the kernel's own least limit over the hierarchy, groups included that a container can't see."""
+    def find_hidden_limit(self) -> None:
+        """Read the least limit of the whole hierarchy, which includes groups that a container can't see."""
         try:
             if self.groups and self.groups[0].version == 1:
                 self.hidden = _field(self.groups[0].stat.read(_STAT_SIZE), b"\nhierarchical_memory_limit ")
@@ -244,11 +243,11 @@ class _Files:
             pass
 
     def limit(self, total: int) -> int | None:
-        """The limit with the least room below it, and `group` the one that has it."""
+        """The limit with the least room below it; sets `group` to the group that has it."""
         groups = self.groups
         if not groups:
             return None
-        # A limit that the host can't reach binds nothing; "no limit" of version 1 is such a number too.
+        # A limit above the host's memory has no effect; version 1 writes "no limit" as such a number.
         chosen, least, room = groups[0], total, None
         try:
             for group in groups:
@@ -257,12 +256,12 @@ class _Files:
                     limit = self.hidden
                 if limit is None or limit >= total:
                     continue
-                left = limit - group.held(limit)
+                left = limit - group.working_set(limit)
                 # Of equals the outermost: it fills first.
                 if room is None or left <= room:
                     chosen, least, room = group, limit, left
         except OSError:
-            # Removed at this moment; the next reading finds where the process is now.
+            # Removed just now; the next reading finds the process's new group.
             return None
         self.group = chosen
         return least if least < total else None
@@ -276,27 +275,27 @@ class _Files:
 
 
 class Readings:
-    """Figures on memory in bytes, read anew at each call.
+    """Memory figures in bytes, read at each call.
 
-    ``root`` is a directory that holds ``proc`` and what is mounted below it: a copy of another machine's, in tests.
-    May be used from any thread, and goes on in the child of a fork. `rss` and `charge` together cost about 3
-    microseconds on Linux, `slow` (everything else) 13 to 21.
+    ``root`` is the directory that contains ``proc`` and everything mounted; tests use a copy of another machine's.
+    May be used from any thread and in forked children. `rss` and `charge` together take about 3 microseconds on Linux,
+    `slow` (everything else) 13 to 21.
 
     >>> Readings().rss() > 0
     True
     """
 
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
-        self._root = os.fspath(root)
+        self.root = os.fspath(root)
         self._page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
         self._files: _Files | None = None
 
     def close(self) -> None:
-        """Let go of all descriptors; another reading opens them again."""
+        """Close all descriptors. The next reading opens them again."""
         self._files = None
 
     def _open(self) -> _Files:
-        self._files = files = _Files(self._root)
+        self._files = files = _Files(self.root)
         return files
 
     def rss(self) -> int:
@@ -309,7 +308,7 @@ class Readings:
         try:
             return int(os.pread(files.statm.fd, 128, 0).split(None, 2)[1]) * self._page
         except (OSError, ValueError, IndexError):
-            # The descriptor was closed behind our back.
+            # The descriptor was closed by someone else.
             files = self._open()
             if files.statm is None:
                 return int(files.process.memory_info().rss)
@@ -318,8 +317,8 @@ class Readings:
     def charge(self) -> int | None:
         """Memory charged to the container, page cache included; None outside of one.
 
-        The container is the control group with the least limit among this process's own and those around it (the
-        outermost of equals: it fills first), the process's own where none has a limit.
+        The container is the control group with the least limit among this process's own and those around it (of equal
+        ones the outermost, which fills first), or the process's own if none has a limit.
         """
         files = self._files
         if files is None or files.forks != _forks:
@@ -335,18 +334,18 @@ class Readings:
             return None if group is None else int(group.usage.read(32))
 
     def limit(self) -> int | None:
-        """The least limit of the process's control group and those around it; None where none is under `total`."""
+        """The least limit of the process's control group and those around it; None if none is below `total`."""
         total = self.total()
         files = self._current()
         if files.moved():
             files = self._open()
-        files.look_around()
+        files.find_hidden_limit()
         return files.limit(total)
 
     def reclaimable(self) -> int:
-        """The part of `charge` that the kernel takes back before it kills: file pages not used lately.
+        """The part of `charge` that the kernel reclaims before the OOM killer acts: file pages not used recently.
 
-        0 where there is no container. What Kubernetes and Docker subtract to get the working set.
+        0 outside of a container. Kubernetes and Docker subtract the same to get the working set.
         """
         group = self._current().group
         try:
@@ -363,7 +362,7 @@ class Readings:
         return self._host(b"MemTotal:", "total")
 
     def swap(self) -> int:
-        """Swap in use: by the container where that is known, else by the host."""
+        """Swap in use: by the container if that is known, else by the host."""
         files = self._current()
         if files.statm is None:
             import psutil
@@ -377,10 +376,11 @@ class Readings:
         return _host_swap(self._meminfo()) if swap is None else swap
 
     def slow(self, near: int = 0) -> tuple[int | None, int, int, int]:
-        """`limit`, `available`, `swap` and `reclaimable`, each file read once.
+        """`limit`, `available`, `swap` and `reclaimable`, with each file read once.
 
-        With a charge under ``near`` bytes the reclaimable part, the dearest, is left out (0); with one over it what is
-        available comes from every other call. That the process was moved to another group is seen at one call in eight.
+        Below a charge of ``near`` bytes the reclaimable part, the most expensive, is not read (0); from there on what
+        is available is read at every other call. Whether the process has moved to another group is checked at one call
+        in eight.
         """
         files = self._current()
         if files.statm is None:
@@ -389,7 +389,7 @@ class Readings:
         if files.visits & 7 == 1:
             if files.moved():
                 files = self._open()
-            files.look_around()
+            files.find_hidden_limit()
         group = files.group
         stat = b""
         usage = 0
@@ -399,12 +399,12 @@ class Readings:
                 if usage >= near:
                     stat = group.stat.read(_STAT_SIZE)
             except OSError:
-                # Removed at this moment.
+                # Removed just now.
                 pass
         host = files.host
         if not stat or host is None or files.visits & 1:
             text = self._meminfo()
-            # The first lines have been these since Linux 3.14: total, free, available.
+            # Since Linux 3.14 the first lines are: total, free, available.
             words = text.split(None, 8)
             if words[6] == b"MemAvailable:":
                 total, available = int(words[1]) << 10, int(words[7]) << 10
@@ -439,7 +439,7 @@ class Readings:
 
     @property
     def container_known(self) -> bool:
-        """False if this process is in a control group whose limits can't be read: then "no limit" means nothing."""
+        """False if this process may be in a control group whose limits can't be read; no limit is then no promise."""
         return not self._current().unknown
 
     def _current(self) -> _Files:
@@ -455,7 +455,7 @@ class Readings:
                 return text
         except OSError:
             pass
-        # The descriptor was closed behind our back.
+        # The descriptor was closed by someone else.
         return self._open().meminfo.read(1024)
 
     def _host(self, key: bytes, name: str) -> int:
@@ -495,12 +495,12 @@ def _host_swap(meminfo: bytes) -> int:
 def find_groups(
     membership: str, mounts: str, root: str = "/", pid: int | None = None
 ) -> tuple[int, list[str], bool]:
-    """The version of the memory controller, the directories of this process's groups, its own first, and whether
-    they are all that there are.
+    """The version of the memory controller, the directories of this process's groups, innermost first, and whether
+    they are complete.
 
     ``membership`` and ``mounts`` are the texts of ``/proc/self/cgroup`` and ``/proc/self/mountinfo``. On hosts with
-    both versions the controller is in one hierarchy only, and version 1 is where it is listed. Groups are missing if
-    the hierarchy is not mounted, or only a part of it that says nothing about this process.
+    both versions the controller is in one hierarchy only: in version 1 if it is listed there. Groups are missing if
+    the hierarchy is not mounted, or if the mounted part says nothing about this process.
     """
     pid = os.getpid() if pid is None else pid
     paths = {}
@@ -516,16 +516,16 @@ def find_groups(
         return version, [], True
     path = paths[version].removesuffix(" (deleted)")
     usage = "memory.usage_in_bytes" if version == 1 else "memory.current"
-    # The mount that shows the largest part of the hierarchy knows most of the groups around us.
+    # The mount that shows the largest part of the hierarchy contains most of the surrounding groups.
     for part, point in sorted(_mounts(mounts, version), key=lambda mount: len(mount[0])):
         top = os.path.join(root, point.lstrip("/"))
         if part.startswith("/.."):
-            # It begins above our namespace (rootless containers), so the names between are not ours to know.
+            # The mount begins above our namespace (rootless containers), and the names in between are hidden from us.
             directory = _find_process(top, pid)
             if directory is not None:
                 return version, _outwards(directory, top, usage), True
             if not part.strip("/."):
-                # Nor is our group's, but what is mounted is one around it.
+                # Our own group stays unknown, but the mounted one surrounds it.
                 return version, _outwards(top, top, usage), False
             continue
         for inner in _inside(path, part):
@@ -571,12 +571,12 @@ def _any_exists(directory: str, top: str, name: str) -> bool:
 
 
 def _inside(path: str, part: str) -> list[str]:
-    """Where below a mount that shows ``part`` of the hierarchy the group ``path`` may be, best guess first."""
+    """Paths below a mount that shows ``part`` of the hierarchy where the group ``path`` may be, most likely first."""
     if part == "/":
         return [path.strip("/")] if not path.startswith("/..") else []
     if path == part or path.startswith(part + "/"):
         return [path[len(part) :].strip("/")]
-    # A process moved after the mount was made, or a mount from outside of our namespace: the names that both know.
+    # The process was moved after the mount was made, or the mount is from another namespace: try the common names.
     names = [name for name in path.split("/") if name and name != ".."]
     return ["/".join(names[n:]) for n in range(len(names))] + [""]
 
@@ -602,14 +602,14 @@ def _unescaped(text: str) -> str:
     return text
 
 
-# Limits as users write them
+# Sizes and limits as users write them
 
 
 def parse_size(text: str, name: str = "memory_limit", whole: int | Callable[[], int] | None = None) -> int:
-    """Bytes from ``"536870912"``, ``"512MB"``, ``"1.5GiB"`` or, where ``whole`` is given, ``"80%"`` of it.
+    """Bytes from ``"536870912"``, ``"512MB"``, ``"1.5GiB"`` or, if ``whole`` is given, ``"80%"`` of it.
 
-    Units are B, K, M, G, T, also with B or iB, in any case, and binary: 1 KB is 1,024 bytes. `ValueError` names the
-    argument ``name``; a size under one byte is refused.
+    Units are B, K, M, G and T, optionally followed by B or iB, in upper or lower case. All are binary: 1 KB is 1,024
+    bytes. Errors name the argument ``name``; sizes below one byte are refused.
 
     >>> parse_size("1.5GB"), parse_size("80%", whole=1000)
     (1610612736, 800)
@@ -649,12 +649,11 @@ def parse_size(text: str, name: str = "memory_limit", whole: int | Callable[[], 
 
 
 def memory_limit(limit: int | float | str | None, readings: HasLimit, name: str = "memory_limit") -> int:
-    """A memory limit in bytes from what a user may give for one, at most the host's memory.
+    """A memory limit in bytes: None, a number of bytes, or a string for `parse_size`; at most the host's memory.
 
-    None is the container's limit, else the host's memory. A number is bytes, a string as `parse_size` reads it, a
-    percentage being of the container's limit, else of the host's memory. One above the host's memory is clamped with
-    a RuntimeWarning, so that one configuration serves machines of different sizes. `ValueError` and `TypeError` name
-    the argument ``name``: what is not a number or under one byte is refused.
+    None is the container's limit, or else the host's memory; a percentage is a share of it. A limit above the host's
+    memory is clamped with a RuntimeWarning, so that one configuration serves machines of all sizes. Errors name the
+    argument ``name``; limits below one byte are refused.
     """
     size = requested_limit(limit, readings, name)
     total = readings.total()
@@ -676,6 +675,10 @@ def requested_limit(limit: int | float | str | None, readings: HasLimit, name: s
         return parse_size(limit, name, lambda: readings.limit() or readings.total())
     if isinstance(limit, bool) or not (isinstance(limit, (int, float)) or hasattr(limit, "__index__")):
         raise type_error(name, limit, allowed)
+    if not isinstance(limit, float):
+        import operator
+
+        limit = operator.index(limit)
     # NaN fails every comparison.
     if not 1 <= limit < _MOST_BYTES:
         raise value_error(name, limit, allowed)
