@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from support import FREE_THREADED, needs_fork, quiet_fork, run
 
-from synthex_fast import PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
+from synthex_fast import ObjectPool, PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
 QUERY = {"title": "Cache size", "content": "How large should the cache be?", "requester": "ops"}
@@ -780,6 +780,51 @@ def test_subclass_finaliser_and_resurrection():
     gc.collect()
     # A finaliser runs once.
     assert not kept
+
+
+@pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
+def test_stats_is_an_attribute_that_can_be_called(cls):
+    class Sub(cls):
+        pass
+
+    keys = set(ObjectPool(list).stats)
+    record = cls(*["some text here"] * 3)
+    for holder in (cls, record, Sub, Sub(*["some text here"] * 3)):
+        assert isinstance(holder.stats, dict)
+        assert set(holder.stats) >= {
+            "created",
+            "reused",
+            "released",
+            "discarded",
+            "aliased",
+            "pool_size",
+            "reuse_rate",
+        }
+        assert set(holder.stats) <= keys
+        assert holder.stats == holder.stats()
+        assert type(holder.stats()) is dict
+    with pytest.raises((AttributeError, TypeError)):
+        record.stats = {}
+    with pytest.raises(TypeError):
+        cls.stats = {}
+
+
+def test_stats_are_a_snapshot_and_the_call_counts_again():
+    stats = PooledExpertQuery.stats
+    before = dict(stats)
+    assert stats is not PooledExpertQuery.stats
+    for _ in range(3):
+        query()
+    assert stats == before
+    assert stats()["created"] + stats()["reused"] == before["created"] + before["reused"] + 3
+
+
+def test_stats_copy_and_pickle_as_a_plain_dict():
+    stats = PooledExpertQuery.stats
+    for plain in (pickle.loads(pickle.dumps(stats)), copy.copy(stats), copy.deepcopy(stats)):
+        assert type(plain) is dict
+        assert plain == stats
+    assert json.loads(json.dumps(stats)) == stats
 
 
 def test_subclasses_take_no_memory_from_the_freelist():

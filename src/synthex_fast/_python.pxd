@@ -81,6 +81,7 @@ cdef extern from "Python.h":
         unsigned long tp_flags
         unsigned int tp_version_tag
         const char* tp_doc
+        PyTypeObject* tp_base     # borrowed
         PyObject* tp_dict         # borrowed
         traverseproc tp_traverse
         inquiry tp_clear

@@ -1,6 +1,6 @@
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict, overload
 
 from typing_extensions import disjoint_base
 
@@ -15,6 +15,8 @@ _Type: TypeAlias = (
 _Priority: TypeAlias = QueryPriority | Literal["low", "medium", "high", "critical"]
 _Texts: TypeAlias = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 
+_Count: TypeAlias = Literal["created", "reused", "released", "discarded", "aliased", "pool_size"]
+
 class _Stats(TypedDict):
     created: int
     reused: int
@@ -24,9 +26,18 @@ class _Stats(TypedDict):
     pool_size: int
     reuse_rate: float
 
+class RecordStats(dict[str, float]):
+    def __reduce__(self) -> tuple[type[dict[str, float]], tuple[dict[str, float]]]: ...
+    @overload
+    def __getitem__(self, key: _Count, /) -> int: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, key: str, /) -> float: ...
+    def __call__(self) -> _Stats: ...
+
 @disjoint_base
 class PooledExpertQuery:
     __match_args__: ClassVar[tuple[str, ...]]
+    stats: ClassVar[RecordStats]
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
     def __init__(
@@ -106,8 +117,6 @@ class PooledExpertQuery:
     def created_at(self, value: datetime | None) -> None: ...
     def reset(self) -> None: ...
     def release(self) -> None: ...
-    @staticmethod
-    def stats() -> _Stats: ...
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self: ...
@@ -121,6 +130,7 @@ class PooledExpertQuery:
 @disjoint_base
 class PooledExpertResponse:
     __match_args__: ClassVar[tuple[str, ...]]
+    stats: ClassVar[RecordStats]
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
     def __init__(
@@ -182,8 +192,6 @@ class PooledExpertResponse:
     def timestamp(self, value: datetime | None) -> None: ...
     def reset(self) -> None: ...
     def release(self) -> None: ...
-    @staticmethod
-    def stats() -> _Stats: ...
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self: ...
