@@ -1,4 +1,4 @@
-"""The exceptions that the package raises. Each also derives from the builtin exception that fits best."""
+"""The exceptions that the package raises. Each also derives from the builtin exception that callers would expect."""
 
 __all__ = [
     "ArgumentTypeError",
@@ -20,11 +20,11 @@ class SynthexFastError(Exception):
 
 
 class ArgumentValueError(SynthexFastError, ValueError):
-    """An argument or a record's field has the right type but an invalid value."""
+    """An argument or a record's field has the right type but a value that is not allowed."""
 
 
 class ArgumentTypeError(SynthexFastError, TypeError):
-    """An argument or a record's field has the wrong type."""
+    """An argument or a record's field has a type that is not allowed."""
 
 
 class BatchTooLargeError(ArgumentValueError):
@@ -32,39 +32,37 @@ class BatchTooLargeError(ArgumentValueError):
 
 
 class ValueTooLargeError(ArgumentValueError):
-    """A value exceeds the container's whole limit; nothing was changed.
-
-    Raised when a key and its value take more bytes than a dict's ``memory_limit``, and when a query has more answers
-    than a collector keeps.
+    """A key and value are larger than the dict's whole ``memory_limit``, or a query has more responses than a collector
+    keeps; nothing was changed.
     """
 
 
 class BufferFullError(SynthexFastError, OverflowError):
-    """The buffer is full and has no flush handler; nothing was added."""
+    """The buffer has no room and no flush handler; nothing was added."""
 
 
 class BufferPausedError(SynthexFastError, RuntimeError):
-    """The buffer is paused, and the caller does not wait or its timeout expired; nothing was added.
+    """The buffer is paused and the addition may not wait, or has waited long enough; nothing was added.
 
-    It derives from RuntimeError because the buffer is in the wrong state for the call. BlockingIOError and TimeoutError
-    are OSErrors, so code that handles I/O failures would catch this by mistake.
+    A RuntimeError, like other operations on an object in the wrong state. BlockingIOError and TimeoutError are
+    OSErrors, and code that handles those would take this for a problem with a file or a peer.
     """
 
 
 class CollectorClosedError(SynthexFastError, ValueError):
-    """The collector is closed and empty."""
+    """The collector has been closed and no longer holds anything."""
 
 
 class OwnerGoneError(SynthexFastError, ReferenceError):
-    """The collector's owner no longer exists, and the collector's contents were released with it."""
+    """The collector's owner no longer exists, and the collector has released everything it held."""
 
 
 class FactoryError(ArgumentTypeError):
-    """A pool's factory returned ``None`` instead of an object."""
+    """A pool's factory returned None."""
 
 
 class TunerRunningError(SynthexFastError, RuntimeError):
-    """A `GCTuner` was started while another was running; a process has only one garbage collector to tune."""
+    """A second `GCTuner` was started while one is running: a process has only one collector."""
 
 
 _SHOWN = 80
@@ -74,7 +72,7 @@ def _message(name: str, value: object, allowed: str) -> str:
     try:
         shown = repr(value)
     except Exception:
-        # The error must reach the caller even if the value's own repr is broken.
+        # The caller must get the message even if the value's own repr fails.
         shown = "an object whose repr fails"
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "..."
@@ -82,7 +80,7 @@ def _message(name: str, value: object, allowed: str) -> str:
 
 
 def value_error(name: str, value: object, allowed: str) -> ArgumentValueError:
-    """An `ArgumentValueError` that names the argument, the value passed and what is allowed.
+    """An `ArgumentValueError` that names the argument, the value received and what is allowed.
 
     >>> raise value_error("max_size", -1, "a positive integer")
     Traceback (most recent call last):
@@ -92,7 +90,7 @@ def value_error(name: str, value: object, allowed: str) -> ArgumentValueError:
 
 
 def type_error(name: str, value: object, allowed: str) -> ArgumentTypeError:
-    """An `ArgumentTypeError` that names the argument, the value passed and what is allowed.
+    """An `ArgumentTypeError` that names the argument, the value received and what is allowed.
 
     >>> raise type_error("factory", 3, "callable")
     Traceback (most recent call last):
