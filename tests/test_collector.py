@@ -878,7 +878,7 @@ def test_an_owner_that_cannot_be_referred_to_weakly_is_refused():
         __slots__ = ("x",)
 
     for owner in (Slotted(), 7, (), []):
-        with pytest.raises(ArgumentTypeError, match="owner must be an object that can be referred to weakly"):
+        with pytest.raises(ArgumentTypeError, match="owner must be an object that supports weak references"):
             ResponseCollector(owner)
 
     class Fine:
