@@ -1231,7 +1231,7 @@ def test_a_subclass_may_have_more_and_is_initialised_once():
     collector = Counting(max_queries=5)
     collector.add(answer())
     assert collector.calls == 1
-    assert repr(collector) == "<Counting of 1 queries, 1 responses to be handed on>"
+    assert repr(collector) == "<Counting of 1 queries, 1 responses to be delivered>"
     with pytest.raises(ArgumentTypeError, match="initialised twice"):
         collector.__init__()
     assert "q1" in collector

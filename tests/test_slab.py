@@ -1478,7 +1478,7 @@ def test_a_row_shows_what_was_so_when_it_was_made(take, end):
     dropped = [take(buffer, "b") for _ in range(3)]
     del dropped[1], rows[1]
     if end == "more":
-        buffer.add_batch(answers(20) + [answer("a", "cyd", 0.0)])
+        buffer.add_batch([*answers(20), answer("a", "cyd", 0.0)])
     elif end == "partial flush":
         behind = [answer("b", "dan", 0.0), answer("a", "eve", 0.0)]
         buffer.flush()
@@ -1877,7 +1877,11 @@ FAILING = {
         unchanged,
     ),
     "flush with a row": (filled_and_read, lambda made: made[0].flush(), unchanged),
-    "flush with a row and a handler": (lambda: filled_and_read(take), lambda made: made[0].flush(), unchanged),
+    "flush with a row and a handler": (
+        lambda: filled_and_read(take),
+        lambda made: made[0].flush(),
+        unchanged,
+    ),
     "stats": (filled(), lambda made: made[0].stats, unchanged),
     "pause": (filled(), lambda made: made[0].pause(0.5), unchanged),
     "add while paused": (paused(lambda: False), add_refused, unchanged),
@@ -2044,7 +2048,9 @@ class BufferMachine(RuleBasedStateMachine):
         """What the buffer's aggregate says now; the model may be some steps behind or ahead."""
         aggregate = self.buffer.aggregate()
         rows = [self.buffer.consensus(query) for query in aggregate]
-        expected = {query: (row.count, row.mean, row.variance, row.experts) for query, row in aggregate.items()}
+        expected = {
+            query: (row.count, row.mean, row.variance, row.experts) for query, row in aggregate.items()
+        }
         return aggregate, rows, expected
 
     def both(self, act):
@@ -2114,7 +2120,9 @@ class BufferMachine(RuleBasedStateMachine):
     @rule()
     def aggregate(self):
         expected = check_consensus(self.buffer, self.model.rows)
-        self.kept.append((self.buffer.aggregate(), [self.buffer.consensus(query) for query in expected], expected))
+        self.kept.append(
+            (self.buffer.aggregate(), [self.buffer.consensus(query) for query in expected], expected)
+        )
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
@@ -2172,6 +2180,12 @@ def test_eight_threads(handled, hammer):
         assert all(len(list(group)) == 5 for _, group in itertools.groupby(ids))
         assert [column.tolist() for column in columns.values()] == copies
         assert len(buffer) <= 64
+        # Whatever other threads flush meanwhile, a row is that of a whole batch or there is none.
+        rows = list(buffer.aggregate().values())
+        for query in queries:
+            with contextlib.suppress(KeyError):
+                rows.append(buffer.consensus(query))
+        assert set(rows) <= {AggregateRow(5, 0.25, 0.03125, ("e0", "e1", "e2", "e3", "e4"))}
 
     hammer(8, lambda i: look() if i % 4 == 3 else put(i), iterations=150)
     flushed = buffer.flush()

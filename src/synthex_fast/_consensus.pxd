@@ -85,7 +85,7 @@ cdef class AggregateRow:
     cdef readonly Py_ssize_t count
     cdef readonly double mean
     cdef readonly double variance
-    cdef frozenset expert_ids # None until first read
+    cdef frozenset expert_ids           # None until first read
     cdef Reader reader
     cdef int32_t newest       # where the chain of the query's rows begins
 

@@ -5,11 +5,11 @@ Squares and Products", Technometrics 4, 1962), and each row points back at the p
 of one query are found without a look at the others. Nothing is ever subtracted from a tally: when rows are removed, the
 tallies are cleared and recomputed from the rows that stay. Rounding errors therefore do not accumulate.
 
-An `AggregateRow` copies three numbers when it is made; its set of experts is built when it is first read. An `Aggregate`
-copies the tallies; its rows are made when they are read. Until then both read from the slab, which must not change
-under them, so they are *readers*: each one is linked into the slab's list and holds the slab. The slab only grows
-between flushes, and what a reader reads lies before its growing end. A flush first makes every reader copy what it may
-still need (`answers_detach_readers`), so none of them keeps a slab alive or sees another one's rows. An object that is
+An `AggregateRow` copies three numbers when it is made; its set of experts is built when it is first read. An
+`Aggregate` copies the tallies; its rows are made when they are read. Both may therefore have to read from the slab
+later, so they are *readers*: each one is linked into the slab's list and holds the slab. Between flushes the slab only
+grows, behind what a reader may read. A flush first makes every reader copy what it may still need
+(`answers_detach_readers`), so that no reader keeps a slab alive or sees rows that are not its own. An object that is
 made while a flush is running copies at once.
 
 The list is guarded by the interpreter's lock. On the free-threaded build, which has none, everything is copied at once
@@ -24,7 +24,7 @@ from cpython.tuple cimport PyTuple_New
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 
-from synthex_fast._codes cimport CodeEntry, CodeTable, code_find, entries_for, table_drop_ids, table_enter, table_fill
+from synthex_fast._codes cimport CodeEntry, code_find, entries_for, table_drop_ids, table_enter, table_fill
 from synthex_fast._python cimport PyFrozenSet_New, PySet_Add, PyUnicode_FromObject, Py_INCREF
 from synthex_fast._sync cimport FREE_THREADED
 

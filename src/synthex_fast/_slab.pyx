@@ -4,10 +4,11 @@
 column, takes one reference to the response, and updates the running figures of its query. Ids are stored as codes
 (`synthex_fast._codes`); the figures and the objects that show them are in `synthex_fast._consensus`.
 
-**Ownership.** The buffer owns a reference to each response; the code tables own the ids. The slab is held by its buffer,
-by each view of its columns and by each reader of its figures, and is freed by the last holder. While a view exists, rows
-that it shows never change: additions only write behind them, and a flush leaves the slab to its views and continues in
-a fresh one. Without views it continues in the same one. The free-threaded build takes a fresh one each time.
+**Ownership.** The buffer owns a reference to each response; the code tables own the ids. The slab is held by its
+buffer, by each view of its columns and by each reader of its figures, and is freed by the last holder. While a view
+exists, the rows it shows never change: additions only write behind them, and a flush leaves the slab to its views and
+continues in a fresh one. Without views it continues in the same one. The free-threaded build takes a fresh one each
+time.
 
 **Flushing.** The rows to flush are chosen first, then everything that may fail is done (allocating the result and a
 spare slab, running the handler), and the rows are removed last, which cannot fail. Additions meanwhile go behind the
@@ -25,7 +26,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_New
 from libc.math cimport INFINITY, ceil
-from libc.stdint cimport INT32_MAX, int32_t, uint32_t
+from libc.stdint cimport INT32_MAX, int32_t
 from libc.string cimport memmove, memset
 
 from synthex_fast._arguments cimport check_callable, check_text, real, share, size
@@ -1230,7 +1231,7 @@ cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
 
 
 cdef void abandon_slab(Fill* fill) noexcept:
-    """Release the gate, the responses and the slab. Any of them may run Python code, which then finds an empty buffer."""
+    """Release the gate, the responses and the slab. That may run Python code, which then finds an empty buffer."""
     cdef PyObject* gate = open_gate(fill)
     cdef Slab* slab = fill.slab
     cdef Py_ssize_t count = fill.count

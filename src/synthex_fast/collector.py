@@ -64,8 +64,9 @@ class ResponseCollector:
 
     `owner` is the object that the collector works for, and is referenced weakly. When it dies, everything the collector
     holds is released at once, without a garbage collection: the kept answers and the buffered ones, which are not
-    delivered (call `close` first if they matter). Calls after that raise `OwnerGoneError`. A handler that is a method of
-    the owner or of the collector is referenced weakly too; a lambda or partial that refers to the owner keeps it alive.
+    delivered (call `close` first if they matter). Calls after that raise `OwnerGoneError`. A handler that is a method
+    of the owner or of the collector is referenced weakly too; a lambda or partial that refers to the owner keeps it
+    alive.
 
     Threads may share a collector. Handlers run outside all locks; what a handler raises reaches whoever added or
     flushed, and nothing is lost. Weak references, subclasses and ``with`` work; pickling and copying are refused.
@@ -130,7 +131,9 @@ class ResponseCollector:
             try:
                 holder = ref(owner, partial(_owner_gone, ref(self)))
             except TypeError:
-                allowed = "an object that supports weak references (with __slots__: one named __weakref__), or None"
+                allowed = (
+                    "an object that supports weak references (with __slots__: one named __weakref__), or None"
+                )
                 raise type_error("owner", owner, allowed) from None
         most = whole_number("max_per_query", max_per_query, optional=True)
         answers: TTLDict[str, list[PooledExpertResponse]] = TTLDict(
