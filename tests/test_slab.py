@@ -1524,6 +1524,25 @@ def test_consensus_in_the_flush_handler():
     assert seen[3] == buffer.consensus("a") == both
 
 
+@pytest.mark.parametrize("unread", [True, False])
+def test_rows_made_in_the_flush_handler_outlive_the_flush(unread):
+    kept = []
+
+    def handler(responses):
+        kept.extend((buffer.consensus("a"), buffer.aggregate(), buffer.aggregate()["a"]))
+        if not unread:
+            assert kept[0].experts == {"ada"}
+        buffer.add(answer("b", "bob", 0.0))
+
+    buffer = ResponseBuffer(100, on_flush=handler)
+    buffer.add(answer("a", "ada", 1.0))
+    before = address(buffer)
+    buffer.flush()
+    assert FREE_THREADED or address(buffer) == before
+    assert [kept[0], kept[1]["a"], kept[2]] == [AggregateRow(1, 1.0, 0.0, {"ada"})] * 3
+    assert dict(buffer.aggregate()) == {"b": AggregateRow(1, 0.0, 0.0, {"bob"})}
+
+
 def test_partial_flushes_do_not_let_rounding_errors_add_up():
     # Each flush leaves one row behind, of a query that has been there from the start.
     buffer = ResponseBuffer(50, on_flush=lambda responses: buffer.add(behind))
@@ -1649,6 +1668,9 @@ def test_an_aggregate_does_not_change():
     before = dict(aggregate)
     buffer.add_batch(answers(50, queries=9))
     assert dict(aggregate) == before
+    assert "q8" not in aggregate
+    assert aggregate.get("q8") is None
+    assert buffer.aggregate()["q8"].count == 5
     buffer.flush()
     buffer.add_batch([answer("other", "other", 1.0)] * 50)
     del buffer
