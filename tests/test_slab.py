@@ -982,7 +982,7 @@ def test_additions_to_a_paused_buffer_fail_at_once_if_so_wished(wait):
     assert buffer.queries == ("before", "q", "q0", "q1", "q2")
 
 
-@pytest.mark.parametrize("wait", [True, math.inf, 100, 1e300, 10**400, lambda: True])
+@pytest.mark.parametrize("wait", [True, math.inf, 100, 1e300, lambda: True])
 def test_additions_wait_until_the_buffer_is_resumed(wait):
     buffer = ResponseBuffer()
     buffer.pause(wait)
@@ -1130,7 +1130,7 @@ def test_a_handler_may_pause_and_resume_its_buffer():
     assert (seen, buffer.paused, buffer.queries) == ([True, True], True, ("behind",))
 
 
-@pytest.mark.parametrize("bad", [-1, -0.001, math.nan, -math.inf, -(10**400)])
+@pytest.mark.parametrize("bad", [-1, -0.001, math.nan, -math.inf, -(10**400), 10**400])
 def test_a_wait_out_of_range_is_refused(bad):
     buffer = ResponseBuffer()
     with pytest.raises(ArgumentValueError, match="wait must be True, False, seconds"):

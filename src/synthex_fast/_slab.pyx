@@ -436,8 +436,8 @@ cdef double seconds_to_wait(object wait) except -1.0:
     if wait is False:
         return 0.0
     seconds = real("wait", wait, WAITS)
-    # NaN fails the comparison.
-    if not seconds >= 0.0:
+    # NaN fails the comparison; an int that no double holds is not the infinity it was read as.
+    if not seconds >= 0.0 or (seconds == INFINITY and wait != INFINITY):
         raise value_error("wait", wait, WAITS)
     return seconds
 
