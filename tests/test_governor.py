@@ -6,9 +6,7 @@ import importlib.util
 import itertools
 import math
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -18,15 +16,14 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import MB, in_child, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import ObjectPool, PooledExpertResponse, ResponseBuffer, TTLDict, governor
 from synthex_fast._readings import Readings
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, BufferPausedError
 from synthex_fast.governor import MemoryGovernor
 
-MB = 1 << 20
 LIMIT = 1000 * MB
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 class Machine:
@@ -176,13 +173,6 @@ def unraisable(monkeypatch):
     caught = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: caught.append(args.exc_value))
     return caught
-
-
-def eventually(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.001)
 
 
 # The limit --------------------------------------------------------------------------------------------------
@@ -761,17 +751,17 @@ def test_after_a_look_that_fails_there_is_another(monkeypatch, unraisable, error
     machine.clock = time.monotonic
     buffer, failing = ResponseBuffer(), Failing(machine, 10 * MB, error=error)
     with machine.governor(buffer, failing, monitor=Monitor()) as made:
-        eventually(lambda: made._due == math.inf and made._looks and made._actor is None)
+        wait_for(lambda: made._due == math.inf and made._looks and made._actor is None)
         machine.base = 990 * MB
         if own:
             made._plan(0.0)
         else:
             with pytest.raises(error):
                 made.check()
-        eventually(lambda: failing.failed)
+        wait_for(lambda: failing.failed)
         failing.trim = lambda nbytes: 0
         machine.base = 10 * MB
-        eventually(lambda: not buffer.paused and made.level == "normal")
+        wait_for(lambda: not buffer.paused and made.level == "normal")
 
 
 def test_stopping_leaves_a_limit_set_by_others():
@@ -912,7 +902,7 @@ def test_at_emergency_buffers_are_paused_and_resumed_first(pause):
         thread.join(30)
         assert isinstance(outcome[0], BufferPausedError)
     else:
-        eventually(lambda: buffer.stats["waited"])
+        wait_for(lambda: buffer.stats["waited"])
     machine.base = 930 * MB
     assert made.check() == "emergency"
     assert buffer.paused
@@ -1174,7 +1164,7 @@ def test_with_nothing_registered_there_is_nothing_to_pay_for():
         assert made.stats["note"] == "nothing is registered: there is nothing to make smaller"
         # Until something is.
         cache = made.register(Cache(machine))
-        eventually(threads)
+        wait_for(threads)
         assert monitor.calls == ["start"]
         assert made.stats["note"] is None
         del cache
@@ -1189,7 +1179,7 @@ def test_where_all_fits_the_thread_sleeps():
     step = made._step
     made._step = lambda: (looks.append(1), step())
     with made:
-        eventually(lambda: looks)
+        wait_for(lambda: looks)
         time.sleep(0.1)
         assert len(looks) == 1
         assert made._due == math.inf
@@ -1204,7 +1194,7 @@ def test_it_acts_when_the_monitor_calls():
         machine.base = 750 * MB
         # In the monitor's thread, which this one plays here; if the governor's is at it, that one looks again.
         monitor.press()
-        eventually(lambda: cache.held < 100 * MB)
+        wait_for(lambda: cache.held < 100 * MB)
         governors = weakref.ref(made)
         late = lambda: governors()._act(False)  # noqa: E731
     assert monitor.callbacks == []
@@ -1219,11 +1209,11 @@ def test_it_goes_on_by_itself_while_there_is_pressure():
     machine.clock = time.monotonic
     cache = Cache(machine, 150 * MB)
     with machine.governor(cache, monitor=Monitor()) as made:
-        eventually(lambda: cache.held < 150 * MB)
+        wait_for(lambda: cache.held < 150 * MB)
         machine.base = 950 * MB
-        eventually(lambda: made.level == "emergency")
+        wait_for(lambda: made.level == "emergency")
         machine.base = 10 * MB
-        eventually(lambda: made.level == "normal")
+        wait_for(lambda: made.level == "normal")
 
 
 def test_a_registered_monitor_is_used_and_left_as_it_was():
@@ -1276,7 +1266,7 @@ def test_starting_and_stopping_twice():
     with made, made:
         assert made.running
     assert not made.running
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
 
 
 def test_a_governor_that_is_not_running_is_freed():
@@ -1286,7 +1276,7 @@ def test_a_governor_that_is_not_running_is_freed():
     with made:
         pass
     gone = weakref.ref(made)
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
     del made
     gc.collect()
     assert gone() is None
@@ -1303,8 +1293,8 @@ def test_a_callback_may_stop_it():
     buffer = ResponseBuffer()
     made = machine.governor(buffer, monitor=Monitor(), on_emergency=stop)
     made.start()
-    eventually(lambda: stopped)
-    eventually(lambda: not threads())
+    wait_for(lambda: stopped)
+    wait_for(lambda: not threads())
     assert not made.running and not buffer.paused
 
 
@@ -1319,7 +1309,7 @@ def test_a_part_may_stop_it():
     cache = Stops(machine, 100 * MB, 1000 * MB)
     made = machine.governor(cache, monitor=Monitor())
     made.start()
-    eventually(lambda: not made.running and not threads())
+    wait_for(lambda: not made.running and not threads())
     assert cache.memory_limit == 1000 * MB
 
 
@@ -1364,7 +1354,7 @@ def test_many_threads(hammer, unraisable):
     buffer.resume()
     assert [d.memory_limit for d in shared] == [50 * MB] * 3
     assert made._actor is None
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
     assert unraisable == []
 
 
@@ -1375,47 +1365,37 @@ def test_two_threads_that_start_and_stop(hammer):
     hammer(2, lambda i: made.start() if i else made.stop(), iterations=100)
     made.stop()
     assert monitor.callbacks == []
-    eventually(lambda: not threads())
+    wait_for(lambda: not threads())
 
 
 # Forks and the end ------------------------------------------------------------------------------------------
 
 
-def child_of_fork(check):
-    child = os.fork()
-    if child == 0:
-        try:
-            good = check()
-            os._exit(0 if good else 1)
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_the_child_of_a_fork_governs_itself():
     machine = Machine(base=960 * MB)
     machine.clock = time.monotonic
     buffer, cache = ResponseBuffer(), Cache(machine, memory_limit=700 * MB)
     with machine.governor(buffer, cache, monitor=Monitor()) as made:
-        eventually(lambda: buffer.paused)
+        wait_for(lambda: buffer.paused)
 
         def check():
             assert buffer.paused
             machine.base = 100 * MB
-            eventually(lambda: not buffer.paused)
+            wait_for(lambda: not buffer.paused)
             made.stop()
             return cache.memory_limit == 700 * MB and not threads()
 
-        child_of_fork(check)
+        in_child(check)
         assert buffer.paused
-        eventually(threads)
+        wait_for(threads)
     assert not buffer.paused
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
+@pytest.mark.slow
 def test_a_look_that_a_fork_left_behind_does_not_block_the_child():
     machine = Machine(base=850 * MB)
     entered, leave = threading.Event(), threading.Event()
@@ -1432,18 +1412,18 @@ def test_a_look_that_a_fork_left_behind_does_not_block_the_child():
 
         def check():
             leave.set()
-            eventually(lambda: slow.held < 50 * MB)
+            wait_for(lambda: slow.held < 50 * MB)
             made.check()
             return True
 
-        child_of_fork(check)
+        in_child(check)
         assert slow.held == 50 * MB
         leave.set()
-        eventually(lambda: slow.held < 50 * MB)
+        wait_for(lambda: slow.held < 50 * MB)
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_a_fork_inside_a_callback():
     machine = Machine(base=990 * MB)
     children = []
@@ -1460,7 +1440,7 @@ def test_a_fork_inside_a_callback():
         made.check()
         machine.base = 10 * MB
         # In either process a thread may be at it.
-        eventually(lambda: made.check() == "normal")
+        wait_for(lambda: made.check() == "normal")
         good = not buffer.paused
         made.stop()
     finally:
@@ -1503,7 +1483,7 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_forks_while_it_works(hammer):
     machine = Machine(base=500 * MB)
     cache, monitor = Cache(machine, 100 * MB), Monitor()
@@ -1511,7 +1491,7 @@ def test_forks_while_it_works(hammer):
 
         def work(i):
             if i == 0:
-                child_of_fork(lambda: made.check() is not None and made.stop() is None)
+                in_child(lambda: made.check() is not None and made.stop() is None)
             else:
                 machine.base = (500, 850)[i % 2] * MB
                 monitor.press()
@@ -1520,16 +1500,8 @@ def test_forks_while_it_works(hammer):
         hammer(3, work, iterations=5)
 
 
-def run(code, **options):
-    source = str(Path(governor.__file__).parents[1])
-    code = f"import sys; sys.path.insert(0, {source!r})\n" + textwrap.dedent(code)
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, **options
-    )
-
-
 def test_a_running_governor_does_not_outlive_the_interpreter():
-    done = run(
+    out = run(
         """
         import threading, time
         from synthex_fast import MemoryGovernor, PooledExpertResponse, ResponseBuffer, TTLDict
@@ -1557,13 +1529,13 @@ def test_a_running_governor_does_not_outlive_the_interpreter():
             time.sleep(0.001)
         """
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "added\n", "")
+    assert out == "added\n"
 
 
 def test_importing_leaves_out_what_is_not_needed():
-    done = run(
+    run(
         """
-        import synthex_fast
+        import sys, synthex_fast
         assert "synthex_fast.governor" not in sys.modules
         from synthex_fast import MemoryGovernor
         for name in ("numpy", "psutil", "logging", "ctypes", "asyncio"):
@@ -1571,7 +1543,6 @@ def test_importing_leaves_out_what_is_not_needed():
         assert not any(name.startswith("synthex_fast.collector") for name in sys.modules)
         """
     )
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # State machine ----------------------------------------------------------------------------------------------
@@ -1713,6 +1684,9 @@ def bench():
     return module
 
 
+@pytest.mark.linux
+@pytest.mark.root
+@pytest.mark.slow
 def test_in_a_real_container(monkeypatch):
     """Killed without the governor; with it no request fails, and memory keeps its distance from the limit."""
     module = bench()

@@ -6,16 +6,15 @@ import inspect
 import json
 import os
 import pickle
-import subprocess
 import sys
 import weakref
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 import pytest
-from conftest import FREE_THREADED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from support import FREE_THREADED, needs_fork, quiet_fork, run
 
 from synthex_fast import PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
@@ -174,16 +173,8 @@ def test_constructing_needs_no_package_but_the_records():
         "print(*{'datetime', 'enum', 'uuid', 'synthex_fast.kinds', 'copyreg', 'random'} & set(sys.modules))\n"
         "assert Q('t', 'Some content here', 'r').query_type == 'general'; assert 'enum' in sys.modules\n"
     )
-    path = os.pathsep.join(sys.path)
     # No site: what it imports would hide what the package does.
-    run = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert run.stderr == ""
-    assert set(run.stdout.split()) <= {"copyreg"}
+    assert set(run(code, "-S").split()) <= {"copyreg"}
 
 
 # --- checks ---
@@ -357,6 +348,7 @@ TAG = st.one_of(
 
 
 @given(st.lists(TAG, max_size=40), st.sampled_from([list, tuple]))
+@pytest.mark.slow
 def test_tags_are_lower_case_stripped_and_unique(tags, container):
     expected = plain_tags(tags)
     assert query(tags=container(tags)).tags == expected
@@ -1183,6 +1175,7 @@ def _through_two_records(q, canary):
     ],
 )
 @pytest.mark.parametrize("cls", [PooledExpertQuery, Query, SlottedQuery])
+@pytest.mark.slow
 def test_cycles_are_collected(tie, cls):
     for collected_at_once in (False, True):
         q, canary = cls(**QUERY), Canary()
@@ -1578,8 +1571,9 @@ def test_records_let_go_by_another_thread(hammer):
     hammer(8, work, iterations=20)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_fork
+@quiet_fork
+@pytest.mark.stress
 def test_fork_while_threads_make_records(hammer):
     def work(index):
         if index:

@@ -10,7 +10,6 @@ import logging
 import random
 import string
 import sys
-import sysconfig
 import threading
 import tracemalloc
 import types
@@ -19,12 +18,12 @@ import weakref
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import FREE_THREADED, run
 
 import synthex_fast
 from synthex_fast import _sizeof, errors
 from synthex_fast._sizeof import sizeof, sizeof_pair
 
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIST_HEADER = 8 if FREE_THREADED else 0  # list.__sizeof__ leaves it out there
 UNLIMITED = sys.maxsize
 
@@ -175,6 +174,7 @@ def check_against_tracemalloc(make):
 
 
 @pytest.mark.parametrize("make", REALISTIC.values(), ids=REALISTIC.keys())
+@pytest.mark.slow
 def test_account_is_within_5_percent_of_tracemalloc(make):
     check_against_tracemalloc(make)
 
@@ -547,11 +547,8 @@ def test_numpy_subclass_and_foreign_memory():
 
 
 def test_import_leaves_numpy_alone():
-    import subprocess
-
     code = "import sys; from synthex_fast._sizeof import sizeof; sizeof([1.5]); print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert run(code) == "False\n"
 
 
 # --- depth ---
@@ -729,6 +726,7 @@ class Hostile:
 
 @pytest.mark.parametrize("kind", ["list", "dict", "set", "deque", "instance", "namespace"])
 @pytest.mark.parametrize("how", ["clear", "grow", "drop"])
+@pytest.mark.stress
 def test_containers_changed_under_the_walk_are_safe(kind, how):
     for position in range(4):
         holder = {}
