@@ -53,7 +53,7 @@ cdef extern from *:
               && _Py_atomic_load_ssize_relaxed(&o->ob_ref_shared) == 0;
       #endif
       }
-      #define synthex_owned(o) _Py_IsOwnedByCurrentThread(o)
+      #define synthex_owned_by_thread(o) _Py_IsOwnedByCurrentThread(o)
     #else
       typedef struct { char unused; } synthex_lock;
       #define synthex_lock_acquire(l) ((void)(l))
@@ -63,7 +63,7 @@ cdef extern from *:
       #define synthex_mutex_release(m) ((void)(m))
       #define SYNTHEX_FREE_THREADED 0
       #define synthex_unique(o) (Py_REFCNT(o) == 1)
-      #define synthex_owned(o) 1
+      #define synthex_owned_by_thread(o) 1
     #endif
     #ifdef Py_GIL_DISABLED
       /* A small number of the calling thread, dense, so that threads spread over an array of locks. */
@@ -111,7 +111,7 @@ cdef extern from *:
     # True when the caller's reference is the only one. Free-threaded: only the thread that made the object can tell.
     bint uniquely_referenced "synthex_unique"(PyObject*) noexcept nogil
     # True when the calling thread made the object (always, on the standard build).
-    bint owned_by_this_thread "synthex_owned"(PyObject*) noexcept nogil
+    bint owned_by_this_thread "synthex_owned_by_thread"(PyObject*) noexcept nogil
     unsigned int this_thread_number "synthex_sync_thread"() noexcept nogil
     unsigned int forks_seen "synthex_fork_count"
     int watch_forks "synthex_watch_fork_count"() noexcept
