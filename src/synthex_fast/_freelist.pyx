@@ -243,7 +243,7 @@ cdef void registry_remove(Freelist* self) noexcept:
 # --- Magazines ---
 
 cdef void magazine_unlink(Freelist* self, Magazine* magazine) noexcept nogil:
-    """Remove it from the freelist, whose lock the caller holds, and keep its counts. It is the caller's from then on."""
+    """Remove it from the freelist, whose lock the caller holds, but keep its counts. The caller now owns it."""
     cdef int i
     if magazine.previous != NULL:
         magazine.previous.next = magazine.next

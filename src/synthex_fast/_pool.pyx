@@ -1,8 +1,8 @@
 """`ObjectPool`: idle Python objects on a freelist, and `Lease`, its context manager.
 
 The freelist (`_freelist.pyx`) owns one reference to each idle object. `acquire` takes that reference over if it is the
-object's only one; any other object is still referenced elsewhere and is discarded. `release` resets the object before
-it becomes idle, so nothing of one user is reachable through the pool afterwards.
+object's only one; any other object is still referenced elsewhere and is discarded. `release` resets an object before
+it becomes idle; an object whose reset raises is discarded.
 
 On the free-threaded build the freelist is pinned: only the thread that made an object can tell whether a reference is
 the only one, so each object stays with its thread.
@@ -25,7 +25,8 @@ from synthex_fast._clock cimport monotonic_coarse
 from synthex_fast._freelist cimport (
     ALIASED, Borrowed, DISCARDED, MADE, RELEASED, REUSED, freelist_borrow, freelist_count, freelist_delete,
     freelist_discard, freelist_give_back, freelist_new, freelist_oldest, freelist_pop_as, freelist_push,
-    freelist_push_since, freelist_resize, freelist_stats, freelist_take, freelist_take_own, freelist_trim, freelist_visit,
+    freelist_push_since, freelist_resize, freelist_stats, freelist_take, freelist_take_own, freelist_trim,
+    freelist_visit,
 )
 from synthex_fast._python cimport (
     PY_SSIZE_T_MAX, PyObject_CallNoArgs, PyObject_CallOneArg, PyObject_VectorcallMethod, PyTypeObject, Py_DECREF,
@@ -59,8 +60,9 @@ cdef extern from *:
     uint64_t type_version "SYNTHEX_TYPE_VERSION"(PyObject*) noexcept
 
 
-cdef Py_ssize_t SAMPLES = 64       # objects whose size is taken for one reading of nbytes
-cdef Py_ssize_t MOST_EXPIRED = 8   # expired objects that one acquire or release discards
+cdef enum:
+    SAMPLES = 64        # objects whose size is taken for one reading of nbytes
+    MOST_EXPIRED = 8    # expired objects that one acquire or release discards
 cdef str reset_name = "reset"
 
 
@@ -92,7 +94,7 @@ cdef object pool_make(ObjectPool pool):
     return obj
 
 
-cdef int pool_prefill(ObjectPool pool) except -1:
+cdef int pool_add(ObjectPool pool) except -1:
     """Make one object and keep it."""
     obj = pool_make(pool)
     if pool_push(pool, <PyObject*>obj):
@@ -104,7 +106,7 @@ cdef int pool_prefill(ObjectPool pool) except -1:
 
 
 cdef void pool_expire_some(ObjectPool pool, double now) noexcept:
-    cdef void* due[8]
+    cdef void* due[MOST_EXPIRED]
     cdef Py_ssize_t i
     cdef Py_ssize_t number = freelist_take_own(pool.idle, due, MOST_EXPIRED, now - pool.idle_seconds)
     for i in range(number):
@@ -306,7 +308,7 @@ cdef class ObjectPool:
         self.ready = True
         try:
             for _i in range(filled):
-                pool_prefill(self)
+                pool_add(self)
         except BaseException:
             pool_clear(self)
             self.ready = False
@@ -530,7 +532,7 @@ cdef class Lease:
             pool.release(obj)
 
 
-# Cython's traversal visits the pool's Python fields; the idle objects are in C memory and need a traversal of their own.
+# Cython's own traversal visits the pool's Python fields; these add the idle objects, which are in C memory.
 cdef traverseproc traverse_fields = (<PyTypeObject*>ObjectPool).tp_traverse
 cdef inquiry clear_fields = (<PyTypeObject*>ObjectPool).tp_clear
 
