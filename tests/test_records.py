@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from support import FREE_THREADED, needs_fork, quiet_fork, run
 
-from synthex_fast import PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
+from synthex_fast import ObjectPool, PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
 QUERY = {"title": "Cache size", "content": "How large should the cache be?", "requester": "ops"}
@@ -782,14 +782,28 @@ def test_subclass_finaliser_and_resurrection():
     assert not kept
 
 
+@pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
+def test_stats_read_as_everywhere_and_as_the_report_calls_them(cls):
+    class Derived(cls):
+        pass
+
+    stats = cls.stats
+    assert isinstance(stats, dict)
+    assert stats["pool_size"] >= 0
+    called = cls.stats()
+    assert type(called) is dict
+    assert called.keys() == stats.keys() == ObjectPool(list).stats.keys()
+    assert Derived.stats.keys() == stats.keys()
+
+
 def test_subclasses_take_no_memory_from_the_freelist():
     query()
-    before = PooledExpertQuery.stats()
+    before = PooledExpertQuery.stats
     for cls in (Query, SlottedQuery, DictAndSlots):
         q = cls(**FULL_QUERY)
         q.title = "Another"
         del q
-    after = PooledExpertQuery.stats()
+    after = PooledExpertQuery.stats
     assert after["pool_size"] >= before["pool_size"]
     assert after["created"] - before["created"] == 0
 
@@ -819,9 +833,9 @@ def test_stats(cls, least, full):
             cls(**least)
 
     made(1)
-    before = cls.stats()
+    before = cls.stats
     made(10)
-    after = cls.stats()
+    after = cls.stats
     assert set(after) == STATS
     assert after["reused"] - before["reused"] == 10
     assert after["released"] - before["released"] == 10
@@ -909,9 +923,9 @@ def test_large_lists_and_container_subclasses_are_let_go():
 
 def test_freelist_is_bounded():
     many = [query() for _ in range(9000)]
-    before = PooledExpertQuery.stats()
+    before = PooledExpertQuery.stats
     many.clear()
-    after = PooledExpertQuery.stats()
+    after = PooledExpertQuery.stats
     assert after["pool_size"] <= 4096
     assert after["discarded"] > before["discarded"]
 
@@ -1395,7 +1409,7 @@ def test_allocation_failure(fail_allocations, cls, least, full):
             lambda: cls.from_dict(data),
             lambda: repr(record),
             lambda: record == cls(**full),
-            lambda: cls.stats(),
+            lambda: cls.stats,
         ):
             fail_allocations(call, check=unchanged)
         for name in full:
@@ -1424,7 +1438,7 @@ def test_allocation_failure_on_new_memory(fail_allocations):
         held.append(query())
 
     # With every idle block in use, each query needs memory of its own.
-    held.extend(query() for _ in range(PooledExpertQuery.stats()["pool_size"] + 1))
+    held.extend(query() for _ in range(PooledExpertQuery.stats["pool_size"] + 1))
     fail_allocations(make)
     assert all(q.title == QUERY["title"] for q in held)
 
@@ -1473,7 +1487,7 @@ def test_no_leaks(leaks_nothing, cls, least, full):
 
     # Idle records keep containers; with all of them there from the start, more of them is a leak.
     scenario()
-    everything = [cls(**full) for _ in range(cls.stats()["pool_size"])]
+    everything = [cls(**full) for _ in range(cls.stats["pool_size"])]
     for record in everything:
         for name in full:
             getattr(record, name)
