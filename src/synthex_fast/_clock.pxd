@@ -1,8 +1,9 @@
 """Clocks for Cython code, inline: a coarse monotonic one for deadlines, a precise one, and the wall clock.
 
 The coarse clock advances with the kernel's tick (every 1 to 16 ms) and is read without a system call, in about 4 ns;
-the precise one takes 24 ns. It has the scale of ``time.monotonic()``, so the two can be compared. The wall clock is precise
-and truncated to microseconds, like ``datetime.now()``, so that times from both sort in the order they were taken.
+the precise one takes 24 ns. It has the scale of ``time.monotonic()``, so the two can be compared. The wall clock is
+precise and truncated to microseconds, like ``datetime.now()``, so that times from both sort in the order they were
+taken.
 """
 
 cdef extern from *:
