@@ -74,19 +74,8 @@ cdef extern from *:
               synthex_sync_thread_number = _Py_atomic_add_uint32(&synthex_sync_threads_seen, 1) + 1;
           return synthex_sync_thread_number;
       }
-      /* Counts the forks that led to this process: a lock held by a thread of the parent is never released here. */
-      static uint32_t synthex_fork_count;
-      #if defined(_WIN32)
-        #define synthex_watch_fork_count() 0
-      #else
-        #include <pthread.h>
-        __attribute__((unused)) static void synthex_fork_counted(void) { synthex_fork_count++; }
-        #define synthex_watch_fork_count() pthread_atfork(NULL, NULL, synthex_fork_counted)
-      #endif
     #else
       #define synthex_sync_thread() 0u
-      #define synthex_fork_count 0u
-      #define synthex_watch_fork_count() 0
     #endif
     #if defined(_MSC_VER)
       #define SYNTHEX_THREAD_LOCAL __declspec(thread)
@@ -113,7 +102,5 @@ cdef extern from *:
     # True if the calling thread made the object (on the standard build, always).
     bint owned_by_this_thread "synthex_owned_by_thread"(PyObject*) noexcept nogil
     unsigned int this_thread_number "synthex_sync_thread"() noexcept nogil
-    unsigned int forks_seen "synthex_fork_count"
-    int watch_forks "synthex_watch_fork_count"() noexcept
     bint likely "synthex_likely"(bint) noexcept nogil
     bint unlikely "synthex_unlikely"(bint) noexcept nogil
