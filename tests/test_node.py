@@ -183,7 +183,8 @@ def test_absurd_arguments_are_named(limit, share, name):
 
 def test_too_small_a_container_says_what_is_needed():
     with pytest.raises(
-        ArgumentValueError, match=r"memory_limit must be 32 MB or more after the share of 0\.75"
+        ArgumentValueError,
+        match=r"memory_limit must be large enough for a share of 0\.75 to be 32 MB or more",
     ):
         node_heap_flags(readings=host(40 * MB))
 

@@ -44,8 +44,8 @@ class BufferFullError(SynthexFastError, OverflowError):
 class BufferPausedError(SynthexFastError, RuntimeError):
     """The buffer is paused and the addition may not wait, or has waited long enough; nothing was added.
 
-    A RuntimeError, like other operations on an object in the wrong state. BlockingIOError and TimeoutError are OSErrors,
-    and code that handles those would take this for a problem with a file or a peer.
+    A RuntimeError, like other operations on an object in the wrong state. BlockingIOError and TimeoutError are
+    OSErrors, and code that handles those would take this for a problem with a file or a peer.
     """
 
 
