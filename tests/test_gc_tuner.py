@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import synthex_fast
 from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
+from synthex_fast.gc_tuner import _collector, _memory, _pacing, _tuner, _watcher
 
 PACKAGE = Path(synthex_fast.__file__).parent
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -171,8 +172,8 @@ class World:
 
     def watch(self):
         """What the watcher does when it is woken."""
-        self.tuner._glance(self.tuner._now())
-        return self.tuner._check(self.tuner._epoch)
+        self.tuner._read_memory(self.tuner._now())
+        return self.tuner._collect_if_due(self.tuner._epoch)
 
     def requests(self, count, seconds=0.001, pause=0.004):
         for _ in range(count):
@@ -194,7 +195,7 @@ def collector_state():
 def collector_as_it_was():
     before = collector_state()
     yield
-    running = gc_tuner._running
+    running = _tuner._running
     if running is not None:
         running.stop()
         pytest.fail("a tuner was left running")
@@ -388,7 +389,7 @@ def test_start_that_fails_leaves_everything_as_it_was():
     assert world.collector.callbacks == []
     assert world.collector.thresholds == (700, 10, 10)
     assert world.collector.frozen == 0
-    assert gc_tuner._running is None
+    assert _tuner._running is None
 
 
 def test_start_that_cannot_read_memory_leaves_everything_as_it_was():
@@ -448,12 +449,12 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
             other.start()
             other.join()
 
-    guard = gc_tuner._guard
-    monkeypatch.setattr(gc_tuner, "_guard", Guard())
+    guard = _tuner._guard
+    monkeypatch.setattr(_tuner, "_guard", Guard())
     tuner.stop()
     try:
         assert tuner.stats["running"]
-        assert [tuner._thread] == watchers()
+        assert [tuner._watcher.thread] == watchers()
     finally:
         tuner.stop()
     assert watchers() == []
@@ -462,7 +463,7 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
 def test_a_watcher_that_comes_too_late_ends():
     tuner = GCTuner(freeze=False)
     tuner._start_watcher()
-    late = tuner._thread
+    late = tuner._watcher.thread
     late.join(10)
     assert not late.is_alive()
 
@@ -479,7 +480,7 @@ def test_the_watcher_ends_with_the_tuner():
 def test_a_running_tuner_that_nobody_holds_goes_on():
     GCTuner(freeze=False).start()
     gc.collect()
-    running = gc_tuner._running
+    running = _tuner._running
     assert running.stats["running"]
     running.stop()
 
@@ -554,28 +555,31 @@ def test_a_request_entered_before_the_start_or_left_after_the_stop_is_harmless()
 
 
 @pytest.mark.parametrize("kind", [gc_tuner.GENERATIONAL, gc_tuner.FREE_THREADED])
-@pytest.mark.parametrize("step", ["_note", "_set_thresholds", "rouse"])
-def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, step):
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [(_pacing.YoungThreshold, "record"), (GCTuner, "_set_thresholds"), (_watcher.Watcher, "wake")],
+)
+def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, part, step):
     def fail(*args):
         raise MemoryError
 
     world = World(kind=kind)
     world.collector.thresholds = 50_000, 10, 10
     with world:
-        world.tuner._dozing = True
-        monkeypatch.setattr(gc_tuner._Pauses if step == "rouse" else GCTuner, step, fail)
+        world.tuner._watcher.dozing = True
+        monkeypatch.setattr(part, step, fail)
         with pytest.raises(MemoryError), world.tuner.request():
             pytest.fail("it began")
         assert world.stats["in_flight"] == 0
         monkeypatch.undo()
         with world.tuner.request():
             assert world.stats["in_flight"] == 1
-            assert world.stats["young_threshold"] == gc_tuner.YOUNG_MOST_WITH_REQUESTS
-            assert not world.tuner._dozing
+            assert world.stats["young_threshold"] == _pacing.YOUNG_MOST_WITH_REQUESTS
+            assert not world.tuner._watcher.dozing
 
 
 def test_the_watcher_outlives_want_of_memory(monkeypatch):
-    class Queue(gc_tuner.SimpleQueue):
+    class Queue(_watcher.SimpleQueue):
         failed = 0
 
         def get(self, *args):
@@ -584,14 +588,14 @@ def test_the_watcher_outlives_want_of_memory(monkeypatch):
                 raise MemoryError
             return super().get(*args)
 
-    monkeypatch.setattr(gc_tuner, "WITHOUT_MEMORY_SECONDS", 0.001)
-    monkeypatch.setattr(gc_tuner, "SimpleQueue", Queue)
+    monkeypatch.setattr(_watcher, "WITHOUT_MEMORY_SECONDS", 0.001)
+    monkeypatch.setattr(_watcher, "SimpleQueue", Queue)
     tuner = GCTuner(freeze=False)
     with tuner:
         while Queue.failed < 3:
             time.sleep(0.001)
         time.sleep(0.01)
-        assert tuner._thread.is_alive()
+        assert tuner._watcher.thread.is_alive()
     assert watchers() == []
 
 
@@ -608,7 +612,7 @@ def test_a_child_that_cannot_read_memory_collects_all_the_same():
         assert world.collector.thresholds[0] == OUT_OF_REACH
         world.readings.error = OSError("gone")
         with pytest.raises(OSError, match="gone"):
-            gc_tuner._after_fork_in_child()
+            _tuner._after_fork_in_child()
         assert world.collector.thresholds[0] < OUT_OF_REACH
         world.readings.error = None
 
@@ -959,7 +963,7 @@ def test_old_collections_are_out_of_reach_once_there_are_requests():
     with World() as world:
         assert world.collector.thresholds[1:] == (10, 10)
         world.request()
-        assert world.collector.thresholds[1:] == (gc_tuner.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
+        assert world.collector.thresholds[1:] == (_collector.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
 
 
 @pytest.mark.skipif(KIND != gc_tuner.GENERATIONAL, reason="other collectors have no generations")
@@ -1125,7 +1129,7 @@ def test_a_young_collection_that_another_thread_holds_up_says_nothing():
     with World() as world:
         world.collector.collecting = True
         world.requests(100)
-        assert world.tuner._boundary_requests == 1
+        assert world.tuner._boundaries.gap == 1
         assert world.stats["causes"]["boundary"] == 0
         world.collector.collecting = False
         world.requests(1)
@@ -1240,7 +1244,6 @@ def test_trim_is_one_full_collection():
         assert world.collector.collected == [2]
         world.pass_time(10)
         assert world.tuner.trim(0) == 0
-        assert world.tuner.trim(-1) == 0
         assert world.collector.collected == [2]
         assert world.tuner.trim(1) == 0
         assert world.stats["causes"]["trim"] == 2
@@ -1347,9 +1350,9 @@ def test_full_of_what_is_alive_it_does_not_collect_again_and_again():
 
 
 def test_a_small_container_keeps_a_reserve():
-    assert gc_tuner._watermark(16 << 30) == 0.85
-    assert gc_tuner._watermark(300 * MB) == pytest.approx(1 - 64 / 300)
-    assert gc_tuner._watermark(100 * MB) == 0.70
+    assert _memory.watermark(16 << 30) == 0.85
+    assert _memory.watermark(300 * MB) == pytest.approx(1 - 64 / 300)
+    assert _memory.watermark(100 * MB) == 0.70
 
 
 def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
@@ -1360,7 +1363,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             world.readings.bytes = 900 * MB
             collector.collect(0)
             young, _, old = collector.thresholds
-            assert (young, old) == (gc_tuner.YOUNG_LEAST, -1)
+            assert (young, old) == (_collector.YOUNG_LEAST, -1)
             # The interpreter's own, in the thread that allocates.
             collector.garbage = 700 * MB
             collector.collect(2)
@@ -1375,7 +1378,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             world.readings.bytes = 200 * MB
             world.watch()
             assert collector.thresholds[2] == OUT_OF_REACH
-            assert world.tuner._full_pause == pytest.approx(0.1e9)
+            assert world.tuner._full.last_pause == pytest.approx(0.1e9)
             assert collector.collected == [0, 2, 0]
         # Memory that was given back meanwhile.
         world.pass_time(5)
@@ -1449,7 +1452,7 @@ def test_a_collection_that_another_thread_holds_up_is_tried_again():
         with world.tuner.request():
             world.readings.bytes = 900 * MB
             world.collector.collecting = True
-            assert world.watch() == gc_tuner.RETRY_SECONDS
+            assert world.watch() == _tuner.RETRY_SECONDS
             assert world.stats["forced"] == 0
             world.collector.collecting = False
             assert world.watch() == -1
@@ -1636,7 +1639,7 @@ def test_the_callback_makes_no_containers():
     tuner = GCTuner(freeze=False)
     with tuner:
         callback = tuner._pauses.callback
-        tuner._pauses.due = 1 << 62
+        tuner._memory.due = 1 << 62
         info = {"generation": 0, "collected": 3, "uncollectable": 0}
         with tuner.request():
             for _ in range(2):
@@ -1670,14 +1673,14 @@ def automatic(world, seconds, pause, *, rate=None, watched=True):
         world.pass_time(young / rate)
         world.collector.pause[0] = pause(young) if callable(pause) else pause
         world.collector.collect(0)
-        if watched and world.clock.seconds >= world.tuner._window_began / 1e9 + 1:
+        if watched and world.clock.seconds >= world.tuner._young.window_began / 1e9 + 1:
             world.watch()
 
 
 def test_the_threshold_rises_while_collecting_takes_too_long():
     with World(limit=8000 * MB) as world:
         automatic(world, 60, lambda young: young * 1e-6)
-        assert world.tuner._young == gc_tuner.YOUNG_MOST
+        assert world.stats["young_threshold"] == _pacing.YOUNG_MOST
         decisions = world.stats["decisions"]
         assert all(decision["decision"] == "raise" for decision in decisions)
         assert "% of the time" in decisions[0]["reason"]
@@ -1695,7 +1698,7 @@ def test_with_requests_the_threshold_has_a_lower_bound_for_pauses():
     with World(limit=8000 * MB) as world:
         automatic(world, 60, 0.002)
         world.request()
-        assert world.tuner._young == gc_tuner.YOUNG_MOST_WITH_REQUESTS
+        assert world.stats["young_threshold"] == _pacing.YOUNG_MOST_WITH_REQUESTS
         assert "requests have begun" in world.stats["decisions"][-1]["reason"]
 
 
@@ -1704,8 +1707,8 @@ def test_long_pauses_inside_requests_lower_the_threshold_without_swinging():
         with world.tuner.request():
             # Too long from 3,000 containers on, and always over the share of time: it can't have both.
             automatic(world, 1800, lambda young: young * 200e-9)
-            young = world.tuner._young
-        assert gc_tuner.YOUNG_LEAST <= young <= 4000
+            young = world.stats["young_threshold"]
+        assert _collector.YOUNG_LEAST <= young <= 4000
         decisions = world.stats["decisions"]
         assert any("ms inside a request" in decision["reason"] for decision in decisions)
         # Half an hour: a change of mind a minute at first, then seldomer.
@@ -1717,36 +1720,36 @@ def test_the_threshold_comes_down_as_memory_nears_the_limit():
         world.pass_time(2)
         world.readings.bytes = 700 * MB
         world.watch()
-        assert world.tuner._young == 2000
+        assert world.stats["young_threshold"] == 2000
         seen = []
         for megabytes in (740, *range(780, 850), 849.99, 849.99, 849.99):
             world.readings.bytes = int(megabytes * MB)
             world.watch()
-            seen.append(world.tuner._young)
+            seen.append(world.stats["young_threshold"])
         assert seen == sorted(seen, reverse=True)
-        assert seen[-1] == gc_tuner.YOUNG_LEAST
+        assert seen[-1] == _collector.YOUNG_LEAST
         decisions = world.stats["decisions"]
         assert "of the limit" in decisions[-1]["reason"]
         assert len(decisions) <= 6
         # Not up again at once.
         world.readings.bytes = 100 * MB
         automatic(world, 30, 0.002)
-        assert world.tuner._young == gc_tuner.YOUNG_LEAST
+        assert world.stats["young_threshold"] == _collector.YOUNG_LEAST
         automatic(world, 60, 0.002)
-        assert world.tuner._young > gc_tuner.YOUNG_LEAST
+        assert world.stats["young_threshold"] > _collector.YOUNG_LEAST
 
 
 def test_no_higher_threshold_where_its_garbage_would_near_the_limit():
     with World(limit=1000 * MB) as world:
         world.readings.bytes = 600 * MB
         automatic(world, 60, 0.002)
-        assert world.tuner._young == gc_tuner.YOUNG_AT_START
+        assert world.stats["young_threshold"] == _pacing.YOUNG_AT_START
 
 
 def test_decisions_are_the_last_32():
     with World() as world:
         for number in range(100):
-            world.tuner._decide(world.tuner._now(), 1000 + number, "because")
+            world.tuner._change_threshold(world.tuner._now(), _pacing.Change(1000 + number, "because"))
         decisions = world.stats["decisions"]
         assert len(decisions) == 32
         assert decisions[-1] == {
@@ -1873,14 +1876,15 @@ def test_start_at_exit():
         import atexit
         @atexit.register
         def late():
-            from synthex_fast import GCTuner, gc_tuner
+            from synthex_fast import GCTuner
+            from synthex_fast.gc_tuner import _tuner
             tuner = GCTuner()
             try:
                 tuner.start()
             except RuntimeError:
                 pass
             tuner.stop()
-            print(gc_tuner._running)
+            print(_tuner._running)
         """
     )
     assert out == "None\n"
@@ -1946,7 +1950,7 @@ def test_the_child_reads_its_own_memory():
             block = bytearray(200 << 20)
             for n in range(0, len(block), 4096):
                 block[n] = 1
-            tuner._glance(tuner._now())
+            tuner._read_memory(tuner._now())
             print(tuner.stats["memory"] > 200 << 20, flush=True)
             os._exit(0)
         os.waitpid(pid, 0)
@@ -1961,7 +1965,7 @@ def test_after_a_fork_without_requests_the_callback_adapts():
     with world:
         world.tuner._after_fork_in_child()
         automatic(world, 10, lambda young: young * 1e-6, watched=False)
-        assert world.tuner._young > gc_tuner.YOUNG_AT_START
+        assert world.stats["young_threshold"] > _pacing.YOUNG_AT_START
         # It has the interpreter collect above the watermark, too.
         world.readings.bytes = 900 * MB
         world.pass_time(1)
@@ -2154,15 +2158,15 @@ class Tuning(RuleBasedStateMachine):
         assert collector.enabled
         assert len(collector.callbacks) == 1
         young, middle, old = collector.thresholds
-        switched = self.tuner._kind != gc_tuner.GENERATIONAL
+        switched = self.tuner.stats["collector"] != gc_tuner.GENERATIONAL
         if switched:
             assert (middle, old) == self.expected[0][1:]
             assert (young == OUT_OF_REACH) == bool(self.in_flight)
         else:
             assert (old == OUT_OF_REACH) == self.serving or self.tuner._pauses.armed
-        most = gc_tuner.YOUNG_MOST
+        most = _pacing.YOUNG_MOST
         if young != OUT_OF_REACH:
-            assert gc_tuner.YOUNG_LEAST <= young <= most
+            assert _collector.YOUNG_LEAST <= young <= most
         assert len(self.tuner.stats["decisions"]) <= 32
 
     def teardown(self):

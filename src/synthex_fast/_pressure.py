@@ -82,9 +82,14 @@ class MemoryUse:
         return self.used - share * self.limit
 
 
-def working_set(charge: int, limit: int, reclaimable: Callable[[], int]) -> int:
-    """The part of a container's charge that the kernel can't take back. ``reclaimable`` is asked only near the limit."""
-    if charge <= RECLAIMABLE_FROM * limit:
+def working_set(
+    charge: int, limit: int, reclaimable: Callable[[], int], asked_from: float = RECLAIMABLE_FROM
+) -> int:
+    """The part of a container's charge that the kernel can't take back.
+
+    ``reclaimable`` is asked only above the share ``asked_from`` of the limit.
+    """
+    if charge <= asked_from * limit:
         return charge
     return charge - min(charge, reclaimable())
 
