@@ -1,6 +1,7 @@
 """GCTuner: what it measures, when it lets the collector run, what it leaves behind."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import math
@@ -500,12 +501,45 @@ def test_a_running_tuner_that_nobody_holds_goes_on():
         ({"memory_limit": math.nan}, ValueError, "memory_limit"),
         ({"memory_limit": 1 << 60}, ValueError, "memory_limit"),
         ({"memory_limit": True}, TypeError, "memory_limit"),
+        ({"target_overhead": 10**400}, ValueError, "target_overhead"),
+        ({"target_overhead": None}, TypeError, "target_overhead"),
+        ({"target_overhead": []}, TypeError, "target_overhead"),
+        ({"freeze": None}, TypeError, "freeze"),
+        ({"memory_limit": 10**400}, ValueError, "memory_limit"),
+        ({"memory_limit": "x"}, ValueError, "memory_limit"),
+        ({"memory_limit": []}, TypeError, "memory_limit"),
+        ({"readings": 0}, TypeError, "readings"),
+        ({"readings": "x"}, TypeError, "readings"),
+        ({"clock": 1}, TypeError, "clock"),
+        ({"collector": []}, TypeError, "collector"),
+        ({"collector": True}, TypeError, "collector"),
+        ({"kind": ""}, ValueError, "kind"),
+        ({"kind": "x"}, ValueError, "kind"),
+        ({"kind": 1}, TypeError, "kind"),
     ],
 )
 def test_bad_arguments(options, error, name):
     with pytest.raises(error, match=name) as raised:
         GCTuner(**options)
     assert isinstance(raised.value, errors.SynthexFastError)
+
+
+@pytest.mark.parametrize("method", ["trim", "collect_garbage"])
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("bad", [True, None, math.nan, math.inf, -1, 10**400, "x", []])
+def test_bytes_that_are_refused(method, running, bad):
+    world = World()
+    with world if running else contextlib.nullcontext():
+        before = world.stats
+        with pytest.raises((errors.ArgumentTypeError, errors.ArgumentValueError), match="^nbytes must be"):
+            getattr(world.tuner, method)(bad)
+        assert world.stats == before
+
+
+@pytest.mark.parametrize("middleware", ["asgi", "wsgi"])
+def test_an_application_must_be_callable(middleware):
+    with pytest.raises(errors.ArgumentTypeError, match="^app must be callable"):
+        getattr(GCTuner(), middleware)(None)
 
 
 # Requests
@@ -1935,6 +1969,121 @@ def test_after_a_fork_the_child_starts_clean():
         "error",
     )
     assert out == "parent 1\n"
+
+
+# The module gc, which remembers what it was asked for.
+RECORDING_COLLECTOR = """
+        import gc, os
+
+        class Recording:
+            callbacks = gc.callbacks
+
+            def __init__(self):
+                self.calls = []
+
+            def __getattr__(self, name):
+                def call(*arguments):
+                    self.calls.append(name)
+                    return getattr(gc, name)(*arguments)
+                return call
+
+            def asked(self):
+                asked, self.calls = [name for name in self.calls if name in ("collect", "freeze")], []
+                return asked
+"""
+
+
+@needs_fork
+def test_start_in_a_forked_child_freezes_without_a_collection():
+    out = run(
+        RECORDING_COLLECTOR
+        + """
+        from synthex_fast import GCTuner
+        tuner = GCTuner(collector=(collector := Recording()))
+        with tuner:
+            print(collector.asked(), tuner.stats["frozen"], tuner.stats["collected_at_start"], flush=True)
+        pid = os.fork()
+        if not pid:
+            with tuner:
+                # The collection after freezing visits no frozen object.
+                stats = tuner.stats
+                print(collector.asked(), stats["frozen"], stats["collected_at_start"], flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        with GCTuner(freeze=False) as tuner:
+            print(tuner.stats["frozen"], tuner.stats["collected_at_start"])
+        """
+    )
+    assert (
+        out == "['collect', 'freeze', 'collect'] True True\n['freeze', 'collect'] True False\nFalse False\n"
+    )
+
+
+@needs_fork
+def test_a_tuner_that_was_started_before_the_fork_collects_nothing_in_the_child():
+    out = run(
+        RECORDING_COLLECTOR
+        + """
+        from synthex_fast import GCTuner
+        with GCTuner(collector=(collector := Recording())) as tuner:
+            collector.asked()
+            pid = os.fork()
+            if not pid:
+                print(collector.asked(), tuner.stats["frozen"], tuner.stats["collected_at_start"], flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+        """
+    )
+    assert out == "[] True False\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a fork before the import")
+def test_a_fork_before_the_package_was_imported_is_known():
+    out = run(
+        """
+        import os
+        pid = os.fork()
+        from synthex_fast.gc_tuner._collector import is_forked_child
+        print(is_forked_child(), flush=True)
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """
+    )
+    assert sorted(out.split()) == ["False", "True"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux's smaps_rollup")
+@pytest.mark.skipif(FREE_THREADED, reason="gc.freeze() writes to each object there")
+def test_start_in_a_forked_child_keeps_its_pages_shared():
+    out = run(
+        """
+        import gc, os
+        from synthex_fast import GCTuner
+
+        def private_kilobytes():
+            with open("/proc/self/smaps_rollup") as rollup:
+                return next(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty:"))
+
+        preloaded = [[n] for n in range(200_000)]
+        GCTuner(freeze=False).start()
+        from synthex_fast.gc_tuner import _tuner
+        _tuner._running.stop()
+        pid = os.fork()
+        if not pid:
+            at_first = private_kilobytes()
+            tuner = GCTuner()
+            tuner.start()
+            started = private_kilobytes() - at_first
+            tuner.stop()
+            gc.collect()
+            collected = private_kilobytes() - at_first
+            print(started * 4 < collected, started, collected, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """
+    )
+    assert out.startswith("True"), out
 
 
 @needs_fork

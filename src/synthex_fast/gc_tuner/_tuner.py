@@ -66,12 +66,13 @@ class GCTuner:
     collects once and then excludes what is alive from every collection until `stop`, unless the service has frozen
     objects itself. In a forked child it freezes without collecting, which would copy each page shared with the parent.
 
-    While it runs, every collection is measured. Full collections don't start by themselves inside a request: they wait
-    until none is in flight, and happen only when memory has grown enough to make one worth while. The young threshold
-    adapts to the time that collecting takes, its pauses and the memory available. At 85 % of the limit (64 MB below a
-    small one, but not under 70 %) a full collection happens even inside a request (``forced`` in `stats`). The tuner
-    caps collection at 50 % of wall time and warns once (`RuntimeWarning`), unless the last collection found plenty of
-    garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the first request the old generation is left to the interpreter.
+    While it runs, every collection is measured. Full collections don't start by themselves inside a request: they
+    wait until none is in flight, and happen only when memory has grown enough to make one worth while. The young
+    threshold adapts to the time that collecting takes, its pauses and the memory available. At 85 % of the limit (64
+    MB below a small one, but not under 70 %) a full collection happens even inside a request (``forced`` in `stats`).
+    The tuner caps collection at 50 % of wall time and warns once (`RuntimeWarning`), unless the last collection found
+    plenty of garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the
+    first request the old generation is left to the interpreter.
 
     One tuner runs in a process at a time, and running keeps it alive. A request costs about a microsecond. Raises
     `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
