@@ -1,11 +1,16 @@
-"""MemoryGovernor: the report's workload in a container too small for its caches, without and with the governor.
+"""MemoryGovernor in containers that are too small: one service without and with it, or several workers with one each.
 
-``python bench/bench_governor.py [--quick]``. Needs root and a memory controller of control groups (version 1 or 2) in
-which groups can be made; says so and measures nothing elsewhere.
+``python bench/bench_governor.py [--quick]`` serves the workload of the memory report (see ``synthex-fast validate
+--help``) in a container of 256 MB without swap, with caches of 512 MB each. The service handles one request after the
+other as fast as it can, each unpickled, as if from a network. Resident memory is sampled from outside every few
+milliseconds; the container's own high-water mark misses nothing.
 
-The service of `synthex_fast.validate` gets caches of 512 MB each in a container of 256 MB without swap, and serves one
-request after the other as fast as it can, each unpickled, as from a network. Resident memory is sampled from outside,
-every few milliseconds; the container's own high-water mark misses nothing.
+``python bench/bench_governor.py --workers 4 [--quick]`` runs so many processes in one container of 512 MB, each with a
+cache and a governor of its own. All use their caches alike, but the first starts well before the others. A table
+shows what each cache holds and its hit ratio over time.
+
+Both need root and a memory controller of control groups (version 1 or 2) in which groups can be created. Elsewhere they
+say so and measure nothing.
 """
 
 import argparse
@@ -25,12 +30,25 @@ CACHES = 1024 * MB
 SECONDS = 60.0
 ASKED_SHARE = 0.95
 SAMPLE_SECONDS = 0.005
-# Throughput "before pressure" is that of the first seconds in which memory is under this share of the limit.
+# Throughput "before pressure" is that of the first seconds in which memory is below this share of the limit.
 CALM_SHARE = 0.65
+
+# The workers: each wants to keep more than its share of the container, and reads some keys far more often than others.
+WORKERS_LIMIT = 512 * MB
+WORKERS_SECONDS = 50.0
+WORKER_KEYS = 100_000
+WORKER_VALUE = 8 << 10
+WORKER_SKEW = 2.0
+# Requests in a row and the pause after them, so that several workers share two processors.
+WORKER_BATCH = 300
+WORKER_PAUSE = 0.01
+# The second worker starts after this share of the time, when the first has filled the container; the rest soon after.
+SECOND_START, NEXT_START = 0.25, 0.05
+WORKERS_ROWS = 20
 
 
 class NoContainerError(Exception):
-    """No control group can be made here; the message says why."""
+    """No control group can be created here; the message says why."""
 
 
 class Container:
@@ -45,7 +63,7 @@ class Container:
                 self.version, self.path = 1, one / name
                 self.path.mkdir()
                 self._write("memory.limit_in_bytes", limit)
-                # A kernel without swap accounting has no such file.
+                # A kernel without swap accounting lacks this file.
                 with contextlib.suppress(FileNotFoundError):
                     self._write("memory.memsw.limit_in_bytes", limit)
                 self._peak = "memory.max_usage_in_bytes"
@@ -60,13 +78,13 @@ class Container:
                 raise NoContainerError("no memory controller of control groups is mounted")
         except OSError as error:
             self.close()
-            raise NoContainerError(f"no control group can be made: {error}") from error
+            raise NoContainerError(f"no control group can be created: {error}") from error
 
     def _write(self, name, value):
         (self.path / name).write_text(str(value))
 
     def peak(self):
-        """The most that was ever charged, or None where the kernel doesn't say."""
+        """The most that was ever charged, or None if the kernel doesn't record it."""
         try:
             return int((self.path / self._peak).read_text())
         except FileNotFoundError:
@@ -79,7 +97,7 @@ class Container:
             except FileNotFoundError:
                 return
             except OSError:
-                # The dying are still being counted.
+                # Processes that are exiting still count.
                 time.sleep(0.05)
             else:
                 return
@@ -102,8 +120,8 @@ def resident(pid):
 
 
 def serve(procs, seconds, governed, caches, tuned):
-    """The child: a line for each second, then a last one; killed in between where nobody governs."""
-    # Before anything is imported, so that all of it is charged.
+    """The child: prints a line for each second, then the totals. Without a governor it is killed before that."""
+    # Before any import, so that all memory is charged.
     Path(procs).write_text(str(os.getpid()))
     import pickle
 
@@ -165,14 +183,14 @@ def serve(procs, seconds, governed, caches, tuned):
                 "returned",
                 flush=True,
             )
-        print("overhead", f"{stats['overhead']:.2f}", "resident bytes a counted one", flush=True)
+        print("overhead", f"{stats['overhead']:.2f}", "resident bytes for each counted one", flush=True)
         print("held", sum(d.memory_limit or 0 for d in (service._active, service._responses)), flush=True)
         print("cost", stats["looks"], f"{stats['cpu_seconds']:.6f}", flush=True)
         governor.stop()
 
 
 def measure(seconds, governed, limit=LIMIT, caches=CACHES, tuned=True, out=None):
-    """What came of a child in a container: a dict."""
+    """Run a child in a container and return what it printed and how it ended, as a dict."""
     result = {"seconds": [], "killed": False, "served": 0, "errors": 0, "actions": [], "peak_rss": 0}
     with Container(limit) as container:
         code = [sys.executable, __file__, "--serve", str(container.path / "cgroup.procs"), str(seconds)]
@@ -226,16 +244,131 @@ def show(result):
         print("   ", line)
 
 
+def work(procs, base, seconds, rows, seed):
+    """One of several workers: prints a line for each row of the table, until `base` (monotonic) plus `seconds`."""
+    Path(procs).write_text(str(os.getpid()))
+    import random
+
+    from synthex_fast import MemoryGovernor, TTLDict
+
+    cache = TTLDict()
+    governor = MemoryGovernor()
+    governor.register(cache)
+    governor.start()
+    draw = random.Random(seed).random
+    row = int((time.monotonic() - base) / seconds * rows) + 1
+    hits = asked = 0
+    while row <= rows:
+        for _ in range(WORKER_BATCH):
+            key = int(WORKER_KEYS * draw() ** WORKER_SKEW)
+            asked += 1
+            if cache.get(key) is not None:
+                hits += 1
+            else:
+                cache[key] = b"x" * WORKER_VALUE
+        time.sleep(WORKER_PAUSE)
+        if time.monotonic() - base >= row * seconds / rows:
+            print(row, cache.nbytes, hits, asked, governor.level, flush=True)
+            row, hits, asked = row + 1, 0, 0
+    governor.stop()
+
+
+def measure_workers(count, seconds, limit=WORKERS_LIMIT, rows=WORKERS_ROWS):
+    """Run the workers in one container: their rows (by number: bytes, hits, requests, level) and how each ended."""
+    workers = []
+    with Container(limit) as container:
+        base = time.monotonic()
+        code = [
+            sys.executable,
+            __file__,
+            "--work",
+            str(container.path / "cgroup.procs"),
+            str(base),
+            str(seconds),
+        ]
+        try:
+            for n in range(count):
+                start = seconds * (SECOND_START + (n - 1) * NEXT_START) if n else 0.0
+                time.sleep(max(0.0, base + start - time.monotonic()))
+                workers.append(
+                    subprocess.Popen([*code, str(rows), str(n)], stdout=subprocess.PIPE, text=True)
+                )
+            end = base + seconds + 10.0
+            found = []
+            for worker in workers:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.wait(max(0.0, end - time.monotonic()))
+                worker.kill()
+                lines = [line.split() for line in worker.communicate()[0].splitlines()]
+                seen = {
+                    int(row): (int(size), int(hits), int(asked), level)
+                    for row, size, hits, asked, level in lines
+                }
+                found.append((seen, worker.returncode))
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        return found, container.peak()
+
+
+def show_workers(count, seconds):
+    wanted = WORKER_KEYS * WORKER_VALUE // MB
+    print(
+        f"A container of {WORKERS_LIMIT // MB} MB, {count} workers; the first starts well before the others."
+    )
+    print(
+        f"Each has a governor, and a cache that could use {wanted} MB. MB held, hit ratio since the row before:"
+    )
+    found, peak = measure_workers(count, seconds)
+    print("  seconds" + "".join(f" | worker {n + 1:<7}" for n in range(count)))
+    for row in range(1, WORKERS_ROWS + 1):
+        cells = []
+        for seen, _ in found:
+            size, hits, asked, _level = seen.get(row, (0, 0, 0, ""))
+            cells.append(f"{size / MB:6.1f} {hits / asked:6.1%}" if asked else f"{'-':>6} {'-':>6}")
+        print(f"  {row * seconds / WORKERS_ROWS:7.1f}" + "".join(f" | {cell:>14}" for cell in cells))
+    for n, (_, status) in enumerate(found, 1):
+        if status:
+            print(
+                f"  worker {n} was killed"
+                if status == -signal.SIGKILL
+                else f"  worker {n} ended with status {status}"
+            )
+    last = [seen[WORKERS_ROWS][0] / MB for seen, _ in found if WORKERS_ROWS in seen]
+    if last:
+        equal = sum(last) / count
+        print(f"  in the end the smallest cache holds {min(last):.1f} MB, the largest {max(last):.1f} MB")
+        print(f"  (equal shares: {equal:.1f} MB each)")
+    if peak is not None:
+        print(f"  charged to the container at most {peak / WORKERS_LIMIT:.1%} of the limit")
+    return 0 if all(status == 0 for _, status in found) else 1
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="15 seconds instead of 60")
-    parser.add_argument("--verbose", action="store_true", help="every second, and what the governor did")
+    parser.add_argument("--quick", action="store_true", help="take 15 seconds instead of 60")
+    parser.add_argument("--verbose", action="store_true", help="show every second, and what the governor did")
+    parser.add_argument("--workers", type=int, metavar="N", help="show how N workers share one container")
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         procs, seconds, governed, caches, tuned = arguments.serve
         serve(procs, float(seconds), bool(int(governed)), int(caches), bool(int(tuned)))
         return 0
+    if arguments.work:
+        procs, base, seconds, rows, seed = arguments.work
+        work(procs, float(base), float(seconds), int(rows), int(seed))
+        return 0
+    if arguments.workers is not None:
+        if not 1 <= arguments.workers <= 16:
+            parser.error(f"argument --workers: must be from 1 to 16, not {arguments.workers}")
+        try:
+            return show_workers(arguments.workers, 15.0 if arguments.quick else WORKERS_SECONDS)
+        except NoContainerError as error:
+            print(f"Not measured here: {error}.")
+            return 0
     seconds = 15.0 if arguments.quick else SECONDS
     out = show if arguments.verbose else None
     try:
@@ -243,9 +376,9 @@ def main():
         without = measure(seconds, governed=False, out=out)
         lived = len(without["seconds"])
         ends = "killed" if without["killed"] else f"ended with status {without['status']}"
-        print(f"  without the governor: {ends} in second {lived + 1} (asked: killed)")
+        print(f"  without the governor: {ends} in second {lived + 1} (expected: killed)")
         result = measure(seconds, governed=True, out=out)
-        # What the caches came to, as somebody would limit them who knew that beforehand.
+        # The size that the caches came to: the limit to set by hand, had it been known beforehand.
         sized = result.get("held") or LIMIT // 2
         by_hand = measure(min(seconds, 15.0), governed=False, caches=sized, out=out)
     except NoContainerError as error:

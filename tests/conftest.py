@@ -4,10 +4,10 @@ of memory, and extensions that cimport the package."""
 import gc
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import tracemalloc
@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-import synthex_fast
+# Its failing assertions show their operands, as those in tests do.
+pytest.register_assert_rewrite("support")
+
+import support  # noqa: E402
 
 # No test may depend on how fast the machine is, so hypothesis has no deadline either.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,8 +31,37 @@ settings.load_profile("suite")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 DEBUG_BUILD = hasattr(sys, "gettotalrefcount")
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+# Tests that use these fixtures are marked accordingly. The last three compile an extension.
+IMPLIED = {
+    "hammer": "stress",
+    "leaks_nothing": "slow",
+    "blocks": "slow",
+    "borrower": "slow",
+    "inside": "slow",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests by their fixtures, before ``-m`` chooses among them, and skip those that can't run here."""
+    for item in items:
+        for fixture, marker in IMPLIED.items():
+            if fixture in item.fixturenames:
+                item.add_marker(marker)
+        if item.name == "runTest":
+            # A state machine of hypothesis, which is a test case with this one method.
+            item.add_marker("stress")
+        for marker, met in (("linux", sys.platform == "linux"), ("root", IS_ROOT)):
+            given = item.get_closest_marker(marker)
+            if given is not None and not met:
+                reason = given.kwargs.get("reason")
+                item.add_marker(
+                    pytest.mark.skip(reason=f"needs {marker}: {reason}" if reason else f"needs {marker}")
+                )
 
 
 def _attempt(call, arguments, set_nomemory, limits, remove_mem_hooks):
@@ -189,44 +221,53 @@ def hammer():
 
 @pytest.fixture
 def group():
-    """A child of this process's version 1 memory group, removed afterwards."""
+    """A child of this process's version 1 memory group, removed afterwards. Tests that use it are marked ``root``."""
     from synthex_fast._readings import Readings
 
     found = Readings().container
     version, directory = found or (None, "/sys/fs/cgroup/memory")
     path = Path(directory) / f"synthex-fast-test-{os.getpid()}"
-    if version == 2 or sys.platform != "linux" or not os.access(path.parent / "cgroup.procs", os.W_OK):
-        pytest.skip("needs the right to make version 1 memory control groups")
+    if version == 2 or not os.access(path.parent / "cgroup.procs", os.W_OK):
+        pytest.skip("needs the memory controller of version 1")
     try:
         path.mkdir()
     except OSError as e:
         pytest.skip(f"needs the right to make version 1 memory control groups: {e}")
     yield path
-    path.rmdir()
+    # The kernel may take a moment to release the last process.
+    for _ in range(100):
+        try:
+            path.rmdir()
+            break
+        except OSError:
+            time.sleep(0.05)
+    else:
+        path.rmdir()
 
+
+CYTHON = Path(__file__).parent / "cython"
 
 BUILD = """
 import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 name = sys.argv[1]
-setup(
-    name=name,
-    script_args=["-q", "build_ext", "--inplace"],
-    ext_modules=cythonize([Extension(name, [f"{name}.pyx"])], include_path=[sys.argv[2]], quiet=True),
-)
+setup(name=name, script_args=["-q", "build_ext", "--inplace"], ext_modules=cythonize(f"{name}.pyx", quiet=True))
 """
 
 
-def build_extension(folder, name, source, cflags):
-    """Compile Cython that cimports the package's headers, as another project would, and import it."""
-    (folder / f"{name}.pyx").write_text(source)
+def build_extension(source, folder, cflags):
+    """Compile a ``.pyx`` file that cimports the package's headers, as another project would, and import it.
+
+    It is copied to ``folder`` first, so that nothing is built among the tests.
+    """
+    name = source.stem
+    shutil.copy(source, folder)
     (folder / "build.py").write_text(BUILD)
-    root = str(Path(synthex_fast.__file__).parents[1])
     built = subprocess.run(
-        [sys.executable, "build.py", name, root],
+        [sys.executable, "build.py", name],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": root, "CFLAGS": cflags},
+        env={**os.environ, "PYTHONPATH": str(support.ROOT), "CFLAGS": cflags},
         capture_output=True,
         text=True,
     )

@@ -6,8 +6,6 @@ import gc
 import math
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from support import Clock, needs_fork, quiet_fork, run, run_python, wait_for
 
 from synthex_fast import PooledExpertResponse, ResponseBuffer, ResponseCollector, TTLDict
 from synthex_fast.collector import MEMORY_LIMIT
@@ -39,14 +38,6 @@ def answer(query="q1", expert="ada", confidence=0.8, size=0):
 
 def answers(query="q1", count=5, size=0):
     return [answer(query, f"expert-{n}", 0.5 + n % 5 / 10, size) for n in range(count)]
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 class Owner:
@@ -248,7 +239,7 @@ def refusals():
 def test_what_is_refused_changes_nothing_here_or_there(which):
     batch, error, says = refusals()[which]
     collector = ResponseCollector(
-        memory_limit=100_000, max_queries=3, max_per_query=11, capacity=18, max_batch=10, timer=Clock()
+        memory_limit=100_000, max_queries=3, max_per_query=11, capacity=18, max_batch=10, timer=Clock(1000.0)
     )
     collector.add_batch(answers("q1", 2))
     collector.add_batch(answers("q2", 4, size=5_000))
@@ -476,7 +467,7 @@ def test_max_queries_and_max_per_query():
 
 
 def test_answers_go_ttl_after_the_first_and_idle_after_the_last_use():
-    clock = Clock()
+    clock = Clock(1000.0)
     collector = ResponseCollector(ttl=100.0, idle=30.0, timer=clock)
     collector.add(answer("read"))
     collector.add(answer("added to"))
@@ -504,10 +495,7 @@ def test_unused_answers_are_freed_without_anyone_asking():
     collector.add(held)
     collector.flush()
     del held
-    end = time.monotonic() + 10
-    while gone() is not None and time.monotonic() < end:
-        time.sleep(0.02)
-    assert gone() is None
+    wait_for(lambda: gone() is None)
 
 
 def test_an_entry_that_goes_while_it_grows_begins_anew():
@@ -621,8 +609,7 @@ def test_an_addition_that_waits_is_refused_when_the_collector_ends(how, error):
 
     thread = threading.Thread(target=add, daemon=True)
     thread.start()
-    while not collector.stats["waited"]:
-        time.sleep(0.001)
+    wait_for(lambda: collector.stats["waited"])
     if how == "owner":
         del owner
     else:
@@ -638,9 +625,7 @@ def test_an_addition_waits_for_the_end_of_a_pause_before_it_changes_anything():
     collector.pause()
     thread = threading.Thread(target=collector.add, args=(answer("q2"),))
     thread.start()
-    end = time.monotonic() + 30
-    while not collector.stats["waited"] and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for(lambda: collector.stats["waited"])
     assert list(collector) == ["q1"]
     collector.resume()
     thread.join(30)
@@ -747,6 +732,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.slow
 def test_calls_say_that_the_owner_is_gone(call):
     owner = Owner()
     collector = ResponseCollector(owner)
@@ -1032,10 +1018,7 @@ for _ in range(2):
 assert started.wait(30)
 atexit.register(service.collector.close)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
-    )
+    ended = run_python(code)
     # The threads are told that it is closed: they may say so, and nothing else may go wrong.
     assert ended.returncode == 0, ended.stderr
     assert "Fatal" not in ended.stderr
@@ -1149,6 +1132,7 @@ def add_until_the_owner_is_gone(collector, started, refused):
         refused.append(type(error))
 
 
+@pytest.mark.stress
 def test_the_owner_goes_while_threads_add():
     for _ in range(20):
         owner = Owner()
@@ -1171,8 +1155,8 @@ def test_the_owner_goes_while_threads_add():
         assert collector.nbytes == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_fork
+@quiet_fork
 def test_a_child_can_add_though_another_thread_held_the_lock():
     collector = ResponseCollector()
     collector.add(answer())
@@ -1313,7 +1297,7 @@ class AgainstModel(RuleBasedStateMachine):
             self.handed.append(responses)
 
         self.has_handler = handler
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.collector = ResponseCollector(
             capacity=20, max_batch=8, max_per_query=10, flush_threshold=threshold, timer=self.clock, ttl=50, idle=None,
             on_flush=on_flush if handler else None,
@@ -1414,11 +1398,7 @@ def test_the_name_loads_on_first_use():
         "from synthex_fast import ResponseCollector\n"
         "print(ResponseCollector.__module__, 'numpy' in sys.modules, 'typing' in sys.modules)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    shown = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
-    assert shown.stdout.split() == ["synthex_fast.collector", "False", "False"]
+    assert run(code, "-S").split() == ["synthex_fast.collector", "False", "False"]
 
 
 def test_the_examples_say_what_happens():

@@ -4,103 +4,25 @@ import gc
 import os
 import random
 import sys
-import sysconfig
 import threading
 from collections import Counter
 
 import pytest
-from conftest import build_extension
+from conftest import CYTHON, build_extension
+from support import FREE_THREADED, in_threads, needs_fork
 
 pytest.importorskip("Cython")
 pytest.importorskip("setuptools")
 
 
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-
-SOURCE = '''
-# cython: language_level=3, freethreading_compatible=True
-from libc.stdint cimport int64_t
-from synthex_fast._pool cimport (
-    COUNTS, Freelist, freelist_delete, freelist_new, freelist_pop, freelist_push, freelist_resize,
-    freelist_stats, freelist_trim,
-)
-
-gone = []
-
-cdef void let_go(void* block) noexcept:
-    gone.append(<size_t>block)
-
-cdef class Blocks:
-    """Numbers stand for blocks: a freelist looks at no block."""
-    cdef Freelist* idle
-
-    def __cinit__(self, Py_ssize_t limit, bint pinned=False):
-        self.idle = freelist_new(limit, let_go, pinned, False)
-
-    def __dealloc__(self):
-        if self.idle != NULL:
-            freelist_delete(self.idle)
-
-    def push(self, size_t block):
-        return freelist_push(self.idle, <void*>block)
-
-    def pop(self):
-        return <size_t>freelist_pop(self.idle)
-
-    def resize(self, Py_ssize_t limit):
-        return freelist_resize(self.idle, limit)
-
-    def trim(self, Py_ssize_t number):
-        return freelist_trim(self.idle, number)
-
-    def stats(self):
-        cdef int64_t counts[6]
-        idle = freelist_stats(self.idle, counts)
-        names = ("reused", "missed", "released", "discarded", "aliased", "made")
-        return dict(zip(names, [counts[i] for i in range(<int>COUNTS)]), idle=idle)
-
-    def exchange(self, Py_ssize_t times):
-        """Pop and push, without a Python call in the loop."""
-        cdef Py_ssize_t i
-        cdef void* block
-        for i in range(times):
-            block = freelist_pop(self.idle)
-            if block == NULL:
-                return i
-            freelist_push(self.idle, block)
-        return times
-'''
-
-
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
-    return build_extension(tmp_path_factory.mktemp("blocks"), "blocks", SOURCE, "-O0")
+    return build_extension(CYTHON / "blocks.pyx", tmp_path_factory.mktemp("blocks"), "-O0")
 
 
 @pytest.fixture(autouse=True)
 def nothing_gone(blocks):
     blocks.gone.clear()
-
-
-def in_threads(*functions):
-    """Run them at the same time and raise what the first of them raised."""
-    errors = []
-    start = threading.Barrier(len(functions))
-
-    def run(function):
-        try:
-            start.wait()
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_gives_the_block_released_last_first(blocks):
@@ -344,7 +266,7 @@ def test_another_freelist_has_taken_the_slot_when_a_thread_ends(blocks):
         assert [other.pop() for _ in range(11)] == [*range(10, 0, -1), 0]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child_takes_over_the_blocks_of_the_threads_it_lost(blocks):
     idle = blocks.Blocks(1000)

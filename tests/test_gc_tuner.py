@@ -6,67 +6,24 @@ import functools
 import gc
 import math
 import os
-import subprocess
 import sys
-import sysconfig
 import textwrap
 import threading
 import time
 import warnings
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python
 
-import synthex_fast
 from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
 from synthex_fast.gc_tuner import _collector, _memory, _pacing, _tuner, _watcher
 
-PACKAGE = Path(synthex_fast.__file__).parent
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 KIND = gc_tuner.collector_kind(sys.hexversion, FREE_THREADED)
-MB = 1 << 20
 OUT_OF_REACH = gc_tuner.OUT_OF_REACH
-
-
-class Clock:
-    def __init__(self):
-        self.seconds = 100.0
-
-    def __call__(self):
-        return self.seconds
-
-
-class FakeReadings:
-    def __init__(self, rss=100 * MB, limit=None, total=16384 * MB):
-        self.bytes = rss
-        self.container = limit
-        self.host = total
-        self.charged = None
-        self.file_pages = 0
-        self.reads = 0
-        self.error = None
-
-    def rss(self):
-        self.reads += 1
-        if self.error is not None:
-            raise self.error
-        return self.bytes
-
-    def charge(self):
-        return self.charged
-
-    def reclaimable(self):
-        return self.file_pages
-
-    def limit(self):
-        return self.container
-
-    def total(self):
-        return self.host
 
 
 class FakeCollector:
@@ -97,10 +54,10 @@ class FakeCollector:
             info = {"generation": generation, "collected": 0, "uncollectable": 0}
             for callback in list(self.callbacks):
                 callback("start", info)
-            self.clock.seconds += self.pause[generation]
+            self.clock.now += self.pause[generation]
             freed = info["collected"] = self.freed[generation]
             if generation == 2:
-                self.readings.bytes -= self.garbage
+                self.readings.rss_ -= self.garbage
                 self.garbage = 0
             self.count = (0,) * (generation + 1) + self.count[generation + 1 :]
             for callback in list(self.callbacks):
@@ -143,8 +100,8 @@ class World:
     def __init__(
         self, *, limit=1000 * MB, rss=100 * MB, kind=gc_tuner.GENERATIONAL, total=16_384 * MB, **options
     ):
-        self.clock = Clock()
-        self.readings = FakeReadings(rss, total=total)
+        self.clock = Clock(100.0)
+        self.readings = FakeReadings(rss=rss, total=total)
         self.collector = FakeCollector(self.clock, self.readings)
         self.tuner = GCTuner(
             memory_limit=limit,
@@ -165,11 +122,11 @@ class World:
         self.tuner.stop()
 
     def pass_time(self, seconds):
-        self.clock.seconds += seconds
+        self.clock.now += seconds
 
     def request(self, seconds=0.001):
         with self.tuner.request():
-            self.clock.seconds += seconds
+            self.clock.now += seconds
 
     def watch(self):
         """What the watcher does when it is woken."""
@@ -179,7 +136,7 @@ class World:
     def requests(self, count, seconds=0.001, pause=0.004):
         for _ in range(count):
             self.request(seconds)
-            self.clock.seconds += pause
+            self.clock.now += pause
 
     @property
     def stats(self):
@@ -201,22 +158,6 @@ def collector_as_it_was():
         running.stop()
         pytest.fail("a tuner was left running")
     assert collector_state() == before
-
-
-def run(code, *options, status=0, stderr=""):
-    """Run ``code`` in a fresh interpreter that finds this package; returns what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PYTHONFAULTHANDLER": "1"}
-    done = subprocess.run(
-        [sys.executable, *options, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stderr == stderr
-    return done.stdout
 
 
 # Start and stop
@@ -531,14 +472,14 @@ def test_bytes_that_are_refused(method, running, bad):
     world = World()
     with world if running else contextlib.nullcontext():
         before = world.stats
-        with pytest.raises((errors.ArgumentTypeError, errors.ArgumentValueError), match="^nbytes must be"):
+        with pytest.raises((errors.ArgumentTypeError, errors.ArgumentValueError), match=r"^nbytes must be"):
             getattr(world.tuner, method)(bad)
         assert world.stats == before
 
 
 @pytest.mark.parametrize("middleware", ["asgi", "wsgi"])
 def test_an_application_must_be_callable(middleware):
-    with pytest.raises(errors.ArgumentTypeError, match="^app must be callable"):
+    with pytest.raises(errors.ArgumentTypeError, match=r"^app must be callable"):
         getattr(GCTuner(), middleware)(None)
 
 
@@ -1068,14 +1009,14 @@ def test_a_service_that_disables_the_collector_for_a_while_is_respected(kind):
     with World(kind=kind) as world:
         world.request()
         world.collector.disable()
-        world.readings.bytes = 500 * MB
+        world.readings.rss_ = 500 * MB
         world.collector.count = (100_000, 50, 50)
         world.collector.collected.clear()
         world.requests(2000)
         assert world.collector.collected == []
         assert not world.collector.enabled
         # Living beats that, too.
-        world.readings.bytes = 900 * MB
+        world.readings.rss_ = 900 * MB
         world.requests(100)
         assert 2 in world.collector.collected
     assert world.collector.enabled
@@ -1189,7 +1130,7 @@ def test_the_debt_is_paid_between_requests():
         world.requests(10)
         with world.tuner.request():
             # As much again as there was at the start.
-            world.readings.bytes = 250 * MB
+            world.readings.rss_ = 250 * MB
             world.collector.garbage = 150 * MB
             world.requests(300)
             assert 2 not in world.collector.collected
@@ -1203,7 +1144,7 @@ def test_the_debt_is_paid_between_requests():
 def test_little_growth_is_no_debt():
     with World() as world:
         world.requests(10)
-        world.readings.bytes = 190 * MB
+        world.readings.rss_ = 190 * MB
         world.requests(1000)
         assert 2 not in world.collector.collected
 
@@ -1211,7 +1152,7 @@ def test_little_growth_is_no_debt():
 def test_with_little_room_the_debt_falls_due_sooner():
     with World(limit=300 * MB) as world:
         world.requests(10)
-        world.readings.bytes = 190 * MB
+        world.readings.rss_ = 190 * MB
         world.requests(1000)
         assert 2 in world.collector.collected
         assert world.stats["causes"]["debt"] >= 1
@@ -1219,16 +1160,16 @@ def test_with_little_room_the_debt_falls_due_sooner():
 
 def test_full_collections_keep_to_the_share_of_time():
     with World(limit=10_000 * MB, target_overhead=0.01) as world:
-        began = world.clock.seconds
+        began = world.clock.now
         world.collector.pause[2] = 0.5
         for _ in range(10_000):
-            world.readings.bytes = min(world.readings.bytes + 4 * MB, 5000 * MB)
-            world.collector.garbage = world.readings.bytes - 100 * MB
+            world.readings.rss_ = min(world.readings.rss_ + 4 * MB, 5000 * MB)
+            world.collector.garbage = world.readings.rss_ - 100 * MB
             world.request()
             world.pass_time(0.016)
         seconds = world.collector.collected.count(2) * 0.5
         assert 2 in world.collector.collected
-        assert seconds <= 0.01 * (world.clock.seconds - began) + 0.5
+        assert seconds <= 0.01 * (world.clock.now - began) + 0.5
 
 
 def test_a_full_collection_that_frees_nothing_twice_is_asked_for_less_often():
@@ -1236,11 +1177,11 @@ def test_a_full_collection_that_frees_nothing_twice_is_asked_for_less_often():
         world.collector.freed[2] = 0
         sizes = []
         for _ in range(5_000):
-            world.readings.bytes += 2 * MB
+            world.readings.rss_ += 2 * MB
             before = len(world.collector.collected)
             world.request()
             if 2 in world.collector.collected[before:]:
-                sizes.append(world.readings.bytes / MB)
+                sizes.append(world.readings.rss_ / MB)
             world.pass_time(0.4)
         # Each at least twice the last, and later more than that.
         assert len(sizes) >= 3
@@ -1295,10 +1236,10 @@ def test_above_the_watermark_it_collects_inside_a_request():
     with World() as world:
         world.pass_time(5)
         with world.tuner.request():
-            world.readings.bytes = 840 * MB
+            world.readings.rss_ = 840 * MB
             world.watch()
             assert world.collector.collected == []
-            world.readings.bytes = 860 * MB
+            world.readings.rss_ = 860 * MB
             world.collector.garbage = 700 * MB
             world.watch()
             assert world.collector.collected == [2]
@@ -1313,26 +1254,26 @@ def test_above_the_watermark_the_end_of_another_request_does_it():
     with World() as world:
         world.requests(10)
         with world.tuner.request():
-            world.readings.bytes = 900 * MB
+            world.readings.rss_ = 900 * MB
             world.requests(1000)
             assert 2 in world.collector.collected
             assert world.stats["forced"] >= 1
         assert world.stats["causes"]["watermark"] == 0
-        world.readings.bytes = 950 * MB
+        world.readings.rss_ = 950 * MB
         world.requests(2000)
         assert world.stats["causes"]["watermark"] == 1
 
 
 def test_the_containers_charge_counts_less_what_the_kernel_takes_back():
     with World(limit=4000 * MB) as world:
-        world.readings.container = 1000 * MB
+        world.readings.limit_ = 1000 * MB
         world.pass_time(100)
         with world.tuner.request():
-            world.readings.charged = 950 * MB
-            world.readings.file_pages = 300 * MB
+            world.readings.charge_ = 950 * MB
+            world.readings.reclaimable_ = 300 * MB
             world.watch()
             assert world.collector.collected == []
-            world.readings.file_pages = 50 * MB
+            world.readings.reclaimable_ = 50 * MB
             world.watch()
             assert world.collector.collected == [2]
 
@@ -1342,7 +1283,7 @@ def test_free_threaded_memory_that_the_allocator_keeps_is_watched_by_count():
         world.collector.pause[2] = 0.001
         world.pass_time(5)
         with world.tuner.request():
-            world.readings.bytes = 870 * MB
+            world.readings.rss_ = 870 * MB
             world.watch()
             # Freed, but not given back.
             for count, collections in ((10_000, 1), (49_000, 1), (50_000, 2), (10_000, 2), (80_000, 3)):
@@ -1354,14 +1295,14 @@ def test_free_threaded_memory_that_the_allocator_keeps_is_watched_by_count():
 
 def test_a_container_may_be_resized():
     world = World(limit=None)
-    world.readings.container = 1000 * MB
+    world.readings.limit_ = 1000 * MB
     with world:
         assert world.stats["memory_limit"] == 1000 * MB
-        world.readings.container = 2000 * MB
+        world.readings.limit_ = 2000 * MB
         world.pass_time(61)
         world.watch()
         assert world.stats["memory_limit"] == 2000 * MB
-        world.readings.container = None
+        world.readings.limit_ = None
         world.pass_time(61)
         world.watch()
         assert world.stats["memory_limit"] == 16_384 * MB
@@ -1372,13 +1313,13 @@ def test_full_of_what_is_alive_it_does_not_collect_again_and_again():
         world.collector.freed[2] = 0
         world.pass_time(5)
         with world.tuner.request():
-            world.readings.bytes = 860 * MB
+            world.readings.rss_ = 860 * MB
             for _ in range(1000):
                 world.watch()
                 world.pass_time(0.1)
             assert world.collector.collected == [2]
             # It grows: asked for again, but well before the end.
-            world.readings.bytes = 995 * MB
+            world.readings.rss_ = 995 * MB
             world.watch()
             assert world.collector.collected == [2, 2]
 
@@ -1394,7 +1335,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
         collector = world.collector
         world.pass_time(5)
         with world.tuner.request():
-            world.readings.bytes = 900 * MB
+            world.readings.rss_ = 900 * MB
             collector.collect(0)
             young, _, old = collector.thresholds
             assert (young, old) == (_collector.YOUNG_LEAST, -1)
@@ -1407,19 +1348,19 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert world.stats["in_request"]["collections"] == 1
             # No other before this one has been looked at.
             world.pass_time(1)
-            world.readings.bytes = 990 * MB
+            world.readings.rss_ = 990 * MB
             collector.collect(0)
-            world.readings.bytes = 200 * MB
+            world.readings.rss_ = 200 * MB
             world.watch()
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.tuner._full.last_pause == pytest.approx(0.1e9)
             assert collector.collected == [0, 2, 0]
         # Memory that was given back meanwhile.
         world.pass_time(5)
-        world.readings.bytes = 900 * MB
+        world.readings.rss_ = 900 * MB
         collector.collect(0)
         assert collector.thresholds[2] == -1
-        world.readings.bytes = 200 * MB
+        world.readings.rss_ = 200 * MB
         world.watch()
         assert collector.thresholds[2] == OUT_OF_REACH
         assert world.stats["causes"]["watermark"] == 0
@@ -1430,17 +1371,17 @@ def test_never_more_than_half_of_the_time_goes_to_collecting(garbage):
     with World() as world:
         world.collector.freed[2] = 1200 if garbage else 0
         world.collector.pause[2] = 0.3
-        began = world.clock.seconds
+        began = world.clock.now
         world.pass_time(1)
         with warnings.catch_warnings(record=True) as caught, world.tuner.request():
             warnings.simplefilter("always")
             for _ in range(5_000):
                 # A leak, far over the limit.
-                world.readings.bytes += 4 * MB
+                world.readings.rss_ += 4 * MB
                 world.watch()
                 world.pass_time(0.004)
                 spent = world.collector.collected.count(2) * 0.3
-                assert spent <= 0.5 * (world.clock.seconds - began) + 1e-6
+                assert spent <= 0.5 * (world.clock.now - began) + 1e-6
         assert world.collector.collected.count(2) > 3
         assert world.stats["limited"] > 0
         assert [w.category for w in caught] == [RuntimeWarning]
@@ -1455,9 +1396,9 @@ def test_the_watcher_comes_back_when_the_limiter_lets_it():
         world.pass_time(0.2)
         with warnings.catch_warnings(), world.tuner.request():
             warnings.simplefilter("ignore")
-            world.readings.bytes = 860 * MB
+            world.readings.rss_ = 860 * MB
             assert world.watch() == -1
-            world.readings.bytes = 990 * MB
+            world.readings.rss_ = 990 * MB
             wait = world.watch()
             assert 0 < wait <= 0.2 + 1e-6
             world.pass_time(wait + 1e-6)
@@ -1470,11 +1411,11 @@ def test_garbage_that_would_kill_the_process_is_collected_whatever_it_costs():
         world.collector.pause[2] = 0.5
         world.pass_time(1)
         with world.tuner.request():
-            world.readings.bytes = 900 * MB
+            world.readings.rss_ = 900 * MB
             world.collector.garbage = 700 * MB
             world.watch()
             for _ in range(5):
-                world.readings.bytes = 960 * MB
+                world.readings.rss_ = 960 * MB
                 world.collector.garbage = 700 * MB
                 world.watch()
             assert world.collector.collected == [2] * 6
@@ -1484,7 +1425,7 @@ def test_a_collection_that_another_thread_holds_up_is_tried_again():
     with World() as world:
         world.pass_time(5)
         with world.tuner.request():
-            world.readings.bytes = 900 * MB
+            world.readings.rss_ = 900 * MB
             world.collector.collecting = True
             assert world.watch() == _tuner.RETRY_SECONDS
             assert world.stats["forced"] == 0
@@ -1532,38 +1473,17 @@ def test_the_real_watcher_collects_inside_a_request():
     assert out == "1000\n"
 
 
-CGROUP = Path("/sys/fs/cgroup/memory")
-
-
 @pytest.fixture
-def container():
+def container(group):
     """Run code in a control group of 300 MB; its exit status and what it printed."""
-    if not (CGROUP / "memory.limit_in_bytes").exists() or os.geteuid() != 0:
-        pytest.skip("needs root and the memory controller of version 1")
-    group = CGROUP / f"synthex-fast-test-{os.getpid()}"
-    group.mkdir()
     (group / "memory.limit_in_bytes").write_text(str(300 * MB))
 
     def run_inside(code, *arguments):
         enter = f"with open({str(group / 'cgroup.procs')!r}, 'w') as procs:\n    procs.write('0')\n"
-        program = enter + textwrap.dedent(code)
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_python(enter + textwrap.dedent(code), arguments=arguments)
         return done.returncode, done.stdout, done.stderr
 
-    yield run_inside
-    for _ in range(100):
-        try:
-            group.rmdir()
-            break
-        except OSError:
-            time.sleep(0.05)
+    return run_inside
 
 
 CYCLES = """
@@ -1601,6 +1521,9 @@ else:
 """
 
 
+@pytest.mark.linux
+@pytest.mark.root
+@pytest.mark.slow
 def test_cyclic_garbage_in_a_container(container):
     assert container(CYCLES, "disabled")[0] == -9
     status, out, err = container(CYCLES, "between")
@@ -1641,7 +1564,7 @@ def test_quantiles_are_at_most_an_eighth_too_high():
         world = World()
         with world:
             world.tuner._pauses.callback("start", {})
-            world.clock.seconds += pause / 1e9
+            world.clock.now += pause / 1e9
             began = world.tuner._pauses.callback.__closure__
             assert began
             world.tuner._pauses.callback("stop", {"generation": 1, "collected": 0})
@@ -1663,10 +1586,10 @@ def test_pauses_inside_requests_are_told_apart():
 
 def test_memory_is_not_read_at_every_collection():
     with World() as world:
-        before = world.readings.reads
+        before = world.readings.calls.count("rss")
         for _ in range(1000):
             world.collector.collect(0)
-        assert world.readings.reads - before <= 3
+        assert world.readings.calls.count("rss") - before <= 3
 
 
 def test_the_callback_makes_no_containers():
@@ -1700,14 +1623,14 @@ def test_stats_are_a_copy():
 
 def automatic(world, seconds, pause, *, rate=None, watched=True):
     """Young collections by themselves, as often as the threshold asks for; containers made at ``rate`` a second."""
-    until = world.clock.seconds + seconds
+    until = world.clock.now + seconds
     rate = rate or 100_000
-    while world.clock.seconds < until:
+    while world.clock.now < until:
         young = world.collector.thresholds[0]
         world.pass_time(young / rate)
         world.collector.pause[0] = pause(young) if callable(pause) else pause
         world.collector.collect(0)
-        if watched and world.clock.seconds >= world.tuner._young.window_began / 1e9 + 1:
+        if watched and world.clock.now >= world.tuner._young.window_began / 1e9 + 1:
             world.watch()
 
 
@@ -1752,12 +1675,12 @@ def test_long_pauses_inside_requests_lower_the_threshold_without_swinging():
 def test_the_threshold_comes_down_as_memory_nears_the_limit():
     with World() as world:
         world.pass_time(2)
-        world.readings.bytes = 700 * MB
+        world.readings.rss_ = 700 * MB
         world.watch()
         assert world.stats["young_threshold"] == 2000
         seen = []
         for megabytes in (740, *range(780, 850), 849.99, 849.99, 849.99):
-            world.readings.bytes = int(megabytes * MB)
+            world.readings.rss_ = int(megabytes * MB)
             world.watch()
             seen.append(world.stats["young_threshold"])
         assert seen == sorted(seen, reverse=True)
@@ -1766,7 +1689,7 @@ def test_the_threshold_comes_down_as_memory_nears_the_limit():
         assert "of the limit" in decisions[-1]["reason"]
         assert len(decisions) <= 6
         # Not up again at once.
-        world.readings.bytes = 100 * MB
+        world.readings.rss_ = 100 * MB
         automatic(world, 30, 0.002)
         assert world.stats["young_threshold"] == _collector.YOUNG_LEAST
         automatic(world, 60, 0.002)
@@ -1775,7 +1698,7 @@ def test_the_threshold_comes_down_as_memory_nears_the_limit():
 
 def test_no_higher_threshold_where_its_garbage_would_near_the_limit():
     with World(limit=1000 * MB) as world:
-        world.readings.bytes = 600 * MB
+        world.readings.rss_ = 600 * MB
         automatic(world, 60, 0.002)
         assert world.stats["young_threshold"] == _pacing.YOUNG_AT_START
 
@@ -1810,7 +1733,7 @@ def test_readings_that_fail_do_not_reach_a_request(monkeypatch):
         assert repr(world.tuner) in f"{reported[0].object!r} {reported[0].err_msg}"
         world.readings.error = None
         world.pass_time(5)
-        world.readings.bytes = 900 * MB
+        world.readings.rss_ = 900 * MB
         world.requests(10)
         assert 2 in world.collector.collected
 
@@ -1825,7 +1748,7 @@ def test_a_warning_that_is_an_error_does_not_reach_a_request(monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for _ in range(300):
-                world.readings.bytes += 10 * MB
+                world.readings.rss_ += 10 * MB
                 world.request()
                 world.pass_time(0.01)
         assert [report.exc_type for report in reported] == [RuntimeWarning]
@@ -1922,9 +1845,6 @@ def test_start_at_exit():
         """
     )
     assert out == "None\n"
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @needs_fork
@@ -2116,7 +2036,7 @@ def test_after_a_fork_without_requests_the_callback_adapts():
         automatic(world, 10, lambda young: young * 1e-6, watched=False)
         assert world.stats["young_threshold"] > _pacing.YOUNG_AT_START
         # It has the interpreter collect above the watermark, too.
-        world.readings.bytes = 900 * MB
+        world.readings.rss_ = 900 * MB
         world.pass_time(1)
         world.collector.collect(0)
         assert world.collector.thresholds[2] == -1
@@ -2136,6 +2056,7 @@ def test_after_a_fork_without_requests_the_callback_adapts():
 
 
 @needs_fork
+@pytest.mark.stress
 def test_forks_while_threads_are_in_requests():
     out = run(
         """
@@ -2273,7 +2194,7 @@ class Tuning(RuleBasedStateMachine):
 
     @rule(megabytes=st.integers(10, 1100), seconds=st.sampled_from([0.001, 0.1, 2.0, 100.0]))
     def live(self, megabytes, seconds):
-        self.world.readings.bytes = megabytes * MB
+        self.world.readings.rss_ = megabytes * MB
         self.world.pass_time(seconds)
         self.collector.count = (megabytes * 3, megabytes % 3, megabytes % 5)
 
@@ -2284,7 +2205,7 @@ class Tuning(RuleBasedStateMachine):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.world.watch()
-        if self.in_flight and self.world.readings.bytes < 850 * MB:
+        if self.in_flight and self.world.readings.rss_ < 850 * MB:
             assert self.collector.collected.count(2) == full
 
     @property

@@ -2,19 +2,18 @@
 
 import os
 import re
-import subprocess
 import sys
 import threading
 import uuid
 
 import pytest
+from support import needs_fork, quiet_fork, run
 
 from synthex_fast._ids import uuid4_text
 
 PATTERN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 # The whole promise, 10 million, takes a minute: SYNTHEX_TEST_IDS=10000000.
 IDS = int(os.environ.get("SYNTHEX_TEST_IDS", 200_000))
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
 def test_form():
@@ -91,7 +90,7 @@ def all_differ(data):
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@quiet_fork
 def test_no_duplicates_across_four_children_and_four_threads():
     each = IDS // 8
     arrays, errors = [], []
@@ -137,11 +136,11 @@ def test_no_duplicates_across_four_children_and_four_threads():
 
 
 @needs_fork
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library's fork by ctypes")
+@pytest.mark.linux(reason="calls the C library's fork through ctypes")
 @pytest.mark.parametrize("way", ["os.fork", "fork of the C library"])
 def test_a_child_shares_no_batch_with_its_parent(way):
     # In an interpreter of its own: a fork behind the interpreter's back is not for a process with threads.
-    code = """if True:
+    code = """
         import ctypes, os, sys
         from synthex_fast._ids import uuid4_text
         fork = os.fork if sys.argv[1] == "os.fork" else ctypes.PyDLL(None).fork
@@ -159,11 +158,7 @@ def test_a_child_shares_no_batch_with_its_parent(way):
         assert len(mine) == len(theirs) == len(set(theirs)) == 300
         assert not mine & set(theirs)
     """
-    path = os.pathsep.join(sys.path)
-    run = subprocess.run(
-        [sys.executable, "-c", code, way], env={**os.environ, "PYTHONPATH": path}, capture_output=True
-    )
-    assert run.returncode == 0, run.stderr.decode()
+    run(code, arguments=[way], stderr=None)
 
 
 def test_threads(hammer):
@@ -214,7 +209,7 @@ def test_takes_no_arguments():
 
 
 def test_failure_of_the_system_is_passed_on():
-    code = """if True:
+    code = """
         import os
         real = os.urandom
         def broken(n):
@@ -230,8 +225,4 @@ def test_failure_of_the_system_is_passed_on():
                 continue
             raise AssertionError
     """
-    path = os.pathsep.join(sys.path)
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True
-    )
-    assert run.returncode == 0, run.stderr.decode()
+    run(code, stderr=None)

@@ -7,87 +7,30 @@ import math
 import os
 import select
 import statistics
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import pytest
 from conftest import DEBUG_BUILD
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import GB, MB, Clock, FakeReadings, in_child, needs_fork, quiet_fork, run, wait_for
 
 import synthex_fast
 from synthex_fast import AdaptiveMemoryMonitor, monitor
 
 np = pytest.importorskip("numpy")
 
-MB = 1 << 20
-GB = 1 << 30
 HOUR = 3600.0
 DAY = 86400.0
 LINUX = sys.platform.startswith("linux")
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-quiet_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-
-
-class FakeReadings:
-    """A machine of 16 GB; outside of a container unless it has a limit."""
-
-    def __init__(self, limit=None, rss=100 * MB, charge=None):
-        self.calls = []
-        self.limit_ = limit
-        self.rss_ = rss
-        self.charge_ = charge
-        self.reclaimable_ = 0
-        self.available_ = 12 * GB
-        self.swap_ = 5 * MB
-
-    def rss(self):
-        self.calls.append("rss")
-        return self.rss_
-
-    def charge(self):
-        self.calls.append("charge")
-        return self.charge_
-
-    def limit(self):
-        self.calls.append("limit")
-        return self.limit_
-
-    def reclaimable(self):
-        self.calls.append("reclaimable")
-        return self.reclaimable_
-
-    def available(self):
-        self.calls.append("available")
-        return self.available_
-
-    def swap(self):
-        self.calls.append("swap")
-        return self.swap_
-
-    def total(self):
-        return 16 * GB
-
-    def close(self):
-        pass
-
-
-class Clock:
-    def __init__(self, now=1000.0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1000.0)
 
 
 def contained(clock, limit=1000 * MB, **given):
@@ -359,7 +302,7 @@ class Rows:
     )
 )
 def test_history_against_a_model(steps):
-    watching = AdaptiveMemoryMonitor(readings=FakeReadings(), clock=Clock())
+    watching = AdaptiveMemoryMonitor(readings=FakeReadings(), clock=Clock(1000.0))
     model = Rows()
     now = 5000.0
     for step, value in steps:
@@ -681,7 +624,7 @@ def simulate(shape, days, every=HOUR, seed=0, interval=120.0):
     rng = np.random.default_rng(seed)
     times = np.arange(0, days * DAY, interval)
     values = 500 * MB * shape(times, rng)
-    watching = AdaptiveMemoryMonitor(readings=FakeReadings(), clock=Clock())
+    watching = AdaptiveMemoryMonitor(readings=FakeReadings(), clock=Clock(1000.0))
     alarms = []
     leaking = False
     step = round(every / interval)
@@ -775,6 +718,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("seed", range(1 if DEBUG_BUILD else 2))
 @pytest.mark.parametrize("traffic", HARMLESS)
+@pytest.mark.slow
 def test_a_month_of_harmless_traffic_gives_one_false_alarm_at_most(traffic, seed):
     alarms = simulate(HARMLESS[traffic], 30, every=2 * HOUR, seed=seed)
     assert len(alarms) <= 1
@@ -846,13 +790,6 @@ def test_gaps_in_the_history(clock):
 
 
 # The thread
-
-
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.005)
 
 
 def threads():
@@ -1041,7 +978,7 @@ def test_a_thread_that_can_not_be_had(monkeypatch):
     watching.stop()
 
 
-@pytest.mark.skipif(not LINUX, reason="counts descriptors in /proc")
+@pytest.mark.linux(reason="counts descriptors in /proc")
 def test_no_descriptor_is_left_open():
     watching = AdaptiveMemoryMonitor(0.01, 0.02)
     watching.sample()
@@ -1050,25 +987,6 @@ def test_no_descriptor_is_left_open():
         with watching:
             wait_for(lambda: watching.stats["wakeups"] > 0)
     assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-def run(code, timeout=120):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(synthex_fast.__file__).parents[1]),
-        "PYTHONFAULTHANDLER": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert done.stderr == ""
-    return done.stdout
 
 
 def test_exit_with_a_running_monitor():
@@ -1087,6 +1005,7 @@ def test_exit_with_a_running_monitor():
     ).split() == ["high", "still", "there"]
 
 
+@pytest.mark.slow
 def test_exit_while_a_callback_runs():
     run(
         """
@@ -1117,23 +1036,6 @@ def test_sampling_needs_neither_numpy_nor_psutil():
     assert out.split()[0] == "False"
     if LINUX:
         assert out.split()[1] == "False"
-
-
-def in_child(call):
-    """Run ``call`` in the child of a fork; it fails by raising."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            call()
-            status = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @needs_fork
@@ -1295,7 +1197,7 @@ def test_a_storm_of_events_is_bounded(monkeypatch):
             os.close(fd)
 
 
-@pytest.mark.skipif(not LINUX, reason="pressure-stall information is Linux's")
+@pytest.mark.linux(reason="pressure-stall information is Linux's")
 def test_v2_listens_to_events_and_asks_for_a_trigger(tmp_path):
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 0\noom 0\n")
     (tmp_path / "memory.pressure").write_text("")
@@ -1314,7 +1216,8 @@ def test_v2_listens_to_events_and_asks_for_a_trigger(tmp_path):
         waker.close()
 
 
-@pytest.mark.skipif(not LINUX, reason="control groups are Linux's")
+@pytest.mark.linux(reason="control groups are Linux's")
+@pytest.mark.root(reason="makes a version 2 control group")
 def test_events_of_a_group_that_is_gone_wake_nobody_again():
     for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
         group = os.path.join(top, f"synthex-fast-test-{os.getpid()}")
@@ -1370,7 +1273,7 @@ def test_the_thread_outlives_want_of_memory(monkeypatch, where):
     assert threads() == []
 
 
-@pytest.mark.skipif(not LINUX, reason="elsewhere there may be no pipe")
+@pytest.mark.linux(reason="elsewhere there may be no pipe")
 def test_a_wake_up_never_goes_into_another_file(monkeypatch, tmp_path):
     waker = monitor._Wake()
     opened = []
@@ -1392,7 +1295,7 @@ def test_a_wake_up_never_goes_into_another_file(monkeypatch, tmp_path):
     assert (tmp_path / "precious").read_bytes() == b""
 
 
-@pytest.mark.skipif(not LINUX, reason="pressure-stall information is Linux's")
+@pytest.mark.linux(reason="pressure-stall information is Linux's")
 def test_a_kernel_that_refuses_leaves_collections(tmp_path):
     for container in (None, (2, str(tmp_path)), (1, str(tmp_path))):
         waker = monitor._Wake()
@@ -1443,6 +1346,9 @@ BURST = """
 """
 
 
+@pytest.mark.linux
+@pytest.mark.root
+@pytest.mark.slow
 def test_a_burst_is_noticed_within_a_second_at_the_longest_interval(group):
     out = run(BURST.format(group=str(group))).splitlines()
     assert out == ["cgroup threshold 400 0", "1", "True True", "True", "['warning', 'high']"]

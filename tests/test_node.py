@@ -1,36 +1,23 @@
 """node_heap_flags: what the real Node makes of them, and what is refused."""
 
-import contextlib
 import json
 import math
 import os
 import shutil
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
+from support import GB, MB, FakeReadings
 
 from synthex_fast import node_heap_flags, node_options
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
-MB = 1 << 20
-GB = 1 << 30
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="needs node")
 
 
-class Host:
-    """Fake readings: a container's limit, or none, on a host with so much memory."""
-
-    def __init__(self, limit=None, total=64 * GB):
-        self._limit, self._total = limit, total
-
-    def limit(self):
-        return self._limit
-
-    def total(self):
-        return self._total
+def host(limit=None, total=64 * GB):
+    return FakeReadings(limit, total=total)
 
 
 def heap_limit(*flags, **environment):
@@ -62,8 +49,9 @@ LIMITS = ["512MB", 600 * MB, "1GB", "1.5GB", "2GB", "3GB", "4GB", "6GB", "8GB", 
 
 @needs_node
 @pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.slow
 def test_the_heap_limit_is_what_was_meant(limit):
-    flags = node_heap_flags(limit, readings=Host())
+    flags = node_heap_flags(limit, readings=host())
     meant = (
         limit if isinstance(limit, int) else float(limit.rstrip("GMB")) * (GB if "G" in limit else MB)
     ) * 0.75
@@ -77,12 +65,12 @@ def test_the_heap_limit_is_what_was_meant(limit):
 )
 def test_other_shares_and_small_limits(limit, share):
     meant = float(limit.rstrip("GMB")) * (GB if "G" in limit else MB) * share
-    assert meant - MB <= heap_limit(*node_heap_flags(limit, share=share, readings=Host())) <= meant
+    assert meant - MB <= heap_limit(*node_heap_flags(limit, share=share, readings=host())) <= meant
 
 
 @needs_node
 def test_node_takes_them_from_the_environment_too():
-    options = node_options("2GB", readings=Host())
+    options = node_options("2GB", readings=host())
     assert heap_limit(NODE_OPTIONS=options) == 1536 * MB
 
 
@@ -111,10 +99,8 @@ def test_what_the_report_gave_is_refused_or_misses():
     assert together.returncode != 0
     # The flags given here are none of these.
     for limit in LIMITS:
-        assert len(node_heap_flags(limit, readings=Host())) == 2
+        assert len(node_heap_flags(limit, readings=host())) == 2
 
-
-MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 # A cache of about 100 MB, replaced again and again.
 ROLLING = """
@@ -126,33 +112,12 @@ console.log("lived");
 """
 
 
-@contextlib.contextmanager
-def memory_group(limit):
-    """A group of the kernel's memory controller, version 1, with this limit."""
-    group = MEMORY_GROUPS / f"synthex-fast-test-node-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(limit))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        pytest.skip(f"can't make a memory cgroup here: {error}")
-    try:
-        yield group
-    finally:
-        # The kernel may still be letting go of the last process.
-        for _ in range(100):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
-
-
 @needs_node
-def test_in_a_small_container_node_lives_with_them_and_is_killed_with_the_fixed_ones():
-    if not (MEMORY_GROUPS / "memory.limit_in_bytes").exists():
-        pytest.skip("needs the memory controller of cgroup version 1")
+@pytest.mark.linux
+@pytest.mark.root
+@pytest.mark.slow
+def test_in_a_small_container_node_lives_with_them_and_is_killed_with_the_fixed_ones(group):
+    (group / "memory.limit_in_bytes").write_text(str(512 * MB))
 
     def run(flags, seconds):
         # The shell enters the group before it becomes Node.
@@ -162,11 +127,10 @@ def test_in_a_small_container_node_lives_with_them_and_is_killed_with_the_fixed_
             ["sh", "-c", command, NODE, *flags, "-e", code], capture_output=True, text=True, timeout=60
         )
 
-    with memory_group(512 * MB) as group:
-        lived = run(node_heap_flags("512MB"), 3)
-        assert (lived.returncode, lived.stdout) == (0, "lived\n"), lived.stderr
-        killed = run(["--max-old-space-size=6144", "--max-semi-space-size=64"], 30)
-        assert killed.returncode == -9
+    lived = run(node_heap_flags("512MB"), 3)
+    assert (lived.returncode, lived.stdout) == (0, "lived\n"), lived.stderr
+    killed = run(["--max-old-space-size=6144", "--max-semi-space-size=64"], 30)
+    assert killed.returncode == -9
 
 
 # The figures ----------------------------------------------------------------------------------------------------
@@ -175,7 +139,7 @@ def test_in_a_small_container_node_lives_with_them_and_is_killed_with_the_fixed_
 def test_the_young_generation_grows_with_the_limit_within_bounds():
     before = 0
     for mb in [43, 64, 100, 128, 200, 256, 400, 512, 700, 1024, 2048, 3000, 4096, 8192, 16384, 32768]:
-        old, semi = sizes(node_heap_flags(mb * MB, readings=Host()))
+        old, semi = sizes(node_heap_flags(mb * MB, readings=host()))
         heap = mb * 3 // 4
         assert semi & (semi - 1) == 0
         assert 1 <= semi <= 64
@@ -187,16 +151,16 @@ def test_the_young_generation_grows_with_the_limit_within_bounds():
 
 
 def test_none_is_the_containers_limit_else_the_hosts_memory():
-    assert node_heap_flags(readings=Host(2 * GB, 32 * GB)) == node_heap_flags(2 * GB, readings=Host())
-    assert node_heap_flags(readings=Host(None, 8 * GB)) == node_heap_flags(8 * GB, readings=Host())
-    assert node_heap_flags("50%", readings=Host(4 * GB, 32 * GB)) == node_heap_flags(2 * GB, readings=Host())
+    assert node_heap_flags(readings=host(2 * GB, 32 * GB)) == node_heap_flags(2 * GB, readings=host())
+    assert node_heap_flags(readings=host(None, 8 * GB)) == node_heap_flags(8 * GB, readings=host())
+    assert node_heap_flags("50%", readings=host(4 * GB, 32 * GB)) == node_heap_flags(2 * GB, readings=host())
 
 
 def test_the_one_string_is_the_flags():
-    assert node_options("1GB", share=0.5, readings=Host()) == " ".join(
-        node_heap_flags("1GB", share=0.5, readings=Host())
+    assert node_options("1GB", share=0.5, readings=host()) == " ".join(
+        node_heap_flags("1GB", share=0.5, readings=host())
     )
-    assert node_options("1GB", readings=Host()).count(" ") == 1
+    assert node_options("1GB", readings=host()).count(" ") == 1
 
 
 @pytest.mark.parametrize(
@@ -214,14 +178,15 @@ def test_the_one_string_is_the_flags():
 )  # fmt: skip
 def test_absurd_arguments_are_named(limit, share, name):
     with pytest.raises((ArgumentValueError, ArgumentTypeError), match=f"^{name} must be"):
-        node_heap_flags(limit, share=share, readings=Host())
+        node_heap_flags(limit, share=share, readings=host())
 
 
 def test_too_small_a_container_says_what_is_needed():
     with pytest.raises(
-        ArgumentValueError, match=r"memory_limit must be 32 MB or more after the share of 0\.75"
+        ArgumentValueError,
+        match=r"memory_limit must be large enough for a share of 0\.75 to be 32 MB or more",
     ):
-        node_heap_flags(readings=Host(40 * MB))
+        node_heap_flags(readings=host(40 * MB))
 
 
 def test_the_examples_say_what_happens():

@@ -9,9 +9,7 @@ import math
 import os
 import pickle
 import random
-import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import weakref
@@ -21,12 +19,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from support import FREE_THREADED, in_threads, needs_fork, run
 
 from synthex_fast import _pool
 from synthex_fast._pool import Lease, ObjectPool
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, FactoryError, SynthexFastError
 
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 STATS = {"created", "reused", "released", "discarded", "aliased", "pool_size", "reuse_rate"}
 
 
@@ -39,27 +37,6 @@ class Resettable:
 
     def reset(self):
         self.resets += 1
-
-
-def in_threads(*functions):
-    """Run them at the same time and raise what the first of them raised."""
-    errors = []
-    start = threading.Barrier(len(functions))
-
-    def run(function):
-        try:
-            start.wait()
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def counts(pool, *names):
@@ -1056,6 +1033,7 @@ def test_memory_runs_out_elsewhere(fail_allocations, act):
 # --- threads ---
 
 
+@pytest.mark.stress
 def test_eight_threads():
     class Exclusive:
         held = 0
@@ -1104,6 +1082,7 @@ def test_eight_threads():
     assert pool.stats["discarded"] == stats["discarded"] + stats["pool_size"]
 
 
+@pytest.mark.stress
 def test_eight_threads_with_idle_times_and_a_sweeper():
     pool = ObjectPool(Thing, 50, max_idle=1000.0)
     ends = threading.Event()
@@ -1248,8 +1227,9 @@ def test_a_pool_many_threads_used_is_freed_by_the_collector():
     assert reference() is None
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.stress
 def test_fork_while_threads_use_the_pool():
     pool = ObjectPool(Thing, 100, max_idle=1000.0)
     ends = threading.Event()
@@ -1320,8 +1300,7 @@ print("done")
 
 def test_the_interpreter_ends_well():
     for _ in range(3):
-        run = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
-        assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+        assert run(EXIT, stderr=None) == "done\n"
 
 
 # --- against a model ---

@@ -4,21 +4,15 @@ import contextlib
 import math
 import mmap
 import os
-import subprocess
-import sys
-import textwrap
 import threading
-from pathlib import Path
 
 import pytest
+from support import MB, FakeReadings, needs_fork, quiet_fork, run
 
-import synthex_fast
 from synthex_fast import _readings
 from synthex_fast._readings import Readings, memory_limit, parse_size
 
-LINUX = sys.platform.startswith("linux")
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-MB = 1 << 20
 NO_LIMIT = 9223372036854771712
 
 MEMINFO = """\
@@ -299,7 +293,7 @@ def open_descriptors():
     return found
 
 
-@pytest.mark.skipif(not LINUX, reason="counts descriptors in /proc")
+@pytest.mark.linux(reason="counts descriptors in /proc")
 def test_no_descriptor_is_left_open(tree):
     tree.belong("0::/a", V2_MOUNT.format(part="/"))
     tree.v2("sys/fs/cgroup/a", limit=512 * MB)
@@ -314,7 +308,7 @@ def test_no_descriptor_is_left_open(tree):
     assert open_descriptors() == before
 
 
-@pytest.mark.skipif(not LINUX, reason="counts descriptors in /proc")
+@pytest.mark.linux(reason="counts descriptors in /proc")
 def test_a_daemon_that_closes_every_descriptor_goes_on_and_keeps_its_new_ones(tree):
     tree.belong("0::/a", V2_MOUNT.format(part="/"))
     tree.v2("sys/fs/cgroup/a", limit=512 * MB)
@@ -395,20 +389,7 @@ def test_no_psutil_and_no_numpy_where_proc_is_there(tree):
 # The real kernel
 
 
-def run(code):
-    environment = {**os.environ, "PYTHONPATH": str(Path(synthex_fast.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.skipif(not LINUX, reason="compares with /proc")
+@pytest.mark.linux(reason="compares with /proc")
 def test_this_process_against_psutil():
     psutil = pytest.importorskip("psutil")
     readings = Readings()
@@ -423,8 +404,8 @@ def test_this_process_against_psutil():
     assert abs(readings.available() - psutil.virtual_memory().available) < 0.2 * readings.total()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_fork
+@quiet_fork
 def test_the_child_of_a_fork_reads_its_own_figures():
     readings = Readings()
     before = readings.rss()
@@ -446,6 +427,8 @@ def test_the_child_of_a_fork_reads_its_own_figures():
     assert readings.rss() < before + 100 * MB
 
 
+@pytest.mark.linux
+@pytest.mark.root
 def test_a_real_control_group(group):
     (group / "memory.limit_in_bytes").write_text(str(256 * MB))
     out = run(
@@ -475,17 +458,6 @@ def test_a_real_control_group(group):
 
 
 # Limits as users write them
-
-
-class Host:
-    def __init__(self, limit=None):
-        self._limit = limit
-
-    def limit(self):
-        return self._limit
-
-    def total(self):
-        return 16 << 30
 
 
 @pytest.mark.parametrize(
@@ -541,7 +513,7 @@ def test_size_of_another_type(value):
     ],
 )
 def test_memory_limits(limit, container, expected):
-    assert memory_limit(limit, Host(container)) == expected
+    assert memory_limit(limit, FakeReadings(container)) == expected
 
 
 @pytest.mark.parametrize(
@@ -566,19 +538,19 @@ def test_memory_limits(limit, container, expected):
 )
 def test_limits_out_of_reach(limit):
     with pytest.raises(ValueError, match="memory_limit must be"):
-        memory_limit(limit, Host())
+        memory_limit(limit, FakeReadings())
 
 
 @pytest.mark.parametrize("limit", [True, False, b"1GB", [1], 1j, object()])
 def test_limits_of_another_type(limit):
     with pytest.raises(TypeError, match="limit must be bytes from 1 to"):
-        memory_limit(limit, Host(), "limit")
+        memory_limit(limit, FakeReadings(), "limit")
 
 
 def test_whatever_counts_as_an_integer_is_one():
     numpy = pytest.importorskip("numpy")
-    assert memory_limit(numpy.int64(5_000_000), Host()) == 5_000_000
-    assert memory_limit(numpy.float64(5e6), Host()) == 5_000_000
+    assert memory_limit(numpy.int64(5_000_000), FakeReadings()) == 5_000_000
+    assert memory_limit(numpy.float64(5e6), FakeReadings()) == 5_000_000
 
 
 def test_the_module_is_on_nobodys_way():

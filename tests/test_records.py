@@ -6,18 +6,17 @@ import inspect
 import json
 import os
 import pickle
-import subprocess
 import sys
 import weakref
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 import pytest
-from conftest import FREE_THREADED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from support import FREE_THREADED, needs_fork, quiet_fork, run
 
-from synthex_fast import PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
+from synthex_fast import ObjectPool, PooledExpertQuery, PooledExpertResponse, QueryPriority, QueryType
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
 QUERY = {"title": "Cache size", "content": "How large should the cache be?", "requester": "ops"}
@@ -174,16 +173,8 @@ def test_constructing_needs_no_package_but_the_records():
         "print(*{'datetime', 'enum', 'uuid', 'synthex_fast.kinds', 'copyreg', 'random'} & set(sys.modules))\n"
         "assert Q('t', 'Some content here', 'r').query_type == 'general'; assert 'enum' in sys.modules\n"
     )
-    path = os.pathsep.join(sys.path)
     # No site: what it imports would hide what the package does.
-    run = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert run.stderr == ""
-    assert set(run.stdout.split()) <= {"copyreg"}
+    assert set(run(code, "-S").split()) <= {"copyreg"}
 
 
 # --- checks ---
@@ -357,6 +348,7 @@ TAG = st.one_of(
 
 
 @given(st.lists(TAG, max_size=40), st.sampled_from([list, tuple]))
+@pytest.mark.slow
 def test_tags_are_lower_case_stripped_and_unique(tags, container):
     expected = plain_tags(tags)
     assert query(tags=container(tags)).tags == expected
@@ -790,14 +782,28 @@ def test_subclass_finaliser_and_resurrection():
     assert not kept
 
 
+@pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
+def test_stats_read_as_everywhere_and_as_the_report_calls_them(cls):
+    class Derived(cls):
+        pass
+
+    stats = cls.stats
+    assert isinstance(stats, dict)
+    assert stats["pool_size"] >= 0
+    called = cls.stats()
+    assert type(called) is dict
+    assert called.keys() == stats.keys() == ObjectPool(list).stats.keys()
+    assert Derived.stats.keys() == stats.keys()
+
+
 def test_subclasses_take_no_memory_from_the_freelist():
     query()
-    before = PooledExpertQuery.stats()
+    before = PooledExpertQuery.stats
     for cls in (Query, SlottedQuery, DictAndSlots):
         q = cls(**FULL_QUERY)
         q.title = "Another"
         del q
-    after = PooledExpertQuery.stats()
+    after = PooledExpertQuery.stats
     assert after["pool_size"] >= before["pool_size"]
     assert after["created"] - before["created"] == 0
 
@@ -827,9 +833,9 @@ def test_stats(cls, least, full):
             cls(**least)
 
     made(1)
-    before = cls.stats()
+    before = cls.stats
     made(10)
-    after = cls.stats()
+    after = cls.stats
     assert set(after) == STATS
     assert after["reused"] - before["reused"] == 10
     assert after["released"] - before["released"] == 10
@@ -917,9 +923,9 @@ def test_large_lists_and_container_subclasses_are_let_go():
 
 def test_freelist_is_bounded():
     many = [query() for _ in range(9000)]
-    before = PooledExpertQuery.stats()
+    before = PooledExpertQuery.stats
     many.clear()
-    after = PooledExpertQuery.stats()
+    after = PooledExpertQuery.stats
     assert after["pool_size"] <= 4096
     assert after["discarded"] > before["discarded"]
 
@@ -1183,6 +1189,7 @@ def _through_two_records(q, canary):
     ],
 )
 @pytest.mark.parametrize("cls", [PooledExpertQuery, Query, SlottedQuery])
+@pytest.mark.slow
 def test_cycles_are_collected(tie, cls):
     for collected_at_once in (False, True):
         q, canary = cls(**QUERY), Canary()
@@ -1402,7 +1409,7 @@ def test_allocation_failure(fail_allocations, cls, least, full):
             lambda: cls.from_dict(data),
             lambda: repr(record),
             lambda: record == cls(**full),
-            lambda: cls.stats(),
+            lambda: cls.stats,
         ):
             fail_allocations(call, check=unchanged)
         for name in full:
@@ -1431,7 +1438,7 @@ def test_allocation_failure_on_new_memory(fail_allocations):
         held.append(query())
 
     # With every idle block in use, each query needs memory of its own.
-    held.extend(query() for _ in range(PooledExpertQuery.stats()["pool_size"] + 1))
+    held.extend(query() for _ in range(PooledExpertQuery.stats["pool_size"] + 1))
     fail_allocations(make)
     assert all(q.title == QUERY["title"] for q in held)
 
@@ -1480,7 +1487,7 @@ def test_no_leaks(leaks_nothing, cls, least, full):
 
     # Idle records keep containers; with all of them there from the start, more of them is a leak.
     scenario()
-    everything = [cls(**full) for _ in range(cls.stats()["pool_size"])]
+    everything = [cls(**full) for _ in range(cls.stats["pool_size"])]
     for record in everything:
         for name in full:
             getattr(record, name)
@@ -1578,8 +1585,9 @@ def test_records_let_go_by_another_thread(hammer):
     hammer(8, work, iterations=20)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@needs_fork
+@quiet_fork
+@pytest.mark.stress
 def test_fork_while_threads_make_records(hammer):
     def work(index):
         if index:

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from support import needs_fork
 
 from synthex_fast import (
     ObjectPool,
@@ -143,8 +144,9 @@ def test_eight_threads_serve_requests(hammer):
     assert stats["released"] + stats["discarded"] == 800
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@needs_fork
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.stress
 def test_fork_while_other_threads_serve_requests():
     parts = service()
     stop = threading.Event()

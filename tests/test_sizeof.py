@@ -5,12 +5,13 @@ import collections
 import dataclasses
 import enum
 import gc
+import io
 import json
 import logging
+import mmap
 import random
 import string
 import sys
-import sysconfig
 import threading
 import tracemalloc
 import types
@@ -19,12 +20,12 @@ import weakref
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import FREE_THREADED, run
 
 import synthex_fast
 from synthex_fast import _sizeof, errors
 from synthex_fast._sizeof import sizeof, sizeof_pair
 
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIST_HEADER = 8 if FREE_THREADED else 0  # list.__sizeof__ leaves it out there
 UNLIMITED = sys.maxsize
 
@@ -175,6 +176,7 @@ def check_against_tracemalloc(make):
 
 
 @pytest.mark.parametrize("make", REALISTIC.values(), ids=REALISTIC.keys())
+@pytest.mark.slow
 def test_account_is_within_5_percent_of_tracemalloc(make):
     check_against_tracemalloc(make)
 
@@ -547,11 +549,8 @@ def test_numpy_subclass_and_foreign_memory():
 
 
 def test_import_leaves_numpy_alone():
-    import subprocess
-
     code = "import sys; from synthex_fast._sizeof import sizeof; sizeof([1.5]); print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert run(code) == "False\n"
 
 
 # --- depth ---
@@ -670,6 +669,82 @@ def test_budget_must_be_a_positive_integer():
     assert sizeof([1.5], budget=2**70) == sizeof([1.5], budget=2**40) == sizeof([1.5])
 
 
+# --- memory that neither __sizeof__ nor a traversal shows, and what both show ---
+
+
+def test_string_io_counts_its_text():
+    text = io.StringIO()
+    text.write("x" * 1_000_000)
+    assert sizeof(text) == pytest.approx(1_000_000, rel=0.05)
+    text.seek(0)
+    text.read(1)
+    # From now on it keeps four bytes a character.
+    assert sizeof(text) == pytest.approx(4_000_000, rel=0.05)
+    text.close()
+    assert sizeof(text) < 1000
+
+
+def test_bytes_io_and_array_count_their_buffers():
+    binary = io.BytesIO()
+    binary.write(bytes(1_000_000))
+    assert sizeof(binary) == pytest.approx(binary.__sizeof__(), rel=0.05)
+    assert sizeof(binary) >= 1_000_000
+    assert sizeof(array.array("d", [0.0]) * 100_000) == pytest.approx(800_000, rel=0.05)
+
+
+def test_an_anonymous_map_counts_its_length():
+    mapped = mmap.mmap(-1, 1 << 20)
+    assert sizeof(mapped) == pytest.approx(1 << 20, rel=0.05)
+    mapped.close()
+    assert sizeof(mapped) < 1000
+
+
+def test_a_sizeof_that_counts_what_it_refers_to_is_not_added_to_it():
+    class Deep:
+        def __init__(self):
+            self.data = [bytearray(10_000) for _ in range(10)]
+
+        def __sizeof__(self):
+            return object.__sizeof__(self) + sizeof(self.data)
+
+    assert sizeof(Deep()) == pytest.approx(sizeof(Deep().data), rel=0.05)
+
+
+def test_a_sizeof_that_counts_only_the_object_is_added_to_what_it_refers_to():
+    class Shallow:
+        def __init__(self):
+            self.data = bytearray(10_000)
+
+        def __sizeof__(self):
+            return object.__sizeof__(self) + 1000
+
+    assert sizeof(Shallow()) == pytest.approx(11_000, rel=0.05)
+
+
+def test_pandas_frames_and_indexes_count_once():
+    pandas = pytest.importorskip("pandas")
+    numpy = pytest.importorskip("numpy")
+    frame = pandas.DataFrame({"a": numpy.arange(125_000), "b": numpy.arange(125_000.0)})
+    assert sizeof(frame) == pytest.approx(2_000_000, rel=0.05)
+    index = pandas.Index(numpy.arange(125_000))
+    assert sizeof(index) == pytest.approx(1_000_000, rel=0.05)
+    assert sizeof(pandas.Series(numpy.arange(125_000.0), index=index)) == pytest.approx(2_000_000, rel=0.05)
+    frames = [pandas.DataFrame({"a": numpy.arange(125_000)}, index=index) for _ in range(2)]
+    assert sizeof(frames) == pytest.approx(3_000_000, rel=0.05)
+    texts = pandas.Series([f"text {n}" for n in range(10_000)], dtype=object)
+    assert sizeof(texts) == pytest.approx(texts.memory_usage(deep=True), rel=0.05)
+
+
+def test_pyarrow_arrays_tables_and_buffers_count_once():
+    pyarrow = pytest.importorskip("pyarrow")
+    values = pyarrow.array(range(125_000))
+    assert sizeof(values) == pytest.approx(1_000_000, rel=0.05)
+    table = pyarrow.table({"a": values})
+    assert sizeof(table) == pytest.approx(1_000_000, rel=0.05)
+    assert sizeof(table["a"]) == pytest.approx(1_000_000, rel=0.05)
+    assert sizeof(pyarrow.allocate_buffer(1_000_000)) == pytest.approx(1_000_000, rel=0.05)
+
+
 # --- hostile values ---
 
 
@@ -729,6 +804,7 @@ class Hostile:
 
 @pytest.mark.parametrize("kind", ["list", "dict", "set", "deque", "instance", "namespace"])
 @pytest.mark.parametrize("how", ["clear", "grow", "drop"])
+@pytest.mark.stress
 def test_containers_changed_under_the_walk_are_safe(kind, how):
     for position in range(4):
         holder = {}

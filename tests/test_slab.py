@@ -10,9 +10,7 @@ import os
 import pickle
 import signal
 import statistics
-import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import weakref
@@ -22,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import FREE_THREADED, in_child, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import PooledExpertResponse
 from synthex_fast._slab import Aggregate, AggregateRow, Columns, ResponseBuffer
@@ -32,9 +31,6 @@ from synthex_fast.errors import (
     BufferFullError,
     BufferPausedError,
 )
-
-FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def answer(query="q", expert="e", confidence=0.5):
@@ -964,8 +960,7 @@ def start_adding(buffer, *responses):
     before = buffer.stats["waited"]
     thread = threading.Thread(target=put, daemon=True)
     thread.start()
-    while thread.is_alive() and buffer.stats["waited"] == before:
-        time.sleep(0.001)
+    wait_for(lambda: not thread.is_alive() or buffer.stats["waited"] > before)
     return thread, outcome
 
 
@@ -1200,8 +1195,7 @@ def test_ctrl_c_ends_the_wait():
     buffer.pause()
 
     def interrupt():
-        while not buffer.stats["waited"]:
-            time.sleep(0.001)
+        wait_for(lambda: buffer.stats["waited"])
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -1297,26 +1291,23 @@ def test_two_threads_that_pause_and_many_that_wait(hammer):
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_a_forked_child_has_a_paused_buffer_of_its_own():
     buffer = ResponseBuffer(10)
     buffer.pause(wait=True)
     thread, outcome = start_adding(buffer, answer("parent"))
-    child = os.fork()
-    if child == 0:
-        try:
-            good = buffer.paused and buffer.resume() and not buffer.paused
-            buffer.add(answer("child"))
-            good = good and buffer.queries == ("child",) and buffer.pause(wait=0.001)
-            try:
-                buffer.add(answer())
-                good = False
-            except BufferPausedError:
-                pass
-            os._exit(0 if good else 1)
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child():
+        assert buffer.paused
+        assert buffer.resume()
+        assert not buffer.paused
+        buffer.add(answer("child"))
+        assert buffer.queries == ("child",)
+        assert buffer.pause(wait=0.001)
+        with pytest.raises(BufferPausedError):
+            buffer.add(answer())
+
+    in_child(child)
     assert thread.is_alive() and not outcome
     buffer.resume()
     thread.join(30)
@@ -1332,7 +1323,7 @@ def test_a_waiting_daemon_does_not_keep_the_interpreter_from_ending():
         "[threading.Thread(target=put, daemon=True).start() for _ in range(4)]\n"
         "while buffer.stats['waited'] < 4: time.sleep(0.001)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run(code, stderr=None)
 
 
 # aggregate --------------------------------------------------------------------------------------------------
@@ -2019,7 +2010,7 @@ def test_threads_that_change_what_is_being_added(hammer):
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_a_flush_in_a_thread_that_a_fork_left_behind_does_not_block_the_child():
     entered, leave = threading.Event(), threading.Event()
 
@@ -2035,24 +2026,22 @@ def test_a_flush_in_a_thread_that_a_fork_left_behind_does_not_block_the_child():
     worker.start()
     assert entered.wait(10)
     view = buffer.columns()
-    child = os.fork()
-    if child == 0:
-        try:
-            leave.set()
-            good = buffer.flush() == rows and len(buffer) == 0 and len(view.query) == 4
-            buffer.add(rows[0])
-            good = good and buffer.flush() == rows[:1]
-            os._exit(0 if good else 1)
-        finally:
-            os._exit(2)
+
+    def child():
+        leave.set()
+        assert buffer.flush() == rows
+        assert (len(buffer), len(view.query)) == (0, 4)
+        buffer.add(rows[0])
+        assert buffer.flush() == rows[:1]
+
+    in_child(child)
     leave.set()
     worker.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(buffer) == 0
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_a_fork_in_the_handler_goes_on_in_both_processes():
     child = None
 
@@ -2076,7 +2065,7 @@ def test_a_fork_in_the_handler_goes_on_in_both_processes():
 
 
 @needs_fork
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@quiet_fork
 def test_forks_while_threads_use_the_buffer(hammer):
     buffer = ResponseBuffer(64, on_flush=take)
 
@@ -2086,30 +2075,20 @@ def test_forks_while_threads_use_the_buffer(hammer):
         buffer.columns()
         buffer.aggregate()
 
-    def fork():
-        child = os.fork()
-        if child == 0:
-            try:
-                buffer.flush()
-                for _ in range(20):
-                    buffer.add_batch(answers(5))
-                buffer.columns()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    def child():
+        buffer.flush()
+        for _ in range(20):
+            buffer.add_batch(answers(5))
+        buffer.columns()
 
-    hammer(4, lambda i: fork() if i == 0 else work(), iterations=8)
+    hammer(4, lambda i: in_child(child) if i == 0 else work(), iterations=8)
 
 
 # The interpreter --------------------------------------------------------------------------------------------
 
 
 def test_importing_leaves_numpy_out():
-    code = (
-        "import sys, synthex_fast._slab; assert 'numpy' not in sys.modules and 'logging' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run("import sys, synthex_fast._slab; assert 'numpy' not in sys.modules and 'logging' not in sys.modules")
 
 
 def scenario():

@@ -4,10 +4,8 @@ import contextlib
 import copy
 import gc
 import math
-import os
 import pickle
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -18,23 +16,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import POLICIES, Clock, needs_fork, run, wait_for
 
 from synthex_fast import TTLDict, _sweeper, create_memory_aware_ttl_dict
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, ValueTooLargeError
 
-POLICIES = ["fifo", "lru", "sieve", "s3fifo"]
 # What the dict itself costs per entry; the one figure of the account that tests need to know.
 ENTRY = TTLDict(sizeof=lambda k, v: 0)
 ENTRY["a"] = 1
 ENTRY = ENTRY.nbytes
-
-
-class Clock:
-    def __init__(self, now=0.0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 class Hostile:
@@ -1283,13 +1273,15 @@ def test_an_initialisation_that_fails_may_be_repeated():
 def test_a_pickled_dict_keeps_the_seconds_that_were_left():
     d = TTLDict()
     d.set("a", 1, ttl=100)
-    script = (
-        "import pickle,sys,time; d=pickle.load(sys.stdin.buffer); print(d.expires_at('a')-time.monotonic())"
+    left = run(
+        """
+        import pickle, sys, time
+        d = pickle.loads(bytes.fromhex(sys.argv[1]))
+        print(d.expires_at("a") - time.monotonic())
+        """,
+        arguments=[pickle.dumps(d).hex()],
     )
-    left = subprocess.run(
-        [sys.executable, "-c", script], input=pickle.dumps(d), capture_output=True, check=True
-    )
-    assert 90 < float(left.stdout) <= 100.1
+    assert 90 < float(left) <= 100.1
 
 
 class Sub(TTLDict):
@@ -1484,29 +1476,31 @@ def test_without_memory_nothing_changes(fail_allocations, name, timed):
 def test_eight_threads(hammer, policy):
     d = TTLDict(64, 0.02, memory_limit=64 * 400, policy=policy, on_evict=lambda *entry: None)
     rng = [random.Random(n) for n in range(8)]
+    # Stores and lookups twice as often as the others.
+    operations = ["store", "store", "get", "get", "pop", "setdefault", "iterate", "count", "touch"]
 
     def body(index):
         key = rng[index].randrange(100)
-        match rng[index].randrange(9):
-            case 0 | 1:
+        match rng[index].choice(operations):
+            case "store":
                 d[key] = (key, "x" * 10)
-            case 2:
+            case "pop":
                 d.pop(key, None)
-            case 3:
+            case "setdefault":
                 d.setdefault(str(key), (str(key),))
-            case 4:
+            case "iterate":
                 try:
                     for k, v in d.items():
                         assert v[0] == k
                 except RuntimeError as e:
                     assert "changed size" in str(e)
-            case 5:
+            case "count":
                 assert len(d) <= 64
-            case 6:
+            case "touch":
                 d.touch(key)
                 if rng[index].randrange(50) == 0:
                     d.clear()
-            case _:
+            case "get":
                 value = d.get(key)
                 assert value is None or value[0] == key
 
@@ -1531,15 +1525,6 @@ def test_hostile_keys_in_threads(hammer):
     assert len(d) <= 30
 
 
-def wait_for(condition, seconds=15):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 def test_the_sweeper_frees_what_nobody_touches():
     class Value:
         pass
@@ -1551,7 +1536,7 @@ def test_the_sweeper_frees_what_nobody_touches():
     still = TTLDict(ttl=0.05, sweep=False)
     still["a"] = kept
     del swept, kept
-    assert wait_for(lambda: refs[0]() is None)
+    wait_for(lambda: refs[0]() is None)
     assert refs[1]() is not None
     # A nearer deadline brings the sweeper forward.
     value = Value()
@@ -1559,7 +1544,7 @@ def test_the_sweeper_frees_what_nobody_touches():
     d.set("far", 1, ttl=1000)
     d.set("near", value, ttl=0.05)
     del value
-    assert wait_for(lambda: ref() is None)
+    wait_for(lambda: ref() is None)
     assert len(d) == 1
     assert len(still) == 0
 
@@ -1574,7 +1559,7 @@ def test_the_sweeper_holds_no_dict_and_frees_a_big_backlog():
     del d
     gc.collect()
     assert ref() is None
-    assert wait_for(lambda: len(gone) == 20_000)
+    wait_for(lambda: len(gone) == 20_000)
     assert set(gone) == {"expired"}
 
 
@@ -1588,9 +1573,9 @@ def test_the_sweeper_survives_callbacks_that_raise():
     try:
         d = TTLDict(ttl=0.02, on_evict=refuse)
         d["a"] = 1
-        assert wait_for(lambda: seen)
+        wait_for(lambda: seen)
         d["b"] = 1
-        assert wait_for(lambda: len(seen) == 2)
+        wait_for(lambda: len(seen) == 2)
     finally:
         sys.unraisablehook = hook
 
@@ -1620,7 +1605,7 @@ def test_the_sweeper_plans_one_visit_for_each_client():
     visits = []
     client = Swept(lambda budget: visits.append(budget) or (0.0 if len(visits) < 5 else math.inf))
     _sweeper.schedule(client, 0.0)
-    assert wait_for(lambda: len(visits) == 5 and id(client) not in _sweeper._visits)
+    wait_for(lambda: len(visits) == 5 and id(client) not in _sweeper._visits)
     assert all(0 < budget <= 0.1 for budget in visits)
 
 
@@ -1636,9 +1621,10 @@ def test_a_client_scheduled_while_it_is_visited_is_visited_again():
 
     client = Swept(sweep)
     _sweeper.schedule(client, 0.0)
-    assert wait_for(lambda: len(visits) == 2)
+    wait_for(lambda: len(visits) == 2)
 
 
+@pytest.mark.slow
 def test_a_client_whose_sweep_raises_is_visited_again_and_keeps_nobody_waiting(monkeypatch):
     seen, visits = [], []
     monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_type))
@@ -1656,7 +1642,7 @@ def test_a_client_whose_sweep_raises_is_visited_again_and_keeps_nobody_waiting(m
     other = []
     late = Swept(lambda budget: other.append(1) or math.inf)
     _sweeper.schedule(late, time.monotonic())
-    assert wait_for(lambda: len(visits) == 2 and other)
+    wait_for(lambda: len(visits) == 2 and other)
     assert seen == [ZeroDivisionError]
 
 
@@ -1681,7 +1667,7 @@ def test_finalisers_that_run_in_the_agenda_lose_nobody():
         _sweeper.schedule(dying, time.monotonic() + 1e6)
     del dying
     gc.collect()
-    assert wait_for(lambda: len(visits) >= 300)
+    wait_for(lambda: len(visits) >= 300)
     assert set(visits) == set(range(300))
 
 
@@ -1710,10 +1696,11 @@ def test_signals_pass_and_the_sweeper_is_called_again(monkeypatch):
     gone = weakref.ref(value := Swept(None))
     e["last"] = value
     del value
-    assert wait_for(lambda: gone() is None)
+    wait_for(lambda: gone() is None)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
+@pytest.mark.slow
 def test_a_child_forked_in_the_middle_of_a_visit_visits_again():
     script = """
 import os, sys, threading, time
@@ -1743,13 +1730,11 @@ while len(gone) < 100 and time.monotonic() < end:
     time.sleep(0.01)
 assert (code, len(gone)) == (0, 100), (code, len(gone))
 """
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=100
-    )
-    assert run.returncode == 0, run.stderr
+    run(script, "-W", "ignore", stderr=None)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
+@pytest.mark.stress
 def test_fork_with_threads_and_sweeper():
     script = """
 import os, sys, threading, time, warnings
@@ -1795,10 +1780,7 @@ assert codes == [0] * 8, codes
 """
     # The sweeper alone must not make a process that forks look multi-threaded: that is a warning from 3.12 on.
     for mode in ("alone", "threads"):
-        run = subprocess.run(
-            [sys.executable, "-c", script, mode], capture_output=True, text=True, timeout=100
-        )
-        assert run.returncode == 0, (mode, run.stderr)
+        run(script, arguments=[mode], stderr=None)
 
 
 def test_the_process_ends_with_the_sweeper_at_work():
@@ -1813,8 +1795,7 @@ class AtEnd:
         d["late"] = 1
 d["x"] = AtEnd()
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stderr) == (0, "")
+    run(script)
 
 
 def test_no_thread_is_started_without_need():
@@ -1826,7 +1807,7 @@ e = TTLDict(10, ttl=5, sweep=False); e["a"] = 1
 f = TTLDict(10, ttl=5, timer=lambda: 1.0); f["a"] = 1
 assert threading.active_count() == 1
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    run(script)
 
 
 def test_a_large_empty_table_gives_its_memory_back():

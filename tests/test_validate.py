@@ -11,6 +11,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import run, wait_for
 
 from synthex_fast.errors import TunerRunningError
 from synthex_fast.validate import _allocations, corpus, figures, process_memory, rounds
@@ -59,19 +60,14 @@ class TestCorpus:
     def test_follows_from_its_seed_alone(self, requests):
         make = "from synthex_fast.validate import corpus; print(corpus.digest(corpus.make({})))"
         digests = [
-            subprocess.run(
-                [sys.executable, "-c", make.format(seed)],
-                capture_output=True,
-                text=True,
-                check=True,
-                env=rounds._environment() | {"PYTHONHASHSEED": hashes},
-            ).stdout.strip()
+            run(make.format(seed), PYTHONHASHSEED=hashes).strip()
             for seed, hashes in ((SEED, "1"), (SEED, "2"), (SEED + 1, "1"))
         ]
         assert digests[0] == digests[1] == corpus.digest(requests)
         assert digests[2] != digests[0]
 
 
+@pytest.mark.slow
 class TestArms:
     def test_return_the_consensus_that_follows_from_the_confidences(self, arm, requests):
         levels = set()
@@ -230,9 +226,7 @@ class TestBackground:
         time.sleep(0.05)
         assert not ran
         background.resume()
-        deadline = time.monotonic() + 5
-        while len(ran) < 3 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_for(lambda: len(ran) >= 3)
         background.pause()
         count = len(ran)
         assert count >= 3

@@ -1,8 +1,8 @@
-"""Checks of arguments, so that every part of the package accepts the same values and refuses the rest in the same words.
+"""Argument checks: every part of the package accepts the same values and refuses the rest in the same words.
 
 Each check takes the argument's name first and raises `ArgumentTypeError` or `ArgumentValueError` with that name, the
-value that came and what is allowed. A bool is never taken for a number, nor a string for one. What a value's own
-``__index__`` or ``__float__`` raises is passed on, except an `OverflowError`, which means out of range.
+value received and what is allowed. Neither a bool nor a string is accepted as a number. Exceptions from the value's own
+``__index__`` or ``__float__`` propagate, except `OverflowError`, which means out of range.
 
 Cython code cimports the ``cdef`` functions; the ``def`` functions below are their faces for Python code.
 """
@@ -54,7 +54,7 @@ cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") ex
 
 
 cdef double real(str name, object value, str allowed) except? -1.0:
-    """The value as a C double, infinite where it is beyond all of them; NaN is let through to the caller's own check."""
+    """The value as a C double, infinite if it is out of range. NaN passes: the caller's range check refuses it."""
     if type(value) is float:
         return value
     if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
@@ -66,7 +66,7 @@ cdef double real(str name, object value, str allowed) except? -1.0:
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
-    """A positive number of seconds; `math.inf`, and None if `optional`, for ever. A finite value must fit a double."""
+    """A positive number of seconds. Infinity, and None if `optional`, mean for ever; finite values must fit doubles."""
     cdef double number
     cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
@@ -127,7 +127,7 @@ def whole_number(name, value, least=1, most=PY_SSIZE_T_MAX, *, unit="", optional
 
 
 def positive_seconds(name, value, *, optional=False):
-    """The value as a float above 0; `math.inf`, and with `optional` None, for ever, which is returned as infinity.
+    """The value as a float above 0. `math.inf`, and None if `optional`, mean for ever and are returned as infinity.
 
     >>> positive_seconds("ttl", 3), positive_seconds("ttl", None, optional=True)
     (3.0, inf)

@@ -1,8 +1,8 @@
 """Version-4 UUIDs (RFC 9562) as text, from the system's CSPRNG drawn in batches.
 
-One call of ``os.urandom`` serves `BATCH` identifiers, and the bytes of each are wiped as it is made. A batch is used only
-in the process that drew it: it notes how many forks led there (`synthex_fast._forks`, which sees forks made in C too),
-and a child draws its own. On the free-threaded build each thread has a batch of its own, so no lock is taken there.
+One call of ``os.urandom`` serves `BATCH` identifiers, and the bytes of each are wiped as it is made. A batch is used
+only in the process that drew it: it records the fork count (`synthex_fast._forks`, which sees forks made in C too), and
+a child draws its own. On the free-threaded build each thread has its own batch, so no lock is taken there either.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING

@@ -52,8 +52,7 @@ NORMAL, WARNING, HIGH, CRITICAL, EMERGENCY = range(5)
 # The share of the limit at which each level begins, and how far below it memory must fall for the level to end.
 MARKS = (0.0, 0.70, 0.80, 0.90, 0.95)
 HYSTERESIS = 0.03
-# Below this share of the container's limit the reclaimable part of the charge changes no decision, and it is the
-# dearest figure to read.
+# Below this share of the container's limit the reclaimable part of the charge changes no decision.
 RECLAIMABLE_FROM = 0.9 * MARKS[WARNING]
 
 
@@ -87,7 +86,8 @@ def working_set(
 ) -> int:
     """The part of a container's charge that the kernel can't take back.
 
-    ``reclaimable`` is asked only above the share ``asked_from`` of the limit.
+    ``reclaimable`` is called only above the share ``asked_from`` of the limit, because it is the most expensive figure
+    to read.
     """
     if charge <= asked_from * limit:
         return charge

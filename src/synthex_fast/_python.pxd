@@ -1,8 +1,8 @@
 """The interpreter's C API, declared once for every module of the package.
 
-Cython's own ``cpython`` headers declare most of these on ``object``, which adds reference counting that the callers here
-do themselves. The comment beside a function says what happens to a reference where its name does not. A function that
-is declared without ``except`` returns NULL or -1 with the error set: its callers have something to put right first.
+Cython's own ``cpython`` headers declare most of these on ``object``, which adds reference counting that the callers
+here do themselves. A comment says who owns a reference where the function's name does not. A function declared without
+``except`` returns NULL or -1 with the error set: its callers have state to restore before they raise.
 """
 
 from cpython.object cimport PyObject

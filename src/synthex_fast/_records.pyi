@@ -1,6 +1,6 @@
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from typing_extensions import disjoint_base
 
@@ -15,14 +15,8 @@ _Type: TypeAlias = (
 _Priority: TypeAlias = QueryPriority | Literal["low", "medium", "high", "critical"]
 _Texts: TypeAlias = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 
-class _Stats(TypedDict):
-    created: int
-    reused: int
-    released: int
-    discarded: int
-    aliased: int
-    pool_size: int
-    reuse_rate: float
+class RecordStats(dict[str, int | float]):
+    def __call__(self) -> dict[str, int | float]: ...
 
 @disjoint_base
 class PooledExpertQuery:
@@ -106,8 +100,7 @@ class PooledExpertQuery:
     def created_at(self, value: datetime | None) -> None: ...
     def reset(self) -> None: ...
     def release(self) -> None: ...
-    @staticmethod
-    def stats() -> _Stats: ...
+    stats: ClassVar[RecordStats]
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self: ...
@@ -182,8 +175,7 @@ class PooledExpertResponse:
     def timestamp(self, value: datetime | None) -> None: ...
     def reset(self) -> None: ...
     def release(self) -> None: ...
-    @staticmethod
-    def stats() -> _Stats: ...
+    stats: ClassVar[RecordStats]
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self: ...

@@ -1401,6 +1401,35 @@ cdef dict counts(Shape* shape):
     }
 
 
+class RecordStats(dict):
+    """What a record type's ``stats`` is: a dict, as other parts' ``stats`` are, that may be called as well.
+
+    The report spells it as a call, which returns the same counts as a plain dict.
+    """
+
+    __slots__ = ()
+
+    def __call__(self):
+        return dict(self)
+
+
+cdef class StatsAttribute:
+    """Counts since the import, for the type and its instances, under the keys of `ObjectPool.stats`.
+
+    ``created`` counts records whose memory was allocated, ``reused`` those made in memory used before. ``aliased`` is
+    always 0: memory is reused only after its record is gone. Instances of subclasses are not counted.
+
+    >>> from synthex_fast import PooledExpertQuery
+    >>> PooledExpertQuery.stats["aliased"]
+    0
+    """
+
+    cdef Shape* shape
+
+    def __get__(self, instance, owner):
+        return RecordStats(counts(self.shape))
+
+
 cdef tuple query_values(PyObject* op):
     """All fields in the order of the constructor; untouched containers come as new empty ones."""
     return (
@@ -1559,18 +1588,6 @@ cdef class PooledExpertQuery:
     def __exit__(self, *exc_info):
         self.release()
 
-    @staticmethod
-    def stats():
-        """Counts since the import, under the keys that `ObjectPool.stats` has.
-
-        ``created`` counts queries whose memory was allocated, ``reused`` those made in memory used before;
-        ``aliased`` is always 0, since memory is used again only when nobody has the query. Subclasses count nowhere.
-
-        >>> PooledExpertQuery.stats()["aliased"]
-        0
-        """
-        return counts(&QUERY)
-
     def to_dict(self):
         """All fields as a dict of plain texts, lists and dicts, times in ISO 8601: what `json.dumps` takes.
 
@@ -1680,18 +1697,6 @@ cdef class PooledExpertResponse:
     def __exit__(self, *exc_info):
         self.release()
 
-    @staticmethod
-    def stats():
-        """Counts since the import, under the keys that `ObjectPool.stats` has.
-
-        ``created`` counts responses whose memory was allocated, ``reused`` those made in memory used before;
-        ``aliased`` is always 0, since memory is used again only when nobody has the response. Subclasses count nowhere.
-
-        >>> PooledExpertResponse.stats()["aliased"]
-        0
-        """
-        return counts(&RESPONSE)
-
     def to_dict(self):
         """All fields as a dict of plain texts, numbers and dicts, the time in ISO 8601: what `json.dumps` takes.
 
@@ -1794,6 +1799,7 @@ cdef int install(
     const char* acquire_doc
 ) except -1:
     cdef int i
+    cdef StatsAttribute stats
     cdef Type* cls = shape.type
     cdef char* doc = <char*>PyMem_RawMalloc(strlen(signature) + strlen(cls.tp_doc) + 1)
     if doc == NULL:
@@ -1807,6 +1813,9 @@ cdef int install(
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
     PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(<PyTypeObject*>cls, acquiring))
+    stats = StatsAttribute.__new__(StatsAttribute)
+    stats.shape = shape
+    PyDict_SetItemString(cls.tp_dict, "stats", stats)
     # In front of the docstring, where inspect.signature() finds it. It is kept for as long as the type: for ever.
     strcpy(doc, signature)
     strcpy(doc + strlen(signature), cls.tp_doc)

@@ -15,6 +15,8 @@ from cpython.object cimport PyObject
 
 from synthex_fast._sync cimport unlikely
 
+import io
+
 from synthex_fast import errors
 
 __all__ = ["sizeof", "sizeof_pair"]
@@ -138,6 +140,20 @@ cdef extern from *:
         return slot->hash == -1 ? NULL : slot->key;
     }
     #define synthex_set_entry sizeof(setentry)
+
+    /* How an io.StringIO begins. Once something but appending was done to it, it keeps four bytes a character. */
+    typedef struct {
+        PyObject_HEAD
+        Py_UCS4 *buffer;
+        Py_ssize_t position;
+        Py_ssize_t length;
+        size_t room;
+        int state;
+    } synthex_string_io;
+    static inline int64_t synthex_string_io_bytes(PyObject *o) {
+        synthex_string_io *text = (synthex_string_io *)o;
+        return text->state == 1 ? (int64_t)(text->room * sizeof(Py_UCS4)) : -1;
+    }
     """
     ctypedef object (*PyCFunction)(PyObject*, PyObject*)
     ctypedef int (*visitproc)(PyObject*, void*) noexcept
@@ -182,6 +198,7 @@ cdef extern from *:
     bint set_outside "synthex_set_outside"(PyObject*) noexcept
     PyObject* set_key "synthex_set_key"(PyObject*, Py_ssize_t) noexcept
     const Py_ssize_t SET_ENTRY "synthex_set_entry"
+    int64_t string_io_bytes "synthex_string_io_bytes"(PyObject*) noexcept
 
     TypeObject PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type
     TypeObject PyModule_Type, PyFunction_Type, PyCFunction_Type, PyCode_Type
@@ -231,6 +248,7 @@ cdef enum:
     ARRAY = 4                 # numpy.ndarray: besides, the memory that a view keeps alive
     MAPPING = 5               # a dict subclass: its traversal doesn't show the keys
     PLAIN_MAPPING = 6         # the same, with nothing worth a traversal besides
+    EXTERNAL = 7              # themselves, and memory that neither __sizeof__ nor a traversal shows
     OWN_SIZER = 8             # added to the others: __sizeof__ is looked up and called each time
 
     LIST = 0
@@ -254,6 +272,7 @@ cdef struct Frame:
     Py_ssize_t done           # children that are settled
     Py_ssize_t expected       # REFERENTS only: all its children
     int64_t before            # the total before its children
+    int64_t claimed           # REFERENTS only: bytes that a __sizeof__ written in Python adds to the object itself
     int kind
 
 
@@ -411,6 +430,7 @@ cdef int push_frame(Walk* w, PyObject* owner, int kind, Py_ssize_t at, Py_ssize_
     frame.done = 0
     frame.expected = expected
     frame.before = w.total
+    frame.claimed = 0
     frame.kind = kind
     w.depth += 1
     return 0
@@ -473,6 +493,33 @@ cdef bint is_numpy_array(TypeObject* type) noexcept:
     return False
 
 
+cdef bint is_named(TypeObject* type, const char* name) noexcept:
+    """Whether the type is, or inherits from, one made in C under that name. Nothing needs to be imported to tell."""
+    while type != NULL:
+        if strcmp(type.tp_name, name) == 0:
+            return True
+        type = type.tp_base
+    return False
+
+
+cdef int64_t external_bytes(PyObject* o) except -1:
+    """Memory of an io.StringIO, an mmap or a pyarrow buffer that lies outside of the object itself."""
+    cdef object value = <object>o
+    cdef int64_t nbytes
+    try:
+        if is_named(Py_TYPE(o), "_io.StringIO"):
+            nbytes = string_io_bytes(o)
+            if nbytes < 0:
+                # Until something other than an append happens, it holds an ordinary text.
+                text = io.StringIO.getvalue(value)
+                nbytes = max(leaf_bytes(<PyObject*>text), <int64_t>0)
+            return nbytes
+        return checked_size(o, len(value) if is_named(Py_TYPE(o), "mmap.mmap") else value.size)
+    except ValueError:
+        # It has been closed.
+        return 0
+
+
 cdef int treatment_of(TypeObject* type) except -1:
     if (
         type.tp_flags & Py_TPFLAGS_TYPE_SUBCLASS
@@ -512,7 +559,25 @@ cdef int treatment_of(TypeObject* type) except -1:
         if strcmp(type.tp_name, "collections.OrderedDict") == 0:
             return PLAIN_MAPPING
         return MAPPING
-    return ARRAY if is_numpy_array(type) else DEEP
+    if is_numpy_array(type):
+        return ARRAY
+    if is_named(type, "_io.StringIO") or is_named(type, "mmap.mmap") or is_named(type, "pyarrow.lib.Buffer"):
+        return EXTERNAL
+    return DEEP
+
+
+cdef bint counts_referents(object method) except -1:
+    """Whether it is pandas' ``__sizeof__``, which adds up everything that a traversal finds as well.
+
+    A frame and its index may be shared with others, so the traversal, which counts them once, is the better figure.
+    """
+    try:
+        module = method.__module__
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+    return isinstance(module, str) and module.partition(".")[0] == "pandas"
 
 
 cdef int describe(TypeObject* type, TypeEntry* entry) except -1:
@@ -528,7 +593,7 @@ cdef int describe(TypeObject* type, TypeEntry* entry) except -1:
     entry.sizer = NULL
     if entry.treatment != NOTHING:
         method = (<object>(<PyObject*>type)).__sizeof__
-        if method is not object_sizeof:
+        if method is not object_sizeof and not counts_referents(method):
             entry.fixed = pre_header(type)
             entry.sizer = plain_method(<PyObject*>method)
             if entry.sizer == NULL:
@@ -685,6 +750,7 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
     cdef TypeEntry* known = type_slot(type)
     cdef TypeEntry entry
     cdef int64_t nbytes
+    cdef int64_t claimed = 0
     cdef object cls, size
     # A copy: Python code that runs below may put another type into the slot.
     entry = known[0]
@@ -701,11 +767,14 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
     elif entry.treatment & OWN_SIZER:
         cls = <object>(<PyObject*>type)
         size = cls.__sizeof__(<object>o)
-        add(w, checked_size(o, size))
+        claimed = checked_size(o, size)
+        add(w, claimed)
+        claimed = max(<int64_t>0, claimed - type.tp_basicsize)
     elif entry.each:
         nbytes += entry.each * abs(Py_SIZE(o))
     add(w, nbytes + attribute_bytes(o))
     w.frames[w.depth - 1].before = w.total
+    w.frames[w.depth - 1].claimed = claimed
     entry.treatment &= ~OWN_SIZER
     if entry.treatment == SHALLOW:
         pop_frame(w)
@@ -724,6 +793,8 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
         push_frame(w, o, DICT, 0, 0)
     if entry.treatment == ARRAY:
         enter_array(w, <object>o)
+    if entry.treatment == EXTERNAL:
+        add(w, external_bytes(o))
     return 0
 
 
@@ -902,6 +973,19 @@ cdef void estimate(Walk* w, Frame* frame) noexcept:
     add(w, <int64_t>rest if rest < <double>MOST else MOST)
 
 
+cdef void leave_frame(Walk* w) noexcept:
+    """Pops a frame that has been read to its end.
+
+    A ``__sizeof__`` written in Python may count what the object refers to, or only what nothing else shows. Where it
+    claims about as much as was found behind the object, it is taken to be the former, and the larger figure counts.
+    """
+    cdef Frame* frame = &w.frames[w.depth - 1]
+    cdef int64_t found = w.total - frame.before
+    if frame.claimed and found // 2 <= frame.claimed and frame.claimed // 2 <= found:
+        w.total -= min(frame.claimed, found)
+    pop_frame(w)
+
+
 cdef int settle(Walk* w) except -1:
     """Reads until the stack is empty."""
     cdef Frame* frame
@@ -915,7 +999,7 @@ cdef int settle(Walk* w) except -1:
                 # What comes beside the part cut short may differ in kind: each level gets half the reserve.
                 w.left = w.reserve >> 1
                 w.reserve -= w.left
-            pop_frame(w)
+            leave_frame(w)
             continue
         key = NULL
         if frame.kind == DICT:
@@ -938,7 +1022,7 @@ cdef int settle(Walk* w) except -1:
             if w.left > 0 or children(frame) <= frame.done:
                 if frame.expected > frame.done:
                     estimate(w, frame)
-                pop_frame(w)
+                leave_frame(w)
             continue
         if key != NULL:
             # Key and value are both to be entered: the key waits on the stack of referents.

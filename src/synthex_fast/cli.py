@@ -1,4 +1,7 @@
-"""``synthex-fast`` on the command line."""
+"""The command ``synthex-fast``: ``validate`` and ``node-flags``.
+
+A wrong argument ends it with status 2 and one line on stderr. What only one command needs is imported by that command.
+"""
 
 import argparse
 import math
@@ -13,20 +16,20 @@ from typing import NoReturn
 
 import synthex_fast
 
-# What the shell says of a program that a signal ended.
+# The status that a shell reports for a program ended by a signal.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """A parser that complains in one line: the usage is there for who asks for it with ``--help``."""
+    """A parser that reports an error in one line, without the usage: ``--help`` shows that."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: like KeyboardInterrupt, nothing that an ``except Exception`` may swallow."""
+    """SIGTERM was received. Like KeyboardInterrupt, it must not be caught by ``except Exception``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,31 +56,32 @@ def _parser() -> argparse.ArgumentParser:
 def _add_validate(commands) -> None:
     validate = commands.add_parser(
         "validate",
-        help="run the report's workload in three versions and compare them",
-        description="Runs the memory report's workload as the service does it today, as the report "
-        "recommends and with this package, each in its own process, and prints what was measured beside "
-        "what the report promised. Takes less than a minute unless --seconds says otherwise.",
+        help="run one workload on three versions of a service and compare them",
+        description="Runs the workload of the memory report (an analysis of a Python service's memory use, "
+        "with recommendations and the gains it expects) on three versions of the service: as it is today, as "
+        "the report recommends, and with this package. Each runs in a process of its own. Prints the "
+        "measurements next to the report's targets. Takes less than a minute unless --seconds is given.",
         allow_abbrev=False,
     )
     validate.add_argument(
         "--seconds",
         type=_seconds,
         metavar="S",
-        help="seconds of load, for all arms together; some seconds of preparation come on top "
-        "(default: what fits into a minute with them)",
+        help="seconds of load, all arms together, in addition to a few seconds of preparation "
+        "(default: as much as fits into a minute)",
     )
     validate.add_argument(
         "--arms",
         type=_arms,
         metavar="A,B",
         default=_known_arms(),
-        help=f"the arms to run, separated by commas (default: {','.join(_known_arms())})",
+        help=f"the arms (versions) to run, separated by commas (default: {','.join(_known_arms())})",
     )
     validate.add_argument(
-        "--seed", type=_seed, metavar="N", default=1, help="the seed of the requests (default: 1)"
+        "--seed", type=_seed, metavar="N", default=1, help="random seed of the requests (default: 1)"
     )
     validate.add_argument(
-        "--json", type=_writable, metavar="FILE", help="write everything that was measured to FILE as well"
+        "--json", type=_writable, metavar="FILE", help="also write all measurements to FILE, as JSON"
     )
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
 
@@ -86,26 +90,27 @@ def _add_node_flags(commands) -> None:
     node_flags = commands.add_parser(
         "node-flags",
         help="print heap flags for a Node process that shares the container",
-        description="Prints V8 flags, sized from a memory limit, on one line: node $(synthex-fast node-flags) app.js",
+        description="Prints V8 heap flags, sized from a memory limit, on one line. "
+        "Use it as: node $(synthex-fast node-flags) app.js",
         allow_abbrev=False,
     )
     node_flags.add_argument(
         "--memory-limit",
         metavar="SIZE",
-        help="bytes, or a size like 512MB or 2GB, or a percentage of the container's limit like 80%% "
-        "(default: the container's limit, or the host's memory where there is none)",
+        help="bytes, a size such as 512MB or 2GB, or a percentage of the container's limit such as 80%% "
+        "(default: the container's limit, or the host's memory outside a container)",
     )
     node_flags.add_argument(
         "--share",
         type=_share,
         metavar="S",
         default=0.75,
-        help="the part of it for Node's heap (default: 0.75)",
+        help="the share of it for Node's heap, above 0 and up to 1 (default: 0.75)",
     )
     node_flags.add_argument(
         "--env",
         action="store_true",
-        help='print NODE_OPTIONS=..., as in: env "$(synthex-fast node-flags --env)" node app.js',
+        help='print NODE_OPTIONS=..., for use as: env "$(synthex-fast node-flags --env)" node app.js',
     )
     node_flags.set_defaults(run=lambda parsed, _: _node_flags(node_flags, parsed))
 
@@ -151,9 +156,9 @@ def _arms(text: str) -> tuple[str, ...]:
     arms, known = tuple(part.strip() for part in text.split(",")), _known_arms()
     for arm in arms:
         if arm not in known:
-            raise argparse.ArgumentTypeError(f"knows {', '.join(known)}, not {arm!r}")
+            raise argparse.ArgumentTypeError(f"must be any of {', '.join(known)}, not {arm!r}")
     if len(set(arms)) < len(arms):
-        raise argparse.ArgumentTypeError(f"takes each arm once, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must name each arm once, not {text!r}")
     return arms
 
 
@@ -163,14 +168,12 @@ def _seed(text: str) -> int:
     except ValueError:
         seed = -1
     if seed < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text!r}")
     return seed
 
 
 def _writable(text: str) -> Path:
-    """The path, if a file can be written there; what is there already is left alone until there is
-    something to write.
-    """
+    """The path, if a file can be written there. An existing file stays as it is until there are results."""
     path = Path(text)
     existed = path.exists()
     try:
@@ -203,8 +206,8 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
     status = 0
     with _terminated_in_order():
         try:
-            with _progress(Console(stderr=True)) as say:
-                rounds.run(results, parsed.seconds, say)
+            with _progress(Console(stderr=True)) as show:
+                rounds.run(results, parsed.seconds, show)
         except KeyboardInterrupt:
             status = INTERRUPTED
         except _Terminated:
@@ -238,15 +241,13 @@ def _table_console():
 
 @contextmanager
 def _terminated_in_order():
-    """SIGTERM raises while this lasts, so that the arms' processes are ended and what is finished is
-    shown.
-    """
+    """Turns SIGTERM into an exception, so that the arms' processes are ended and finished rounds are shown."""
 
     def terminate(_signum, _frame):
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread gets signals, and only it may say what they do.
+        # Only the main thread receives signals, and only it may set handlers.
         yield
         return
     before = signal.signal(signal.SIGTERM, terminate)
@@ -258,30 +259,30 @@ def _terminated_in_order():
 
 @contextmanager
 def _progress(console):
-    """Gives ``say(what, share)``: a bar on a terminal, a line for each new thing elsewhere."""
+    """Yields ``show(what, share)``: a progress bar on a terminal, elsewhere a line for each new activity."""
     if not console.is_terminal:
-        said = ""
+        shown = ""
 
-        def say(what: str, _share: float) -> None:
-            nonlocal said
-            if what != said:
-                said = what
+        def show(what: str, _share: float) -> None:
+            nonlocal shown
+            if what != shown:
+                shown = what
                 print(what, file=sys.stderr, flush=True)
 
-        yield say
+        yield show
         return
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    # Drawn when there is something to say and not by a thread of its own: the arms are being timed meanwhile.
+    # Drawn on each call rather than by a thread: the arms are being timed meanwhile.
     columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=1.0)
 
-        def say(what: str, share: float) -> None:
+        def show(what: str, share: float) -> None:
             bar.update(task, description=what, completed=share, refresh=True)
 
-        yield say
+        yield show
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every exception that the package raises of its own accord. Each is also the builtin one that callers expect."""
+"""The exceptions that the package raises. Each also derives from the builtin exception that callers would expect."""
 
 __all__ = [
     "ArgumentTypeError",
@@ -16,11 +16,11 @@ __all__ = [
 
 
 class SynthexFastError(Exception):
-    """Base of all of them, for callers who want to catch whatever the package complains of."""
+    """Base class of all package errors."""
 
 
 class ArgumentValueError(SynthexFastError, ValueError):
-    """An argument or a record's field has the right type and a value that is not allowed."""
+    """An argument or a record's field has the right type but a value that is not allowed."""
 
 
 class ArgumentTypeError(SynthexFastError, TypeError):
@@ -28,11 +28,11 @@ class ArgumentTypeError(SynthexFastError, TypeError):
 
 
 class BatchTooLargeError(ArgumentValueError):
-    """A batch holds more responses than the buffer's ``max_batch``; nothing of it was added."""
+    """A batch holds more responses than the buffer's ``max_batch``; none of them was added."""
 
 
 class ValueTooLargeError(ArgumentValueError):
-    """A key and value weigh more than the dict's whole ``memory_limit``, or a query has more answers than a collector
+    """A key and value are larger than the dict's whole ``memory_limit``, or a query has more responses than a collector
     keeps; nothing was changed.
     """
 
@@ -42,37 +42,37 @@ class BufferFullError(SynthexFastError, OverflowError):
 
 
 class BufferPausedError(SynthexFastError, RuntimeError):
-    """The buffer is paused and the addition may not wait, or not any longer; nothing was added.
+    """The buffer is paused and the addition may not wait, or has waited long enough; nothing was added.
 
-    A RuntimeError, as for other things asked of an object in the wrong state. BlockingIOError and TimeoutError are
-    OSErrors: what handles those would take it for trouble with a file or a peer.
+    A RuntimeError, like other operations on an object in the wrong state. BlockingIOError and TimeoutError are
+    OSErrors, and code that handles those would take this for a problem with a file or a peer.
     """
 
 
 class CollectorClosedError(SynthexFastError, ValueError):
-    """The collector has been closed, and holds nothing any more."""
+    """The collector has been closed and no longer holds anything."""
 
 
 class OwnerGoneError(SynthexFastError, ReferenceError):
-    """The object that the collector belonged to is gone, and with it what the collector held."""
+    """The collector's owner no longer exists, and the collector has released everything it held."""
 
 
 class FactoryError(ArgumentTypeError):
-    """A pool's factory gave back ``None`` where an object was due."""
+    """A pool's factory returned None."""
 
 
 class TunerRunningError(SynthexFastError, RuntimeError):
-    """A second `GCTuner` was started while one runs: there is one collector in a process."""
+    """A second `GCTuner` was started while one is running: a process has only one collector."""
 
 
 _SHOWN = 80
 
 
-def _complaint(name: str, value: object, allowed: str) -> str:
+def _message(name: str, value: object, allowed: str) -> str:
     try:
         shown = repr(value)
     except Exception:
-        # The complaint must reach the caller even when the value can't describe itself.
+        # The caller must get the message even if the value's own repr fails.
         shown = "an object whose repr fails"
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "..."
@@ -80,20 +80,20 @@ def _complaint(name: str, value: object, allowed: str) -> str:
 
 
 def value_error(name: str, value: object, allowed: str) -> ArgumentValueError:
-    """An `ArgumentValueError` that names the argument, what came and what is allowed.
+    """An `ArgumentValueError` that names the argument, the value received and what is allowed.
 
     >>> raise value_error("max_size", -1, "a positive integer")
     Traceback (most recent call last):
     synthex_fast.errors.ArgumentValueError: max_size must be a positive integer, not -1 (int)
     """
-    return ArgumentValueError(_complaint(name, value, allowed))
+    return ArgumentValueError(_message(name, value, allowed))
 
 
 def type_error(name: str, value: object, allowed: str) -> ArgumentTypeError:
-    """An `ArgumentTypeError` that names the argument, what came and what is allowed.
+    """An `ArgumentTypeError` that names the argument, the value received and what is allowed.
 
     >>> raise type_error("factory", 3, "callable")
     Traceback (most recent call last):
     synthex_fast.errors.ArgumentTypeError: factory must be callable, not 3 (int)
     """
-    return ArgumentTypeError(_complaint(name, value, allowed))
+    return ArgumentTypeError(_message(name, value, allowed))

@@ -45,6 +45,7 @@ from synthex_fast.validate.arms.current import (
     new_id,
     now,
 )
+from synthex_fast.validate.arms.current import Service as CurrentService
 
 
 class ObjectPool:
@@ -167,7 +168,9 @@ def blank_response() -> PooledExpertResponse:
     return response
 
 
-class Service:
+class Service(CurrentService):
+    """What section 6 does not replace stays as the current system has it."""
+
     def __init__(self):
         gc.set_threshold(700, 10, 10)
         self.flushed = 0
@@ -181,9 +184,6 @@ class Service:
         )
         self._buffer = ResponseBuffer(BUFFER_CAPACITY, FLUSH_THRESHOLD, self._process)
         self._monitor = AdaptiveMemoryMonitor()
-
-    def _process(self, batch):
-        self.flushed += len(batch)
 
     def _query_gone(self, _id: str, query: PooledExpertQuery) -> None:
         self._query_pool.release(query)
@@ -219,34 +219,9 @@ class Service:
 
     answer = handle
 
-    def sent(self):
-        pass
-
-    def expire(self):
-        self.flush()
-        self._active.clear()
-        self._responses.clear()
-        self.flushed = 0
-
-    def tasks(self):
-        return [
-            (0.0, self._monitor.sample),
-            (300.0, lambda: self._active.cleanup() or 300.0),
-            (600.0, lambda: self._responses.cleanup() or 600.0),
-        ]
-
-    def flush(self):
-        self._buffer.flush()
-
     def sampling(self):
         return AdaptiveMemoryMonitor().sample
-
-    def close(self):
-        pass
 
     def made(self) -> tuple[int, int]:
         pools = self._query_pool.stats, self._response_pool.stats
         return sum(pool["reused"] for pool in pools), sum(pool["created"] for pool in pools)
-
-    def account(self) -> int:
-        return self._active.stats.memory_bytes + self._responses.stats.memory_bytes

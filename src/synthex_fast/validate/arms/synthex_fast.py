@@ -118,7 +118,7 @@ class Service:
         self.flushed += len(self._buffer.flush())
 
     def made(self) -> tuple[int, int]:
-        records = PooledExpertQuery.stats(), PooledExpertResponse.stats()
+        records = PooledExpertQuery.stats, PooledExpertResponse.stats
         return sum(record["reused"] for record in records), sum(record["created"] for record in records)
 
     def account(self) -> int:

@@ -1,0 +1,33 @@
+"""`MemoryGovernor`: one memory limit for a process, kept by shrinking its caches in good time.
+
+The kernel kills a container that reaches its limit, without asking it to free anything first. The governor reads the
+same figures and acts earlier. It frees expired entries and idle pools, evicts from caches, collects garbage, returns
+free memory to the system, and delays new work if all that is not enough.
+
+The protocols here define what the governor can use of an object. A component of your own needs only `Component`, which
+is ``nbytes`` and ``trim(nbytes)``. Type checkers verify what is passed to `MemoryGovernor.register`.
+"""
+
+from synthex_fast.governor.components import (
+    Component,
+    Expirable,
+    GarbageCollector,
+    IdlePool,
+    Limited,
+    MemorySample,
+    Pausable,
+    PressureSource,
+)
+from synthex_fast.governor.governor import MemoryGovernor
+
+__all__ = [
+    "Component",
+    "Expirable",
+    "GarbageCollector",
+    "IdlePool",
+    "Limited",
+    "MemoryGovernor",
+    "MemorySample",
+    "Pausable",
+    "PressureSource",
+]

@@ -1,0 +1,577 @@
+"""The governor itself: it reads memory, asks the policy what to do, and does it to the components.
+
+Each idea has its own module, with its own state:
+
+- `components`: what an object may offer (protocols), and what is kept about each registered one;
+- `reading`: memory in use against the nearer limit;
+- `policy`: how much to free, which limits caches get, when to read memory next;
+- `thread`: who acts and when, the thread, forks, exit;
+- `subscription`: the pressure source that wakes the governor.
+
+`MemoryGovernor._step` is one pass: read memory, update what the policy knows, then act in order of what it costs the
+caller, from pausing buffers (which frees nothing but stops the rise) to a full collection. Memory is read again after
+each action, so that the next one deals with what is left. Only one thread at a time takes a step, and it holds no lock
+meanwhile: components and callbacks may do anything, including registering, unregistering and stopping the governor.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, TypeVar
+
+from synthex_fast import _pressure, _unraisable
+from synthex_fast import monitor as _monitor
+from synthex_fast._arguments import finite_number, want_callable, want_text
+from synthex_fast._pressure import (
+    CRITICAL,
+    EMERGENCY,
+    HIGH,
+    HYSTERESIS,
+    LEVELS,
+    MARKS,
+    NORMAL,
+    WARNING,
+    MemoryUse,
+    classify,
+)
+from synthex_fast.errors import type_error, value_error
+from synthex_fast.governor.components import (
+    Component,
+    GarbageCollector,
+    PressureSource,
+    Registry,
+    limit_of,
+    offers,
+)
+from synthex_fast.governor.policy import IDLE_SECONDS, SIZED_FOR, Policy, share_out
+from synthex_fast.governor.reading import MemoryReader
+from synthex_fast.governor.subscription import Subscription
+from synthex_fast.governor.thread import Worker, is_acting, join
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any, Literal, Self
+
+    from synthex_fast.governor.components import Live, Wait
+    from synthex_fast.governor.reading import MemoryReadings
+
+    Pause = Literal["wait", "fail"] | Wait
+
+__all__ = ["MemoryGovernor"]
+
+T = TypeVar("T", bound="Component | GarbageCollector | PressureSource")
+
+
+class _Action:
+    """How often something was done, its results, and when and why it was last done."""
+
+    __slots__ = ("count", "freed", "last", "returned", "why")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.freed = 0
+        self.returned = 0
+        self.last = 0.0
+        self.why = ""
+
+
+class MemoryGovernor:
+    """Keeps the memory of a process under one limit by shrinking the components registered with it.
+
+    ``limit`` is the most that resident memory may come to: bytes, a size such as ``"512MB"``, a percentage of the
+    container's limit (or of the host's memory, outside a container), or None for all of that, which is followed if a
+    container is resized. Inside a container its charge is also compared with its own limit. Components are registered
+    with `register` and referenced weakly; a monitor is kept alive while it is in use.
+
+    What the governor does, by level (shares of the limit; a level ends 3 points below its mark):
+
+    - normal: caches whose own limits exceed the headroom get lower ones for the time being, so that together they fill
+      up to 77.5 % of the limit and no further. If no limit was given and there is no container, no limit is lowered.
+      Limits lowered under pressure grow back, by a tenth every five seconds.
+    - warning (70 %): expired entries are freed and idle pools trimmed. No cache gets a limit below what it holds.
+    - high (80 %): caches evict, in proportion to weight times size, and get lower limits so that they don't refill.
+    - critical (90 %): one full garbage collection, through the tuner if one is registered, and free memory is returned
+      to the system (``malloc_trim``). Both take at most half of the time, and are repeated less often while they
+      return nothing.
+    - emergency (95 %): buffers are paused (additions wait or fail, as ``pause`` says) and ``on_emergency(governor)`` is
+      called. When memory falls again, the buffers are resumed first.
+
+    ``pause`` is ``"wait"``, ``"fail"``, the seconds to wait, or a callable that each addition asks in its own thread
+    (see `ResponseBuffer.pause`). What components and callbacks raise goes to ``sys.unraisablehook``.
+
+    A running governor acts in its monitor's thread as soon as the monitor calls, using the sample passed on, and in a
+    thread of its own while there is something to watch; otherwise both are asleep. It uses ``monitor`` or a registered
+    one, and starts it if necessary; without either it creates an `AdaptiveMemoryMonitor`. It runs until `stop`, which
+    gives every component its own limit back. ``readings`` and ``clock`` replace the sources of memory figures and time,
+    for tests.
+
+    >>> from synthex_fast import TTLDict
+    >>> governor = MemoryGovernor("80%")
+    >>> answers = governor.register(TTLDict(memory_limit=1_000_000))
+    >>> governor.check()
+    'normal'
+    >>> governor.stats["components"]["TTLDict"]["nbytes"]
+    0
+    """
+
+    def __init__(
+        self,
+        limit: int | float | str | None = None,
+        *,
+        monitor: PressureSource | None = None,
+        readings: MemoryReadings | None = None,
+        clock: Callable[[], float] | None = None,
+        on_emergency: Callable[[MemoryGovernor], object] | None = None,
+        pause: Pause = "wait",
+    ) -> None:
+        want_callable("on_emergency", on_emergency, optional=True)
+        want_callable("clock", clock, optional=True)
+        if monitor is not None and not offers(monitor, PressureSource):
+            raise type_error("monitor", monitor, "an AdaptiveMemoryMonitor, another PressureSource, or None")
+        self._wait = _wait_from(pause)
+        self._clock = time.monotonic if clock is None else clock
+        self._memory = MemoryReader(limit, readings, self._clock)
+        self._on_emergency = on_emergency
+        self._components = Registry()
+        self._worker = Worker()
+        self._subscription = Subscription()
+        self._given_monitor = monitor
+        # A monitor created here reads the process's memory. Readings given by the caller may not.
+        self._trusts_own_monitor = readings is None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget everything learned and done."""
+        self._level = NORMAL
+        self._interval = math.inf
+        self._policy = Policy(self._clock(), self._memory.limit, self._memory.bounded)
+        self._actions: dict[str, _Action] = {}
+
+    # Components
+
+    def register(self, obj: T, weight: float = 1.0, *, name: str | None = None) -> T:
+        """Let the governor count and shrink ``obj``, and return it. O(components).
+
+        Accepts a `Component`, which has ``nbytes`` and ``trim(nbytes) -> int``: a TTLDict, a pool, a buffer, a
+        collector, an object of your own. Also a `GarbageCollector` (a tuner) and a `PressureSource` (a monitor).
+        ``weight`` says how much of its size it gives up compared with others: with 2 twice the share that it would with
+        1; with 0 nothing, it is only counted. Registering an object again changes its weight. It is referenced weakly:
+        `ArgumentTypeError` for an object that can't be.
+
+        >>> MemoryGovernor().register([])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        synthex_fast.errors.ArgumentTypeError: obj must be something with nbytes and trim(nbytes), ...
+        """
+        weight = finite_number("weight", weight, "a number, 0 or more", least=0)
+        want_text("name", name, optional=True)
+        if not any(offers(obj, protocol) for protocol in (Component, PressureSource, GarbageCollector)):
+            needed = (
+                "nbytes and trim(nbytes), with collect_garbage(nbytes), or with on_pressure(level, callback)"
+            )
+            raise type_error("obj", obj, f"something with {needed}")
+        self._components.add(obj, weight, name)
+        self._wake()
+        return obj
+
+    def unregister(self, obj: object) -> bool:
+        """Leave ``obj`` alone from now on: restore its own limit and resume it. False if it was not registered."""
+        state = self._components.find(obj)
+        if state is None:
+            return False
+        self._components.remove(state)
+        self._worker.wait_for_actor()
+        state.restore(obj)
+        if obj is self._subscription.source and obj is not self._given_monitor:
+            self._subscription.detach()
+            self._wake()
+        return True
+
+    # Acting
+
+    @property
+    def limit(self) -> int:
+        """The limit in bytes."""
+        return self._memory.limit
+
+    @property
+    def level(self) -> str:
+        """``"normal"``, ``"warning"``, ``"high"``, ``"critical"`` or ``"emergency"``, when memory was last read."""
+        return LEVELS[self._level]
+
+    @property
+    def running(self) -> bool:
+        """Whether it acts by itself: between `start` and `stop`."""
+        return self._worker.running
+
+    def check(self) -> str:
+        """Read memory now, act as its level requires, and return the level afterwards.
+
+        For tests, and for programs without threads; a running governor does this by itself. Returns at once if another
+        thread is doing it, or if called from a callback of the governor's own; memory is then read again there. Limits
+        lowered and buffers paused remain so until memory falls or `stop` is called.
+        """
+        self._worker.act(self, True)
+        return LEVELS[self._level]
+
+    def _step(self, sample: object = None) -> None:
+        """One pass: read memory (or use a sample just taken) and act on it."""
+        now = self._clock()
+        try:
+            use = self._memory.read_memory(sample)
+        except Exception as error:
+            # Without figures nothing can be decided; perhaps they can be read later.
+            _unraisable.report(error, self)
+            self._interval = IDLE_SECONDS[WARNING]
+            return
+        policy = self._policy
+        components = self._components.live()
+        states = [state for state, _ in components]
+        elapsed = policy.elapsed(now)
+        for state, obj in components:
+            before, state.nbytes = state.nbytes, state.read_size(obj)
+            if elapsed > 0:
+                state.growth = max(0.0, (state.nbytes - before) / elapsed)
+        was, self._level = self._level, classify(use.share, self._level)
+        level = self._level
+        policy.observe(use, states, now, self._memory.limit)
+        why = _reason(use)
+        # Once the main thread has ended, the interpreter joins the others, also those that wait for a buffer.
+        ending = not threading.main_thread().is_alive()
+        if level >= EMERGENCY:
+            if not ending:
+                self._pause(components, why)
+            if was < EMERGENCY:
+                self._worker.emergency = True
+                self._record("emergency", why)
+        if level >= WARNING:
+            use = self._free_unused(components, use, why)
+        if level >= HIGH:
+            use = self._evict(components, use, level, now, why)
+        else:
+            policy.calm()
+        self._limit_caches(components, use, level, now, why)
+        if level >= WARNING:
+            use = self._trim_heap(components, use, level, why)
+        if level >= CRITICAL:
+            use = self._collect(components, use, why)
+        level = self._level = classify(use.share, level)
+        if level < EMERGENCY or ending:
+            self._resume(components, use)
+        self._interval = policy.next_reading(use, states, level, now, self._clock() - now)
+        self._memory.acted()
+
+    def _free_unused(self, components: Live, use: MemoryUse, why: str) -> MemoryUse:
+        """Free what nobody will miss: expired entries, and objects idle in pools."""
+        freed = 0
+        for state, obj in components:
+            if state.expirable and not state.removed:
+                count = state.call(obj, "expire")
+                freed += count if isinstance(count, int) else 0
+        if freed:
+            after = self._memory.read_memory()
+            self._record("expire", why, freed, use.used - after.used)
+            use = after
+        excess = use.over(MARKS[WARNING] - HYSTERESIS)
+        pools = [(state, obj) for state, obj in components if state.pool and state.trimmable]
+        if excess > 0 and any(state.nbytes and state.weight for state, _ in pools):
+            claims = [(state.weight * state.nbytes, float(state.nbytes)) for state, _ in pools]
+            use = self._trim(pools, share_out(excess, claims), use, "trim_pools", why)
+        return use
+
+    def _evict(self, components: Live, use: MemoryUse, level: int, now: float, why: str) -> MemoryUse:
+        policy = self._policy
+        excess = policy.excess(use, level, now)
+        if excess is None:
+            return use
+        caches = [(state, obj) for state, obj in components if state.evictable]
+        amounts = policy.evictions(excess, [state for state, _ in caches], level)
+        use = self._trim(caches, amounts, use, "evict", why)
+        policy.evicted(use, now)
+        return use
+
+    def _trim(
+        self, components: Live, amounts: list[float], use: MemoryUse, action: str, why: str
+    ) -> MemoryUse:
+        """Have each component free its amount."""
+        freed = 0
+        asked = False
+        for (state, obj), amount in zip(components, amounts, strict=True):
+            if amount < 1 or state.removed:
+                continue
+            asked = True
+            done = state.call(obj, "trim", math.ceil(amount))
+            if isinstance(done, int) and not isinstance(done, bool) and done > 0:
+                state.freed += done
+                state.nbytes = max(0, state.nbytes - done)
+                freed += done
+        if not asked:
+            return use
+        self._policy.freed(freed)
+        after = self._memory.read_memory()
+        self._record(action, why, freed, use.used - after.used)
+        return after
+
+    def _limit_caches(self, components: Live, use: MemoryUse, level: int, now: float, why: str) -> None:
+        """Set the limits under which all caches can fill up to the size aimed at and no further."""
+        caches = []
+        for state, obj in components:
+            if state.limited and state.weight and not state.removed:
+                current = limit_of(obj)
+                if current != (state.own_limit if state.set_limit is None else state.set_limit):
+                    # Somebody else has set it meanwhile: that is the limit to restore.
+                    state.own_limit, state.set_limit = current, None
+                caches.append((state, obj))
+        changes = self._policy.limits(use, [state for state, _ in caches], level, now)
+        for n, limit, set_limit, action in changes:
+            state, obj = caches[n]
+            if state.change_limit(obj, limit, set_limit):
+                self._record(action, why)
+
+    def _collect(self, components: Live, use: MemoryUse, why: str) -> MemoryUse:
+        """Run one full garbage collection, if that is due."""
+        began = self._clock()
+        if not self._policy.collects(use, began):
+            return use
+        for state, obj in components:
+            if state.collect_method is not None and not state.removed:
+                state.call(obj, state.collect_method, math.ceil(max(1.0, use.over(SIZED_FOR))))
+                break
+        else:
+            gc.collect()
+        after = self._memory.read_memory()
+        now = self._clock()
+        returned = use.used - after.used
+        self._policy.collected(now, now - began, returned, use)
+        self._record("collect", why, 0, returned)
+        return self._trim_heap(components, after, CRITICAL, why)
+
+    def _trim_heap(self, components: Live, use: MemoryUse, level: int, why: str) -> MemoryUse:
+        """Have the C library return free memory to the system, where there is likely to be some."""
+        began = self._clock()
+        states = [state for state, _ in components]
+        if not _pressure.find_malloc_trim() or not self._policy.trims_heap(use, states, level, began):
+            return use
+        self._policy.heap_trim_begins()
+        _pressure.malloc_trim()
+        after = self._memory.read_memory()
+        now = self._clock()
+        returned = use.used - after.used
+        self._policy.heap_trimmed(now, now - began, returned, use)
+        self._record("malloc_trim", why, 0, returned)
+        return after
+
+    def _pause(self, components: Live, why: str) -> None:
+        for state, obj in components:
+            if state.pausable and not state.paused and not state.removed and state.pause(obj, self._wait):
+                self._record("pause", why)
+
+    def _resume(self, components: Live, use: MemoryUse) -> None:
+        for state, obj in components:
+            if state.paused and state.resume(obj):
+                self._record("resume", _reason(use))
+
+    def _record(self, action: str, why: str, freed: int = 0, returned: int = 0) -> None:
+        """Enter an action in the stats."""
+        entry = self._actions.get(action)
+        if entry is None:
+            entry = self._actions[action] = _Action()
+        entry.count += 1
+        entry.freed += freed
+        entry.returned += max(0, returned)
+        entry.last = self._clock()
+        entry.why = why
+
+    def _notify_emergency(self) -> None:
+        callback = self._on_emergency
+        try:
+            if callback is not None:
+                callback(self)
+        except Exception as error:
+            _unraisable.report(error, callback)
+
+    # Running
+
+    def start(self) -> None:
+        """Act by itself from now on. Does nothing if it does already."""
+        if not self._worker.start(self):
+            return
+        _pressure.find_malloc_trim()
+        try:
+            self._wake()
+        except BaseException:
+            # If no thread could be started it would never act.
+            self.stop()
+            raise
+
+    def _wake(self) -> None:
+        """Act as soon as possible, in the governor's own thread; with nothing to act on there is none."""
+        if self.running and (len(self._components) or self._on_emergency is not None):
+            self._subscribe()
+            self._worker.plan(0.0)
+
+    def _subscribe(self) -> None:
+        """Have a monitor call when the level changes."""
+        worker = self._worker
+        with worker.state:
+            if worker.attaching or not worker.running:
+                return
+            worker.attaching = True
+        try:
+            source: Any = self._given_monitor
+            for state in self._components.states():
+                if source is None and state.pressure_source:
+                    source = state.reference()
+            trusted = source is not None or self._trusts_own_monitor
+            if source is None:
+                limit = self.limit if self._memory.bounded and not self._memory.follows else None
+                source = self._subscription.source or _monitor.AdaptiveMemoryMonitor(limit=limit)
+            self._subscription.attach(source, _pressure_callback(self, trusted))
+        finally:
+            worker.attaching = False
+
+    def stop(self) -> None:
+        """Stop acting, give every component its own limit back, and resume what was paused."""
+        thread = self._worker.stop()
+        self._subscription.detach()
+        join(thread)
+        # A thread that is acting at this moment does it instead.
+        self._worker.act(self, False)
+        self._worker.wait_for_actor()
+
+    def _restore(self) -> None:
+        for state in self._components.states():
+            obj = state.reference()
+            if obj is not None:
+                state.restore(obj)
+        self._reset()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # Showing
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What holds memory and what has been done about it, as a dict. O(components).
+
+        ``rss``, ``charge`` (the container's; None outside one), ``limit``, ``used`` (share of the nearer limit),
+        ``level``; ``nbytes``, the sum of what the components count, and ``rest``, the part of ``rss`` that is not
+        theirs; ``overhead``, the resident bytes learned for each counted one. ``components`` by name: ``type``,
+        ``nbytes``, ``weight``, ``memory_limit`` now, ``own_limit`` that will be restored, ``paused``, ``freed`` bytes,
+        ``errors``. ``actions`` by name: ``count``, ``freed`` (as counted by the components; entries for ``expire``),
+        ``returned`` (bytes by which memory fell), ``seconds_ago`` and ``why``. ``looks``, how often the governor has
+        considered memory, and ``cpu_seconds``, which that and everything that followed has taken. ``note``, the reason
+        if there is nothing to do.
+        """
+        use = self._memory.read_memory()
+        now = self._clock()
+        total = 0
+        components = {}
+        for state, obj in self._components.live():
+            size = state.read_size(obj)
+            total += size
+            limit = limit_of(obj) if state.limited else None
+            lowered = state.set_limit is not None and limit == state.set_limit
+            components[state.name] = {
+                "type": state.kind,
+                "nbytes": size,
+                "weight": state.weight,
+                "memory_limit": limit,
+                "own_limit": state.own_limit if lowered else limit,
+                "paused": state.paused,
+                "freed": state.freed,
+                "errors": state.errors,
+            }
+        return {
+            "limit": self._memory.limit,
+            "rss": use.rss,
+            "charge": use.charge,
+            "used": use.share,
+            "level": LEVELS[self._level],
+            "nbytes": total,
+            "rest": max(0, use.rss - total),
+            "overhead": self._policy.overhead,
+            "components": components,
+            "actions": {
+                name: {
+                    "count": action.count,
+                    "freed": action.freed,
+                    "returned": action.returned,
+                    "seconds_ago": now - action.last,
+                    "why": action.why,
+                }
+                for name, action in list(self._actions.items())
+            },
+            "looks": self._worker.looks,
+            "cpu_seconds": self._worker.cpu_seconds,
+            "note": self._idle_reason(),
+        }
+
+    def _idle_reason(self) -> str | None:
+        if not len(self._components):
+            return "nothing is registered, so nothing can be shrunk"
+        if not self._memory.bounded:
+            return "no limit was given and there is no container: the limit is all of the machine's memory"
+        return None
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "stopped"
+        name = type(self).__name__
+        return f"<{name} of {len(self._components)} parts, limit {self.limit:,} bytes, {self.level}, {state}>"
+
+
+def _reason(use: MemoryUse) -> str:
+    return f"{use.share:.1%} of {use.limit:,} bytes in use"
+
+
+def _wait_from(pause: Any) -> Wait:
+    """What buffers are told to do with additions, from the argument ``pause``."""
+    allowed = '"wait", "fail", seconds (0 or more) or a callable that returns True, False or seconds'
+    if isinstance(pause, str):
+        if pause not in ("wait", "fail"):
+            raise value_error("pause", pause, allowed)
+        wait: Any = pause == "wait"
+    elif isinstance(pause, bool) or callable(pause) or (isinstance(pause, float) and pause == math.inf):
+        wait = pause
+    else:
+        wait = finite_number("pause", pause, allowed, least=0)
+    if wait is False:
+        return False
+
+    def ask() -> bool | float:
+        # A thread that acts for a governor would wait for itself.
+        if is_acting():
+            return False
+        answer: bool | float = wait() if callable(wait) else wait
+        return answer
+
+    return ask
+
+
+def _pressure_callback(governor: MemoryGovernor, trusted: bool) -> Callable[[str, object], None]:
+    """What a monitor calls. It refers to the governor weakly, since a monitor may outlive it.
+
+    The samples of a monitor that is not ``trusted`` may show other memory than the governor's readings.
+    """
+    reference = weakref.ref(governor)
+
+    def on_pressure(level: str, sample: object) -> None:
+        governor = reference()
+        if governor is not None and governor.running:
+            governor._worker.act(governor, False, sample if trusted else None)
+
+    return on_pressure

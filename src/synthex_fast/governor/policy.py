@@ -1,0 +1,323 @@
+"""How much to free, which limits caches get, and how often memory is read: arithmetic only.
+
+Nothing here reads memory or calls a component. `MemoryGovernor` does both and asks `Policy` for the figures.
+
+A cache counts the bytes of what it holds. What they cost in resident memory is more, because of allocator rounding and
+fragmentation, so the ratio of the two (`Policy.overhead`) is learned while caches grow. Limits derived from it let the
+caches fill up to the size aimed at (`SIZED_FOR`) and no further. They are set while there is headroom, so that a cache
+evicts by itself, in the insertion that would exceed it, however fast memory grows.
+
+Freed memory need not return to the system at once. Resident memory that stays after an eviction is room for what comes
+next. It causes no further eviction until it rises again (`Policy.excess`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from synthex_fast._pressure import (
+    CRITICAL,
+    HIGH,
+    HYSTERESIS,
+    MARKS,
+    NORMAL,
+    WARNING,
+    MemoryUse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from synthex_fast.governor.components import ComponentState
+
+__all__ = ["Policy", "Throttle", "share_out"]
+
+# The share of the limit that caches are sized for: below "high", with room for what no cache holds.
+SIZED_FOR = 0.775
+# Changes in memory below this share of the limit mean nothing: requests hold as much in passing.
+NOISE = 0.01
+# Resident bytes for each byte that caches count: the value assumed until it has been learned, and its bounds.
+OVERHEAD = 1.25
+OVERHEAD_LEAST, OVERHEAD_MOST = 1.0, 3.0
+# A cache that evicts goes down to this share of its limit, and will refill.
+EVICTED_TO = 0.8
+# Limits grow back by this share of the caller's own limit in this many seconds.
+RECOVERY_SECONDS = 5.0
+RECOVERY_STEP = 0.1
+# Seconds between two readings of memory, by level, and the fewest when it grows fast.
+IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
+LEAST_SECONDS = 0.02
+CALM_LEAST_SECONDS = 0.05
+# The half-life of the fastest growth seen.
+FORGET_SECONDS = 5.0
+# A collection or a malloc_trim that returned less than this share of the limit is repeated less often.
+WORTHWHILE = 0.005
+GAP_SECONDS = 1.0
+MOST_GAP_SECONDS = 60.0
+# The share of the limit that is freed each time while memory stays critical after everything in excess was freed.
+SQUEEZE = 0.02
+# No limit is set below this, so that ordinary values still fit.
+FLOOR = 64 << 10
+
+
+def share_out(total: float, claims: list[tuple[float, float]]) -> list[float]:
+    """Divide ``total`` in proportion to the first number of each claim; no share exceeds the second.
+
+    >>> share_out(90.0, [(1.0, 100.0), (2.0, 100.0), (1.0, 0.0)])
+    [30.0, 60.0, 0.0]
+    >>> share_out(90.0, [(1.0, 100.0), (2.0, 50.0)])
+    [40.0, 50.0]
+    """
+    shares = [0.0] * len(claims)
+    left = {n for n, (claim, most) in enumerate(claims) if claim > 0 and most > 0}
+    while left and total > 0:
+        sum_of_claims = sum(claims[n][0] for n in left)
+        full = {n for n in left if total * claims[n][0] / sum_of_claims >= claims[n][1]}
+        for n in full or left:
+            shares[n] = claims[n][1] if full else total * claims[n][0] / sum_of_claims
+        if not full:
+            break
+        total -= sum(claims[n][1] for n in full)
+        left -= full
+    return shares
+
+
+class Throttle:
+    """Keeps something costly to half of the time, and to less while it returns nothing."""
+
+    __slots__ = ("gap", "next_at")
+
+    def __init__(self) -> None:
+        self.gap = 0.0
+        self.next_at = -math.inf
+
+    def done(self, now: float, seconds: float, worthwhile: bool) -> None:
+        self.gap = 0.0 if worthwhile else min(max(GAP_SECONDS, 2 * self.gap), MOST_GAP_SECONDS)
+        self.next_at = now + max(seconds, self.gap)
+
+
+class Policy:
+    """What one governor has learned since it started, and the decisions that follow from it."""
+
+    def __init__(self, now: float, limit: int, bounded: bool) -> None:
+        # The process's own limit, and False if that is merely all of the machine's memory.
+        self._limit = limit
+        self._bounded = bounded
+        self.overhead = OVERHEAD
+        # What the caches may still grow by, in the bytes that they count.
+        self._headroom = 0.0
+        # Bytes freed on purpose since the heap was last trimmed.
+        self._freed = 0
+        self._collections = Throttle()
+        self._heap_trims = Throttle()
+        self._read_at = -math.inf
+        self._limits_at = now
+        # Bytes a second, and the bytes and the time from which the present rise is measured.
+        self._fastest = 0.0
+        self._rise_start: tuple[float, float] = (math.inf, 0.0)
+        self._used_peak = 0.0
+        # Memory used and bytes counted when the overhead was last derived.
+        self._learned_from: tuple[float, float] | None = None
+        # Memory after the last eviction: only a rise above it causes another. 0 if none is in effect.
+        self._evicted_at_use = 0.0
+        self._squeezed_at = -math.inf
+        self._recovering = False
+
+    def elapsed(self, now: float) -> float:
+        """Seconds since the last reading was dealt with; infinite before the first."""
+        return now - self._read_at
+
+    def observe(self, use: MemoryUse, states: list[ComponentState], now: float, limit: int) -> None:
+        """Take in a new reading, for which the sizes of the components have been read too."""
+        self._limit = limit
+        self._measure_growth(use, now)
+        self._age_peaks(use, states, now)
+        self._learn_overhead(use, states)
+
+    def _measure_growth(self, use: MemoryUse, now: float) -> None:
+        """How fast memory has grown recently, in steps that exceed noise: it may do so again."""
+        elapsed = max(0.0, now - self._read_at)
+        self._fastest *= 0.5 ** min(elapsed / FORGET_SECONDS, 100.0)
+        used, since = self._rise_start
+        if use.used - used > NOISE * use.limit and now > since:
+            self._fastest = max(self._fastest, (use.used - used) / (now - since))
+            self._rise_start = (use.used, now)
+        elif use.used < used:
+            self._rise_start = (use.used, now)
+
+    def _age_peaks(self, use: MemoryUse, states: list[ComponentState], now: float) -> None:
+        """Update the recent peak of each component and of memory as a whole.
+
+        A cache evicts to 80 % of its limit and refills from there: the room in between is not headroom for others. A
+        cache that stays smaller gives it up slowly.
+        """
+        elapsed = max(0.0, now - self._limits_at)
+        fallen = self._used_peak - RECOVERY_STEP * use.limit * elapsed / RECOVERY_SECONDS
+        self._used_peak = max(float(use.used), fallen)
+        for state in states:
+            step = RECOVERY_STEP * (state.own_limit or self._limit) * elapsed / RECOVERY_SECONDS
+            lowest = max(state.nbytes / EVICTED_TO, state.peak - step)
+            state.peak = max(float(state.nbytes), min(state.peak, lowest))
+
+    def _learn_overhead(self, use: MemoryUse, states: list[ComponentState]) -> None:
+        """What a byte that caches count costs in memory, from how the two grow."""
+        counted = sum(state.peak for state in states)
+        used = self._used_peak
+        if self._learned_from is not None:
+            used_then, counted_then = self._learned_from
+            if used < used_then or counted < counted_then:
+                # Memory has returned to the system, or the caches have shrunk within it.
+                self._learned_from = (min(used, used_then), min(counted, counted_then))
+            if counted - counted_then < 3 * NOISE * use.limit:
+                return
+            ratio = (used - used_then) / (counted - counted_then)
+            self.overhead = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
+        self._learned_from = (used, counted)
+
+    # Eviction
+
+    def excess(self, use: MemoryUse, level: int, now: float) -> float | None:
+        """Bytes of memory to free by evicting, at "high" or above; None for no eviction.
+
+        That is what exceeds the size aimed at, if memory has just risen: none of it is room to refill. Memory that
+        stays although caches have shrunk is theirs to fill again, and evicting more would not lower it. More is evicted
+        then only while memory is critical, and little by little.
+        """
+        if self._evicted_at_use and use.used < self._evicted_at_use + NOISE * use.limit:
+            self._evicted_at_use = min(self._evicted_at_use, use.used)
+            if level < CRITICAL or now < self._squeezed_at + GAP_SECONDS:
+                return None
+            self._squeezed_at = now
+            return SQUEEZE * use.limit
+        return use.used - SIZED_FOR * use.limit
+
+    def evictions(self, excess: float, states: list[ComponentState], level: int) -> list[float]:
+        """Bytes, as they count them, that each of the caches should free."""
+        claims = [(state.weight * state.nbytes, float(state.nbytes)) for state in states]
+        amounts = share_out(excess / self.overhead, claims)
+        for n, state in enumerate(states):
+            if state.limited and amounts[n]:
+                # Room that it has evicted and not yet refilled is given up first, unless memory is critical.
+                kept = state.peak if level < CRITICAL else state.nbytes
+                state.peak = max(0.0, kept - amounts[n])
+                amounts[n] = state.nbytes - state.peak
+        return amounts
+
+    def evicted(self, use: MemoryUse, now: float) -> None:
+        """An eviction has left memory at ``use``."""
+        self._evicted_at_use = max(SIZED_FOR * use.limit, use.used)
+        self._squeezed_at = now
+
+    def calm(self) -> None:
+        """Memory is below "high": the next rise is answered in full."""
+        self._evicted_at_use = 0.0
+
+    # Limits
+
+    def limits(
+        self, use: MemoryUse, caches: list[ComponentState], level: int, now: float
+    ) -> Iterator[tuple[int, int | None, int | None, str]]:
+        """The limits to change so that all caches can fill up to the size aimed at and no further.
+
+        Yields a cache's index, its new limit, the same again (or None where it is the caller's own), and whether that
+        is to ``"grow"`` or to ``"limit"``. Each is to be set before the next is asked for.
+        """
+        elapsed, self._limits_at = max(0.0, now - self._limits_at), now
+        if not caches:
+            return
+        grants = self._grants(use, caches)
+        least = max(FLOOR, use.limit // (16 * max(4, len(caches))))
+        recovered = level == NORMAL and self._used_peak <= use.used
+        for n, (state, grant) in enumerate(zip(caches, grants, strict=True)):
+            own = state.own_limit
+            step = RECOVERY_STEP * (own or self._limit) * elapsed / RECOVERY_SECONDS
+            aim = state.peak + grant
+            if level >= HIGH:
+                aim = min(aim, state.peak)
+            elif level == NORMAL and not self._bounded:
+                # Nobody asked for a limit: only what pressure took is given back.
+                aim = math.inf
+            aim = max(aim, least, state.nbytes if level < HIGH else 0)
+            if state.set_limit is not None and self._recovering:
+                recovered = recovered and aim <= state.set_limit + step
+                aim = min(aim, state.set_limit + step)
+            if aim >= (own if own is not None else self._limit):
+                if state.set_limit is not None:
+                    yield n, own, None, "grow"
+            elif state.set_limit is None or abs(aim - state.set_limit) > NOISE * state.set_limit:
+                grows = state.set_limit is not None and aim > state.set_limit
+                yield n, int(aim), int(aim), "grow" if grows else "limit"
+        # Once they have grown back, limits follow the headroom.
+        self._recovering = level >= HIGH or (self._recovering and not recovered)
+
+    def _grants(self, use: MemoryUse, caches: list[ComponentState]) -> list[float]:
+        """What each cache may grow by: equal shares, or in proportion to growth.
+
+        They are reconsidered before they are used up, so that a cache that needs more gets what others leave.
+        """
+        self._headroom = max(0.0, SIZED_FOR * use.limit - max(use.used, self._used_peak)) / self.overhead
+        demand = sum(state.growth for state in caches)
+        claims = []
+        for state in caches:
+            own = self._limit if state.own_limit is None else state.own_limit
+            claim = state.growth + 0.1 * demand / len(caches) if demand else 1.0
+            claims.append((claim, max(0.0, own - state.peak)))
+        return share_out(self._headroom, claims)
+
+    # The costly actions
+
+    def collects(self, use: MemoryUse, now: float) -> bool:
+        """Whether to run a full garbage collection now, at "critical" or above."""
+        return use.share >= MARKS[CRITICAL] - HYSTERESIS and now >= self._collections.next_at
+
+    def collected(self, now: float, seconds: float, returned: float, use: MemoryUse) -> None:
+        self._collections.done(now, seconds, returned > WORTHWHILE * use.limit)
+        # What it has freed is scattered over the heap.
+        self._heap_trims.next_at = -math.inf
+
+    def trims_heap(self, use: MemoryUse, states: list[ComponentState], level: int, now: float) -> bool:
+        """Whether the C library is likely to hold free memory that it could return to the system."""
+        if use.share < SIZED_FOR - HYSTERESIS or now < self._heap_trims.next_at:
+            return False
+        if level >= CRITICAL:
+            return True
+        peak = sum(state.peak for state in states if state.limited)
+        shrunk = peak - sum(state.nbytes for state in states if state.limited)
+        # A cache that evicts by itself refills: memory returned would only be faulted in again.
+        if level < HIGH and shrunk < (1.0 - EVICTED_TO + 0.05) * peak:
+            shrunk = 0
+        return (self._freed + shrunk) * self.overhead >= NOISE * use.limit
+
+    def freed(self, nbytes: int) -> None:
+        """That many bytes have been freed on purpose and may not have returned to the system."""
+        self._freed += nbytes
+
+    def heap_trim_begins(self) -> None:
+        self._freed = 0
+
+    def heap_trimmed(self, now: float, seconds: float, returned: float, use: MemoryUse) -> None:
+        self._heap_trims.done(now, seconds, returned > WORTHWHILE * use.limit)
+
+    # Pace
+
+    def next_reading(
+        self, use: MemoryUse, states: list[ComponentState], level: int, now: float, took: float
+    ) -> float:
+        """Seconds to the next reading: a quarter of the time in which the next mark could be reached.
+
+        ``took`` is what dealing with the present one, of time ``now``, has taken; it takes half of the time at most.
+        """
+        self._read_at = now
+        limited = [state for state in states if state.set_limit is not None]
+        wait = math.inf if level == NORMAL and not limited else IDLE_SECONDS[level]
+        # The kernel reports the next level in time where it can, and a reading every so often costs next to nothing.
+        least = LEAST_SECONDS if level >= HIGH else CALM_LEAST_SECONDS
+        for state in limited if self._headroom > NOISE * use.limit else ():
+            left = (state.set_limit or 0) - state.nbytes
+            if 0 < left < state.growth * wait:
+                wait = max(least, 0.25 * left / state.growth)
+        mark = SIZED_FOR if level == WARNING and use.share < SIZED_FOR else (*MARKS, 1.0)[level + 1]
+        if 0 < -use.over(mark) < self._fastest * min(wait, 4 * IDLE_SECONDS[NORMAL]):
+            wait = min(wait, max(least, 0.25 * -use.over(mark) / self._fastest))
+        return max(wait, took)

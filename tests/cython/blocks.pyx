@@ -1,0 +1,53 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The C-level freelist as a class, for `test_freelist.py`."""
+
+from libc.stdint cimport int64_t
+from synthex_fast._pool cimport (
+    COUNTS, Freelist, freelist_delete, freelist_new, freelist_pop, freelist_push, freelist_resize,
+    freelist_stats, freelist_trim,
+)
+
+gone = []
+
+cdef void release_block(void* block) noexcept:
+    gone.append(<size_t>block)
+
+cdef class Blocks:
+    """Numbers stand for blocks: a freelist looks at no block."""
+    cdef Freelist* idle
+
+    def __cinit__(self, Py_ssize_t limit, bint pinned=False):
+        self.idle = freelist_new(limit, release_block, pinned, False)
+
+    def __dealloc__(self):
+        if self.idle != NULL:
+            freelist_delete(self.idle)
+
+    def push(self, size_t block):
+        return freelist_push(self.idle, <void*>block)
+
+    def pop(self):
+        return <size_t>freelist_pop(self.idle)
+
+    def resize(self, Py_ssize_t limit):
+        return freelist_resize(self.idle, limit)
+
+    def trim(self, Py_ssize_t number):
+        return freelist_trim(self.idle, number)
+
+    def stats(self):
+        cdef int64_t counts[6]
+        idle = freelist_stats(self.idle, counts)
+        names = ("reused", "missed", "released", "discarded", "aliased", "made")
+        return dict(zip(names, [counts[i] for i in range(<int>COUNTS)]), idle=idle)
+
+    def exchange(self, Py_ssize_t times):
+        """Pop and push, without a Python call in the loop."""
+        cdef Py_ssize_t i
+        cdef void* block
+        for i in range(times):
+            block = freelist_pop(self.idle)
+            if block == NULL:
+                return i
+            freelist_push(self.idle, block)
+        return times
