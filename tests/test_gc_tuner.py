@@ -5,7 +5,6 @@ import contextlib
 import functools
 import gc
 import math
-import os
 import sys
 import textwrap
 import threading
@@ -553,7 +552,7 @@ def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, part
             assert not world.tuner._watcher.dozing
 
 
-def test_the_watcher_outlives_want_of_memory(monkeypatch):
+def test_the_watcher_survives_failed_allocations(monkeypatch):
     class Queue(_watcher.SimpleQueue):
         failed = 0
 
@@ -574,7 +573,7 @@ def test_the_watcher_outlives_want_of_memory(monkeypatch):
     assert watchers() == []
 
 
-def test_an_error_that_cannot_be_reported_for_want_of_memory_is_dropped(monkeypatch):
+def test_an_error_that_cannot_be_reported_because_allocation_fails_is_dropped(monkeypatch):
     def fail(*args):
         raise MemoryError
 
@@ -1015,7 +1014,7 @@ def test_a_service_that_disables_the_collector_for_a_while_is_respected(kind):
         world.requests(2000)
         assert world.collector.collected == []
         assert not world.collector.enabled
-        # Living beats that, too.
+        # Survival takes priority over that too.
         world.readings.rss_ = 900 * MB
         world.requests(100)
         assert 2 in world.collector.collected
@@ -1190,7 +1189,7 @@ def test_a_full_collection_that_frees_nothing_twice_is_asked_for_less_often():
         assert ratios[-1] >= 2.9
 
 
-def test_idle_pays_what_there_is():
+def test_idle_collects_garbage():
     with World() as world:
         assert world.tuner.idle() == 0
         world.requests(20)
@@ -1389,7 +1388,7 @@ def test_never_more_than_half_of_the_time_goes_to_collecting(garbage):
         assert any("half" in decision["reason"] for decision in world.stats["decisions"])
 
 
-def test_the_watcher_comes_back_when_the_limiter_lets_it():
+def test_the_watcher_retries_when_the_limiter_allows_it():
     with World() as world:
         world.collector.pause[2] = 0.2
         world.collector.freed[2] = 0
@@ -1957,7 +1956,7 @@ def test_a_tuner_that_was_started_before_the_fork_collects_nothing_in_the_child(
     assert out == "[] True False\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a fork before the import")
+@pytest.mark.linux
 def test_a_fork_before_the_package_was_imported_is_known():
     out = run(
         """
@@ -1973,7 +1972,7 @@ def test_a_fork_before_the_package_was_imported_is_known():
     assert sorted(out.split()) == ["False", "True"]
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux's smaps_rollup")
+@pytest.mark.linux
 @pytest.mark.skipif(FREE_THREADED, reason="gc.freeze() writes to each object there")
 def test_start_in_a_forked_child_keeps_its_pages_shared():
     out = run(

@@ -1,4 +1,4 @@
-"""What the interpreter tells about each collection: the callback in ``gc.callbacks``, and pause histograms."""
+"""Pause statistics: the callback in ``gc.callbacks`` that measures each collection, and histograms of the pauses."""
 
 from __future__ import annotations
 
