@@ -5,12 +5,12 @@
 *Load*: an open loop of 200 requests a second, evenly spaced, each with 1 ms of other work (processor time), over
 2,000,000 long-lived objects; each request leaves 200 containers that live for 5,000 requests and 20 that form
 cycles. It ends when the plain collector has made five full collections. Both arms run at the same time, each in a
-process of its own and on a processor of its own where there are two. Latency counts from the scheduled arrival to
-the end of the work. ``--quick`` has a twentieth of the objects and 15 seconds: a look, not a measurement.
+separate process and, if there are two processors, each on its own. Latency counts from the scheduled arrival to
+the end of the work. ``--quick`` has a twentieth of the objects and 15 seconds: a first look, not a measurement.
 
 *Callback*: what the tuner's callback costs a collection beyond one that does nothing.
 
-*Request*: what ``with tuner.request()`` costs, its share of the young collections between requests left out.
+*Request*: what ``with tuner.request()`` costs, without the young collections between requests.
 
 *Limit*: cycles that outlive young collections, in a control group of 300 MB (Linux, version 1, root), with
 ``gc.disable()`` and with the tuner.
@@ -162,7 +162,7 @@ def run_arm(arm, scale, stop_file, processor, limit):
         tuner.stop()
     print(json.dumps(result))
     sys.stdout.flush()
-    # Taking two million objects apart is nobody's business here.
+    # Freeing two million objects would only take time.
     os._exit(0)
 
 
@@ -311,7 +311,7 @@ def run_fork_arm(arm):
 
 
 def measure_fork():
-    """Bytes private to each worker, by arm; None where the kernel doesn't tell."""
+    """Bytes private to each worker, by arm; None if the kernel doesn't report it."""
     if not os.path.exists("/proc/self/smaps_rollup"):
         return None
     return {
@@ -369,7 +369,7 @@ else:
 
 
 def measure_limit(megabytes=300):
-    """How each arm ends in a control group of so many megabytes; None where there can be none."""
+    """How each arm ends in a control group of so many megabytes; None if control groups are not available."""
     parent = Path("/sys/fs/cgroup/memory")
     if not (parent / "memory.limit_in_bytes").exists() or os.geteuid() != 0:
         return None
@@ -443,7 +443,7 @@ def print_limit(results):
         print("limit: needs root and control groups of version 1")
         return
     for arm, result in results.items():
-        end = "lived" if result["returncode"] == 0 else f"ended with {result['returncode']}"
+        end = "survived" if result["returncode"] == 0 else f"ended with {result['returncode']}"
         print(f"limit: {arm:10}{end}, at most {result['peak']:.0f} MB {result['output']} {result['stderr']}")
     print("   asked: killed (-9) with gc.disable(), alive with the tuner")
 

@@ -74,7 +74,7 @@ class GCTuner:
     plenty of garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the
     first request the old generation is left to the interpreter.
 
-    One tuner runs in a process at a time, and running keeps it alive. A request costs about a microsecond. Raises
+    One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
     `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
 
     >>> from synthex_fast import GCTuner
