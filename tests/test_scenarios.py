@@ -117,8 +117,9 @@ def failures():
 
 @pytest.mark.parametrize("scenario", [requests, cycles, failures])
 def test_repeated_runs_leak_nothing(scenario, leaks_nothing):
-    # The sweeper remembers up to 64 dicts that are gone before it clears its list; a window must see it do so.
-    leaks_nothing(scenario, runs=70)
+    # The sweeper's list of dicts that are gone is cleared at every 65th. A window adds 140, which leaves it longer by
+    # 10, until the seventh at the latest leaves it shorter: there must be as many.
+    leaks_nothing(scenario, runs=70, windows=9)
 
 
 def test_eight_threads_serve_requests(hammer):

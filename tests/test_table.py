@@ -1,5 +1,6 @@
-"""The table under TTLDict, through a small module that cimports it as any other Cython code would: what must hold of
-its index, heap, queues, chains and account after every operation, whatever the operations were."""
+"""The table under TTLDict: the invariants of its index, heap, queues, chains and account after any operation.
+
+A small extension checks them. It cimports the table as any other Cython code would."""
 
 import contextlib
 import math
@@ -27,6 +28,11 @@ def test_the_table_works_without_the_interpreter(inside):
     assert inside.without_the_interpreter(1000, 50) == 2 * sum(range(951, 1001))
 
 
+@pytest.mark.parametrize("former_names", [False, True])
+def test_the_dead_queue_is_first_in_first_out(inside, former_names):
+    assert inside.dead_queue(former_names) == ([2, 0, 3, 1], True)
+
+
 def test_the_c_face(inside):
     d = TTLDict(5)
     assert inside.through_the_c_face(d, "key", ["value"], math.inf) == (1, True, True, True)
@@ -42,7 +48,7 @@ def often(weights, *once):
 
 
 class Driver:
-    """Random operations on a dict with a clock that does what no clock should."""
+    """Random operations on a dict whose clock jumps and goes back."""
 
     OPERATIONS = often(
         {"set": 6, "get": 7, "pop": 4, "touch": 2, "pass time": 2, "len": 2},

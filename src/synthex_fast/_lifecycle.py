@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from enum import IntEnum
 
 from synthex_fast import _unraisable
 
@@ -25,8 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Stage", "is_exiting", "register"]
 
 
-class Stage(IntEnum):
-    """The order in which parts resume after a fork; they pause before one in the reverse order."""
+class Stage:
+    """The order in which parts resume after a fork; they pause before one in the reverse order.
+
+    Plain numbers, because the sweeper is imported where a dict first needs it, and `enum` would cost more than it does.
+    """
 
     READINGS = 0
     COLLECTOR = 1
@@ -52,7 +54,7 @@ class _Hooks:
         self.at_exit = at_exit
 
 
-_hooks: dict[Stage, _Hooks] = {}
+_hooks: dict[int, _Hooks] = {}
 # Made at registration: a fork must not depend on memory being left for another list.
 _in_order: tuple[_Hooks, ...] = ()
 _last_first: tuple[_Hooks, ...] = ()
@@ -60,7 +62,7 @@ _exiting = False
 
 
 def register(
-    stage: Stage,
+    stage: int,
     *,
     before: Hook | None = None,
     after_in_parent: Hook | None = None,
@@ -71,12 +73,13 @@ def register(
 
     What a hook raises goes to ``sys.unraisablehook``, and the other hooks run all the same.
     """
-    global _in_order, _last_first
+    global _hooks, _in_order, _last_first
     if stage in _hooks:
-        raise RuntimeError(f"{stage.name} has registered already")
-    _hooks[stage] = _Hooks(before, after_in_parent, after_in_child, at_exit)
-    _in_order = tuple(_hooks[each] for each in sorted(_hooks))
-    _last_first = _in_order[::-1]
+        raise RuntimeError(f"stage {stage} has registered already")
+    # The dict last: if allocation fails, nothing has been registered, and the import may be repeated.
+    added = {**_hooks, stage: _Hooks(before, after_in_parent, after_in_child, at_exit)}
+    in_order = tuple(added[each] for each in sorted(added))
+    _in_order, _last_first, _hooks = in_order, in_order[::-1], added
 
 
 def is_exiting() -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class MemoryReadings(Protocol):
-        """What monitor, tuner and governor use of `synthex_fast._readings.Readings`."""
+        """What monitor, tuner and governor use of `synthex_fast._readings.Readings`. Sizes are in bytes."""
 
         def rss(self) -> int: ...
         def charge(self) -> int | None: ...
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
         def available(self) -> int: ...
         def swap(self) -> int: ...
         def total(self) -> int: ...
+
+    class KernelReadings(Protocol):
+        """What the monitor uses of it in addition: several figures in one call, and where the kernel's files are."""
+
+        @property
+        def root(self) -> str: ...
+        @property
+        def container(self) -> tuple[int, str] | None: ...
+        def slow(self, near: int = 0) -> tuple[int | None, int, int, int]: ...
 
 
 __all__ = [
@@ -44,6 +53,7 @@ __all__ = [
     "find_malloc_trim",
     "malloc_trim",
     "nearest",
+    "on_host",
     "working_set",
 ]
 
@@ -109,6 +119,15 @@ def nearest(
     if container and held is not None and held * own_limit > rss * container:
         return MemoryUse(rss, charge, held, container)
     return MemoryUse(rss, charge, rss, own_limit)
+
+
+def on_host(rss: int, charge: int | None, total: int, available: int) -> MemoryUse:
+    """Memory in use on a host without a limit: everybody shares it, so what is not ``available`` counts.
+
+    >>> on_host(300, None, 1000, 600).used
+    400
+    """
+    return MemoryUse(rss, charge, max(rss, total - available), total)
 
 
 def classify(share: float, level: int = NORMAL) -> int:

@@ -1,18 +1,19 @@
-"""What the kernel says of memory: resident size, the container's charge and limit, what the host has left.
+"""Memory figures from the kernel: resident size, the container's charge and limit, what the host has available.
 
 On Linux the figures come from ``/proc`` and from the memory controller of control groups, version 1 or 2, through
 descriptors kept open and read with ``pread``: opening a file costs several times what reading it does. Elsewhere
-they come from psutil, and there is no container.
+they come from psutil, and no container is seen.
 
-How a process finds its group: ``/proc/self/cgroup`` says its path in each hierarchy, ``/proc/self/mountinfo`` where
-the hierarchies are mounted and which part of them is (man pages cgroups(7), cgroup_namespaces(7), proc(5); files as
-in the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``).
+How a process finds its group: ``/proc/self/cgroup`` gives its path in each hierarchy, ``/proc/self/mountinfo`` where
+the hierarchies are mounted and which part of each is visible. See the man pages cgroups(7), cgroup_namespaces(7) and
+proc(5), and the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
 """
 
 from __future__ import annotations
 
 import os
 
+from synthex_fast import _lifecycle
 from synthex_fast.errors import type_error, value_error
 
 TYPE_CHECKING = False
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Readings", "memory_limit", "parse_size"]
 
-# Binary, with or without the "i", as in Docker, the JVM and the report's memory_limit_mb.
+# Units are binary with or without the "i", as in Docker and the JVM.
 _UNITS = {"": 1, "b": 1}
 for _exponent, _letter in enumerate("kmgt", 1):
     _UNITS |= dict.fromkeys((_letter, f"{_letter}b", f"{_letter}i", f"{_letter}ib"), 1 << 10 * _exponent)
 
-# How often this process is the child of a fork: descriptors opened before the last one show another process.
+# Number of forks that led to this process. Descriptors opened before the last one show the parent's memory.
 _forks = 0
 
 
@@ -41,12 +42,11 @@ def _count_fork() -> None:
     _forks += 1
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+_lifecycle.register(_lifecycle.Stage.READINGS, after_in_child=_count_fork)
 
 
 class _File:
-    """A descriptor for reading, closed when nobody uses it any more: a thread may be reading while another reopens."""
+    """A descriptor for reading. It is closed with the last reference: another thread may still be reading."""
 
     __slots__ = ("_identity", "fd")
 
@@ -62,7 +62,7 @@ class _File:
     def __del__(
         self, fstat: Callable[[int], os.stat_result] = os.fstat, close: Callable[[int], None] = os.close
     ) -> None:
-        # A process that turns itself into a daemon closes every descriptor; the number may be another file's now.
+        # Turning into a daemon closes every descriptor, and the number may belong to another file by now.
         try:
             status = fstat(self.fd)
             if self._identity is None or self._identity == (status.st_dev, status.st_ino):
@@ -72,7 +72,7 @@ class _File:
 
 
 class _Group:
-    """A control group of the memory controller, as far as it can be read here."""
+    """The open files of a control group of the memory controller."""
 
     __slots__ = ("directory", "limit", "stat", "swap", "usage", "version")
 
@@ -94,7 +94,7 @@ class _Group:
         try:
             self.swap = _File(os.path.join(directory, swap))
         except OSError:
-            # No swap accounting in this kernel.
+            # The kernel does not account for swap.
             self.swap = None
 
     def swapped(self, usage: int) -> int | None:
@@ -108,7 +108,7 @@ class _Group:
 
 
 class _Files:
-    """What is open at one time. A thread that took it may go on with it while others have replaced it."""
+    """The files that are open together. A thread may go on using a set that another thread has replaced."""
 
     __slots__ = (
         "forks",
@@ -128,13 +128,13 @@ class _Files:
         self.forks = _forks
         self.membership: _File | None = None
         self.path = b""
-        # From the process's own group outwards, and the one whose charge counts.
+        # The process's own group and those around it, innermost first; and the one whose charge counts.
         self.groups: list[_Group] = []
         self.group: _Group | None = None
-        # A limit around the groups that can be seen; only version 1 tells of it.
+        # The limit of a group that is not visible here; only version 1 reports it.
         self.hidden: int | None = None
         self.visits = 0
-        # The host's memory in all and available, and the text that says so, of the latest slow reading.
+        # The host's total and available memory and the text they come from, as of the last slow reading.
         self.host: tuple[int, int, bytes] | None = None
         self.process: Any = None
         self.statm: _File | None = None
@@ -143,11 +143,11 @@ class _Files:
             statm = _File(os.path.join(proc, "self/statm"))
             self.meminfo = _File(os.path.join(proc, "meminfo"))
             text = self.meminfo.read(1024)
-            # Kernels before 3.14 don't estimate it; such a host is read with psutil.
+            # Kernels before 3.14 do not estimate it; psutil does then.
             if _field(text, b"MemAvailable:") is None:
                 raise OSError
             self.enter_groups(root)
-            self.look_around()
+            self.find_hidden_limit()
             self.limit((_field(text, b"MemTotal:") or 0) << 10)
             self.statm = statm
         except OSError:
@@ -168,13 +168,13 @@ class _Files:
             try:
                 self.groups.append(_Group(version, directory))
             except OSError:
-                # Gone, or not permitted.
+                # Removed meanwhile, or not permitted.
                 continue
         if self.groups:
             self.group = self.groups[0]
 
-    def look_around(self) -> None:
-        """Note the kernel's own least limit over the hierarchy, groups included that a container can't see."""
+    def find_hidden_limit(self) -> None:
+        """Read the least limit of the whole hierarchy, which includes groups that a container can't see."""
         try:
             if self.groups and self.groups[0].version == 1:
                 self.hidden = _field(self.groups[0].stat.read(4096), b"\nhierarchical_memory_limit ")
@@ -182,20 +182,20 @@ class _Files:
             pass
 
     def limit(self, total: int) -> int | None:
-        """The least limit, and `group` the one that has it."""
+        """The least limit; sets `group` to the group that has it."""
         groups = self.groups
         if not groups:
             return None
-        # A limit that the host can't reach binds nothing; "no limit" of version 1 is such a number too.
+        # A limit above the host's memory has no effect; version 1 writes "no limit" as such a number.
         least, chosen = total, groups[0]
         try:
             for group in groups:
                 text = group.limit.read(32)
-                # "max" is version 2's.
+                # Version 2 writes "max" for no limit.
                 if text[:1] != b"m" and (limit := int(text)) <= least and limit < total:
                     least, chosen = limit, group
         except OSError:
-            # Removed at this moment; the next reading finds where the process is now.
+            # Removed just now; the next reading finds the process's new group.
             return None
         hidden = self.hidden
         if hidden is not None and hidden < least:
@@ -212,27 +212,27 @@ class _Files:
 
 
 class Readings:
-    """Figures on memory in bytes, read anew at each call.
+    """Memory figures in bytes, read at each call.
 
-    ``root`` is a directory that holds ``proc`` and what is mounted below it: a copy of another machine's, in tests.
-    May be used from any thread, and goes on in the child of a fork. `rss` and `charge` together cost about 3
-    microseconds on Linux, `slow` (everything else) 13 to 21.
+    ``root`` is the directory that contains ``proc`` and everything mounted; tests use a copy of another machine's.
+    May be used from any thread and in forked children. `rss` and `charge` together take about 3 microseconds on Linux,
+    `slow` (everything else) 13 to 21.
 
     >>> Readings().rss() > 0
     True
     """
 
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
-        self._root = os.fspath(root)
+        self.root = os.fspath(root)
         self._page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
         self._files: _Files | None = None
 
     def close(self) -> None:
-        """Let go of all descriptors; another reading opens them again."""
+        """Close all descriptors. The next reading opens them again."""
         self._files = None
 
     def _open(self) -> _Files:
-        self._files = files = _Files(self._root)
+        self._files = files = _Files(self.root)
         return files
 
     def rss(self) -> int:
@@ -245,7 +245,7 @@ class Readings:
         try:
             return int(os.pread(files.statm.fd, 128, 0).split(None, 2)[1]) * self._page
         except (OSError, ValueError, IndexError):
-            # The descriptor was closed behind our back.
+            # The descriptor was closed by someone else.
             files = self._open()
             if files.statm is None:
                 return int(files.process.memory_info().rss)
@@ -254,8 +254,8 @@ class Readings:
     def charge(self) -> int | None:
         """Memory charged to the container, page cache included; None outside of one.
 
-        The container is the control group with the least limit among this process's own and those around it (the
-        outermost of equals: it fills first), the process's own where none has a limit.
+        The container is the control group with the least limit among this process's own and those around it (of equal
+        ones the outermost, which fills first), or the process's own if none has a limit.
         """
         files = self._files
         if files is None or files.forks != _forks:
@@ -271,18 +271,18 @@ class Readings:
             return None if group is None else int(group.usage.read(32))
 
     def limit(self) -> int | None:
-        """The least limit of the process's control group and those around it; None where none is under `total`."""
+        """The least limit of the process's control group and those around it; None if none is below `total`."""
         total = self.total()
         files = self._current()
         if files.moved():
             files = self._open()
-        files.look_around()
+        files.find_hidden_limit()
         return files.limit(total)
 
     def reclaimable(self) -> int:
-        """The part of `charge` that the kernel takes back before it kills: file pages not used lately.
+        """The part of `charge` that the kernel reclaims before the OOM killer acts: file pages not used recently.
 
-        0 where there is no container. What Kubernetes and Docker subtract to get the working set.
+        0 outside of a container. Kubernetes and Docker subtract the same to get the working set.
         """
         group = self._current().group
         try:
@@ -299,7 +299,7 @@ class Readings:
         return self._host(b"MemTotal:", "total")
 
     def swap(self) -> int:
-        """Swap in use: by the container where that is known, else by the host."""
+        """Swap in use: by the container if that is known, else by the host."""
         files = self._current()
         if files.statm is None:
             import psutil
@@ -313,10 +313,11 @@ class Readings:
         return _host_swap(self._meminfo()) if swap is None else swap
 
     def slow(self, near: int = 0) -> tuple[int | None, int, int, int]:
-        """`limit`, `available`, `swap` and `reclaimable`, each file read once.
+        """`limit`, `available`, `swap` and `reclaimable`, with each file read once.
 
-        With a charge under ``near`` bytes the reclaimable part, the dearest, is left out (0); with one over it what is
-        available comes from every other call. That the process was moved to another group is seen at one call in eight.
+        Below a charge of ``near`` bytes the reclaimable part, the most expensive, is not read (0); from there on what
+        is available is read at every other call. Whether the process has moved to another group is checked at one call
+        in eight.
         """
         files = self._current()
         if files.statm is None:
@@ -325,7 +326,7 @@ class Readings:
         if files.visits & 7 == 1:
             if files.moved():
                 files = self._open()
-            files.look_around()
+            files.find_hidden_limit()
         group = files.group
         stat = b""
         usage = 0
@@ -335,12 +336,12 @@ class Readings:
                 if usage >= near:
                     stat = group.stat.read(4096)
             except OSError:
-                # Removed at this moment.
+                # Removed just now.
                 pass
         host = files.host
         if not stat or host is None or files.visits & 1:
             text = self._meminfo()
-            # The first lines have been these since Linux 3.14: total, free, available.
+            # Since Linux 3.14 the first lines are: total, free, available.
             words = text.split(None, 8)
             if words[6] == b"MemAvailable:":
                 total, available = int(words[1]) << 10, int(words[7]) << 10
@@ -386,7 +387,7 @@ class Readings:
                 return text
         except OSError:
             pass
-        # The descriptor was closed behind our back.
+        # The descriptor was closed by someone else.
         return self._open().meminfo.read(1024)
 
     def _host(self, key: bytes, name: str) -> int:
@@ -427,8 +428,8 @@ def find_groups(membership: str, mounts: str, root: str = "/") -> tuple[int, lis
     """The version of the memory controller and the directories of this process's groups, its own first.
 
     ``membership`` and ``mounts`` are the texts of ``/proc/self/cgroup`` and ``/proc/self/mountinfo``. On hosts with
-    both versions the controller is in one hierarchy only, and version 1 is where it is listed. No directory where
-    the controller is not mounted.
+    both versions the controller is in one hierarchy only: in version 1 if it is listed there. Without a mounted
+    controller there are no directories.
     """
     paths = {}
     for line in membership.splitlines():
@@ -443,7 +444,7 @@ def find_groups(membership: str, mounts: str, root: str = "/") -> tuple[int, lis
         return version, []
     path = paths[version].removesuffix(" (deleted)")
     usage = "memory.usage_in_bytes" if version == 1 else "memory.current"
-    # The mount that shows the largest part of the hierarchy knows most of the groups around us.
+    # The mount that shows the largest part of the hierarchy contains most of the surrounding groups.
     for part, point in sorted(_mounts(mounts, version), key=lambda mount: len(mount[0])):
         top = os.path.join(root, point.lstrip("/"))
         for inner in _inside(path, part):
@@ -471,12 +472,12 @@ def _any_exists(directory: str, top: str, name: str) -> bool:
 
 
 def _inside(path: str, part: str) -> list[str]:
-    """Where below a mount that shows ``part`` of the hierarchy the group ``path`` may be, best guess first."""
+    """Paths below a mount that shows ``part`` of the hierarchy where the group ``path`` may be, most likely first."""
     if part == "/":
         return [path.strip("/")] if not path.startswith("/..") else []
     if path == part or path.startswith(part + "/"):
         return [path[len(part) :].strip("/")]
-    # A process moved after the mount was made, or a mount from outside of our namespace: the names that both know.
+    # The process was moved after the mount was made, or the mount is from another namespace: try the common names.
     names = [name for name in path.split("/") if name and name != ".."]
     return ["/".join(names[n:]) for n in range(len(names))] + [""]
 
@@ -502,14 +503,14 @@ def _unescaped(text: str) -> str:
     return text
 
 
-# Limits as users write them
+# Sizes and limits as users write them
 
 
 def parse_size(text: str, name: str = "memory_limit", whole: int | Callable[[], int] | None = None) -> int:
-    """Bytes from ``"536870912"``, ``"512MB"``, ``"1.5GiB"`` or, where ``whole`` is given, ``"80%"`` of it.
+    """Bytes from ``"536870912"``, ``"512MB"``, ``"1.5GiB"`` or, if ``whole`` is given, ``"80%"`` of it.
 
-    Units are B, K, M, G, T, also with B or iB, in any case, and binary: 1 KB is 1,024 bytes. `ValueError` names the
-    argument ``name``; a size under one byte is refused.
+    Units are B, K, M, G and T, optionally followed by B or iB, in upper or lower case. All are binary: 1 KB is 1,024
+    bytes. Errors name the argument ``name``; sizes below one byte are refused.
 
     >>> parse_size("1.5GB"), parse_size("80%", whole=1000)
     (1610612736, 800)
@@ -549,11 +550,10 @@ def parse_size(text: str, name: str = "memory_limit", whole: int | Callable[[], 
 
 
 def memory_limit(limit: int | float | str | None, readings: HasLimit, name: str = "memory_limit") -> int:
-    """A memory limit in bytes from what a user may give for one.
+    """A memory limit in bytes: None, a number of bytes, or a string for `parse_size`.
 
-    None is the container's limit, else the host's memory. A number is bytes, a string as `parse_size` reads it, a
-    percentage being of the container's limit, else of the host's memory. `ValueError` and `TypeError` name the
-    argument ``name``: what is not a number, under one byte or above the host's memory is refused.
+    None is the container's limit, or else the host's memory; a percentage is a share of it. Errors name the argument
+    ``name``; limits below one byte or above the host's memory are refused.
     """
     total = readings.total()
     allowed = f'bytes from 1 to {total} (the host\'s memory), "512MB", "2GB", "80%" or None'

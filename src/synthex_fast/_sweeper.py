@@ -1,53 +1,55 @@
-"""One thread for the whole package that frees what fell due in dicts and pools that nobody touches.
+"""The package's one background thread, which frees due entries of dicts and pools that nobody touches.
 
-It sleeps until the next entry is due, starts when the first one is scheduled, holds its clients weakly, steps aside
-for a fork (so that a preloading server forks a single-threaded process), goes on in the child, and ends before the
-interpreter does.
+The thread starts when the first client is scheduled and sleeps until the next entry is due. It holds its clients
+weakly. Before a fork it ends, so that a preloading server forks a single-threaded process, and it starts again in
+parent and child. It ends before the interpreter does.
 
-A client has a method ``_sweep(budget) -> float``: free what is due for at most ``budget`` seconds and return the time
-(``time.monotonic()``) at which to come again, ``math.inf`` for not before it is scheduled anew.
+A client has a method ``_sweep(budget) -> float``: free what is due for at most ``budget`` seconds, and return the time
+(``time.monotonic()``) of the next visit, or ``math.inf`` for none until the client is scheduled again.
+
+The lock of ``_state`` guards the agenda and the visits. It is never held during a visit, nor while a reference to a
+client is dropped on purpose: both may run any Python code.
 """
 
-import atexit
 import contextlib
 import heapq
 import itertools
 import math
-import os
 import sys
 import threading
 import time
 import weakref
 
+from synthex_fast import _lifecycle
+
 __all__ = ["DELAY", "schedule"]
 
-# Entries that fall due close together are freed in one waking. Well under the second that the dict promises.
+# Waiting this long lets one visit free entries that fall due close together. The dict promises a second.
 DELAY = 0.25
-# How long a slice may hold the interpreter: short while on time, longer the later, at last as long as any thread.
+# How long the thread may hold the interpreter at a stretch: longer the later it is, in the end as long as any thread.
 _SLICE_SECONDS = 0.0001
 _LATE_SLICE_SECONDS = 0.002
 _LATE_SECONDS = 0.2
 _PAUSE_SECONDS = 0.0001
-# When a client is tried again whose sweep raised.
+# After how long a client whose sweep raised is visited again.
 _RETRY_SECONDS = 1.0
 
-# A finaliser may run wherever Python code does, in here too, and schedule a client: the lock lets its own thread in,
-# and each step leaves both structures sound. An entry is (time, number, weak reference, id of the client).
+# The lock is reentrant, because a finaliser may run in the middle of any function here and schedule a client; each step
+# therefore leaves both structures consistent. An entry is (time, number, weak reference, id of the client).
 _state = threading.Condition()
 _order = itertools.count()
-# A heap. An entry that is not its client's in `_visits` has been replaced, and is passed over.
+# A heap. An entry that is not its client's entry in `_visits` was replaced, and is skipped.
 _agenda: list = []
 # The next visit of each client by its id; at infinity while the client is being visited.
 _visits: dict = {}
 _purge_at = 64
 _thread: threading.Thread | None = None
-_over = False
 
 
 def schedule(client, due):
-    """See to it that ``client._sweep`` runs soon after ``due`` (seconds on the scale of ``time.monotonic()``)."""
+    """Have ``client._sweep`` called soon after ``due`` (seconds on the scale of ``time.monotonic()``)."""
     with _state:
-        if _over:
+        if _lifecycle.is_exiting():
             return
         entry = _plan(due + DELAY, weakref.ref(client), id(client))
         if len(_agenda) > _purge_at:
@@ -59,9 +61,10 @@ def schedule(client, due):
 
 
 def _plan(at, reference, key):
-    """Plan a visit unless one is planned that is no later. The entry, if it is a new one."""
+    """Plan a visit, unless an earlier one is planned. Returns the new entry or None."""
     planned = _visits.get(key)
-    # References to one object are one, so that of a client that is gone, whose id this one has now, is another.
+    # weakref.ref returns the same reference for the same object, so another one belongs to a dead client whose id this
+    # client has now.
     if planned is not None and planned[2] is reference and planned[0] <= at:
         return None
     entry = (at, next(_order), reference, key)
@@ -76,7 +79,7 @@ def _forget(entry):
 
 
 def _purge():
-    """Drop what has been replaced and whose client is gone: many short-lived ones must not pile up here."""
+    """Drop replaced entries and those of dead clients, so that short-lived clients don't accumulate."""
     global _purge_at
     kept = []
     try:
@@ -117,7 +120,7 @@ def _run():
                     _state.wait(wait)
                     continue
             if time.monotonic() >= slice_ends:
-                # Lets the threads that wait for the interpreter go first.
+                # Gives waiting threads a chance to take the interpreter.
                 time.sleep(_PAUSE_SECONDS)
                 slice_ends = math.inf
             now = time.monotonic()
@@ -125,7 +128,7 @@ def _run():
                 slice_ends = now + _slice_seconds(now - entry[0])
             _visit(entry, slice_ends - now)
         except MemoryError:
-            # Perhaps another thread frees some.
+            # Another thread may free some.
             time.sleep(DELAY)
 
 
@@ -138,7 +141,7 @@ def _slice_seconds(late):
 
 
 def _next_visit():
-    """The entry whose time has come, now marked as being visited; or None, and the seconds to wait."""
+    """(entry, 0) for an entry whose time has come, now marked as being visited; otherwise (None, seconds to wait)."""
     while _agenda:
         entry = _agenda[0]
         if _visits.get(entry[3]) is not entry:
@@ -147,7 +150,7 @@ def _next_visit():
         wait = entry[0] - time.monotonic()
         if wait > 0:
             return None, min(wait, threading.TIMEOUT_MAX)
-        # Known all the time to those who schedule it meanwhile, and to a process forked meanwhile.
+        # The client stays in `_visits` throughout, for those who schedule it and for a process forked meanwhile.
         _visits[entry[3]] = (math.inf, next(_order), entry[2], entry[3])
         heapq.heappop(_agenda)
         return entry, 0.0
@@ -164,42 +167,43 @@ def _visit(entry, budget):
         except BaseException:
             again = time.monotonic() + _RETRY_SECONDS
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
-        # Perhaps the last reference: nothing may be locked.
+        # This may be the last reference, so the lock must not be held.
         del client
     with _state:
         planned = _visits.get(key)
         if planned is None or planned[2] is not reference:
-            # It has died, and the id is another client's.
+            # The client died, and another one has its id.
             return
         now = time.monotonic()
         if again > now:
             again += DELAY
         else:
-            # One that has more to free keeps its place, so that its lateness shows, but can't keep others waiting.
+            # A client with more to free keeps its time, so that its lateness lengthens the slices, within a bound that
+            # leaves the others their turn.
             again = max(at, now - 2 * _LATE_SECONDS)
         if again < math.inf:
             _plan(again, reference, key)
-            # A fork did not wait for this visit: another thread has taken over, and sleeps.
+            # If a fork did not wait for this visit, another thread has taken over and may be asleep.
             _state.notify()
         elif planned[0] == math.inf:
             del _visits[key]
 
 
 def _stop():
-    """End the thread, unless it is the one that asks (a fork inside an eviction callback)."""
+    """End the thread, and wait for it unless it is the caller (a fork inside an eviction callback)."""
     global _thread
     with _state:
         thread, _thread = _thread, None
         _state.notify_all()
     if thread is not None and thread is not threading.current_thread():
-        # Bounded: a callback of the user's may be waiting for a lock that the caller holds.
+        # Bounded, because an eviction callback may be waiting for a lock that the caller holds.
         thread.join(1.0)
 
 
 def _resume():
     with _state:
-        if _visits and _thread is None and not _over:
-            # Without a thread to be had, the next schedule() tries again.
+        if _visits and _thread is None and not _lifecycle.is_exiting():
+            # If no thread can be started, the next schedule() tries again.
             with contextlib.suppress(Exception):
                 _start()
 
@@ -210,18 +214,16 @@ def _resume_in_child():
     _thread = None
     now = time.monotonic()
     for at, _, reference, key in list(_visits.values()):
-        # The thread that visited it is the parent's.
+        # It was being visited by a thread that exists only in the parent.
         if at == math.inf:
             _plan(now, reference, key)
     _resume()
 
 
-def _finish():
-    global _over
-    _over = True
-    _stop()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_stop, after_in_parent=_resume, after_in_child=_resume_in_child)
-atexit.register(_finish)
+_lifecycle.register(
+    _lifecycle.Stage.SWEEPER,
+    before=_stop,
+    after_in_parent=_resume,
+    after_in_child=_resume_in_child,
+    at_exit=_stop,
+)

@@ -53,7 +53,7 @@ cdef extern from *:
               && _Py_atomic_load_ssize_relaxed(&o->ob_ref_shared) == 0;
       #endif
       }
-      #define synthex_owned(o) _Py_IsOwnedByCurrentThread(o)
+      #define synthex_owned_by_thread(o) _Py_IsOwnedByCurrentThread(o)
     #else
       typedef struct { char unused; } synthex_lock;
       #define synthex_lock_acquire(l) ((void)(l))
@@ -63,7 +63,7 @@ cdef extern from *:
       #define synthex_mutex_release(m) ((void)(m))
       #define SYNTHEX_FREE_THREADED 0
       #define synthex_unique(o) (Py_REFCNT(o) == 1)
-      #define synthex_owned(o) 1
+      #define synthex_owned_by_thread(o) 1
     #endif
     #ifdef Py_GIL_DISABLED
       /* A small number of the calling thread, dense, so that threads spread over an array of locks. */
@@ -74,19 +74,8 @@ cdef extern from *:
               synthex_sync_thread_number = _Py_atomic_add_uint32(&synthex_sync_threads_seen, 1) + 1;
           return synthex_sync_thread_number;
       }
-      /* Counts the forks that led to this process: a lock that a thread of the parent held is never let go here. */
-      static uint32_t synthex_fork_count;
-      #if defined(_WIN32)
-        #define synthex_watch_fork_count() 0
-      #else
-        #include <pthread.h>
-        __attribute__((unused)) static void synthex_fork_counted(void) { synthex_fork_count++; }
-        #define synthex_watch_fork_count() pthread_atfork(NULL, NULL, synthex_fork_counted)
-      #endif
     #else
       #define synthex_sync_thread() 0u
-      #define synthex_fork_count 0u
-      #define synthex_watch_fork_count() 0
     #endif
     #if defined(_MSC_VER)
       #define SYNTHEX_THREAD_LOCAL __declspec(thread)
@@ -111,9 +100,7 @@ cdef extern from *:
     # True when the caller's reference is the only one. Free-threaded: only the thread that made the object can tell.
     bint uniquely_referenced "synthex_unique"(PyObject*) noexcept nogil
     # True when the calling thread made the object (always, on the standard build).
-    bint owned_by_this_thread "synthex_owned"(PyObject*) noexcept nogil
+    bint owned_by_this_thread "synthex_owned_by_thread"(PyObject*) noexcept nogil
     unsigned int this_thread_number "synthex_sync_thread"() noexcept nogil
-    unsigned int forks_seen "synthex_fork_count"
-    int watch_forks "synthex_watch_fork_count"() noexcept
     bint likely "synthex_likely"(bint) noexcept nogil
     bint unlikely "synthex_unlikely"(bint) noexcept nogil

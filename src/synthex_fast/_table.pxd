@@ -1,13 +1,14 @@
 """The table behind TTLDict: hash index, expiry heap, eviction order and byte account over one set of slots.
 
-Plain C structs with inline functions that touch no reference count and run no Python code, so other Cython code can
-cimport them and use them without the interpreter. Keys are compared by the caller: `table_probe` walks the slots that
-carry a hash. Per entry the table costs 32 bytes of slot, 12 of links, 8 of heap node, 4/0.625 of index and, once
-something was evicted, 4 of ghost.
+Plain C structs with inline functions that touch no reference count and run no Python code, so that other Cython code
+can cimport them and use them without the interpreter. Keys are compared by the caller: `table_probe` yields the slots
+that carry a hash. An entry takes 32 bytes of slot, 12 of links, 8 of heap node, 4/0.625 of index and, once something
+was evicted, 4 of ghost. Arrays grow in place and in steps of a quarter; the pages of a step that no slot has used yet
+are not resident. With a limit in entries, the last step is exact.
 
-The index is open-addressed with linear probing and backward-shift deletion (Knuth, TAOCP 3, 6.4, algorithm R), homes
-by range reduction so that it has no power-of-two steps. The heap is 4-ary; a node's tick may be earlier than its
-slot's deadline (a refreshed entry is not moved, but put right when it comes up), never later by more than one tick.
+The index is open-addressed with linear probing and backward-shift deletion (Knuth, TAOCP 3, 6.4, algorithm R). Homes
+are found by range reduction, so its size need not be a power of two. The heap is 4-ary. A node's tick may be earlier
+than its slot's deadline (a refreshed entry is moved only when it comes up), but never later by more than one tick.
 Policies: FIFO, LRU, SIEVE (Zhang et al., NSDI 2024) and S3-FIFO (Yang et al., SOSP 2023).
 """
 
@@ -48,10 +49,10 @@ cdef enum:
     # Bits of Slot.meta; the size in bytes stands above them.
     FREQUENCY = 3         # accesses since insertion or the last second chance, saturating
     IN_MAIN = 4           # in queue 1 (S3-FIFO's main queue), else in queue 0
-    DEAD = 8              # out of the table, waiting for its references to be let go
+    DEAD = 8              # removed, its references not released yet
     SIZE_SHIFT = 4
     GHOSTS_PER_BUCKET = 16
-    # A queue pass is cut off here, so that no single eviction pays for a whole queue of second chances.
+    # Second chances that one eviction gives at most, so that it never walks a whole queue.
     SECOND_CHANCES = 512
 
 
@@ -84,16 +85,16 @@ cdef struct Table:
     uint32_t free             # chain of free slots below `used`
     uint32_t index_size
     uint32_t slot_bits        # low bits of an index entry that hold the slot
-    uint32_t layout           # counts changes of the index: a comparison that ran Python code looks whether it moved
+    uint32_t layout           # counts changes of the index, for a search that ran Python code in between
     uint32_t limit            # entries at most; NONE: no limit
 
     Node* heap
     uint32_t scheduled        # nodes in the heap
     uint32_t heap_room
     double base               # the time of tick 0
-    double next_due           # when the heap's first node falls due; minus infinity where its tick is 0: at once
+    double next_due           # when the heap's first node falls due; minus infinity if its tick is 0
     double idle               # seconds; infinity: no idle limit
-    double* touched           # time of last access per slot, when there is an idle limit
+    double* touched           # time of last access per slot; NULL without an idle limit
 
     int policy
     uint32_t head[2]          # newest of each queue
@@ -102,11 +103,11 @@ cdef struct Table:
     uint32_t hand             # SIEVE's
     uint32_t* ghosts          # S3-FIFO's memory of what it evicted young: 18 bits of hash, 14 of age
     uint32_t ghost_buckets
-    uint32_t ghost_room       # ghosts that are remembered
+    uint32_t ghost_room       # evictions that a ghost is remembered for
     uint64_t ghost_clock      # ghosts ever made
 
     uint64_t nbytes
-    uint64_t* wide            # sizes of all slots, once one did not fit its slot's meta
+    uint64_t* wide            # sizes of all slots, once one did not fit into its slot's meta
     uint32_t dead_first       # queue of DEAD slots
     uint32_t dead_last
 
@@ -125,7 +126,7 @@ cdef inline void table_init(Table* t, int policy, uint32_t limit, double idle, d
 
 
 cdef inline void table_free(Table* t) noexcept nogil:
-    """Give back the arrays. The table must hold no entry; it can be filled again."""
+    """Free the arrays. The table must hold no entry; it can be filled again."""
     PyMem_RawFree(t.slots)
     PyMem_RawFree(t.links)
     PyMem_RawFree(t.index)
@@ -198,30 +199,12 @@ cdef inline void index_remove(Table* t, uint32_t slot) noexcept nogil:
         if entry == 0:
             break
         home = index_home(t, t.slots[(entry & mask) - 1].hash)
-        # An entry may move back to i only where that does not put it in front of its home.
+        # An entry may move back to i unless that puts it in front of its home.
         if (i < home <= j) if i <= j else (home > i or home <= j):
             continue
         t.index[i] = entry
         i = j
     t.index[i] = 0
-
-
-cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
-    cdef uint32_t* index = <uint32_t*>PyMem_RawCalloc(size, sizeof(uint32_t))
-    cdef uint32_t slot, bits = 1, most = size if size > t.room else t.room
-    if index == NULL:
-        return False
-    while bits < 31 and (most + 1) >> bits:
-        bits += 1
-    PyMem_RawFree(t.index)
-    t.index = index
-    t.index_size = size
-    t.slot_bits = bits
-    t.layout += 1
-    for slot in range(t.used):
-        if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
-            index_insert(t, slot)
-    return True
 
 
 cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item) noexcept nogil:
@@ -232,8 +215,8 @@ cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item)
     if not FREE_THREADED:
         grown = PyMem_RawRealloc(old, room * item)
     else:
-        # An allocator with a lock of its own (tracemalloc's) may wait in here, and the garbage collector come by: it
-        # must find the array that is in place unharmed.
+        # An allocator with a lock of its own (tracemalloc's) may wait in here, and the garbage collector run meanwhile:
+        # it must find the old array intact.
         grown = PyMem_RawMalloc(room * item)
         if grown != NULL and old != NULL:
             memcpy(grown, old, before * item)
@@ -242,6 +225,35 @@ cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item)
     array[0] = grown
     if FREE_THREADED:
         PyMem_RawFree(old)
+    return True
+
+
+cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
+    """Make the index `size` entries large and enter every live slot anew. False: no memory, and nothing changed."""
+    cdef uint32_t* old = NULL
+    cdef uint32_t* index
+    cdef uint32_t slot, bits = 1, most = size if size > t.room else t.room
+    if not FREE_THREADED:
+        # In place: a new array beside the old one would leave a hole in the heap that stays resident.
+        if not grow(<void**>&t.index, 0, size, sizeof(uint32_t)):
+            return False
+        memset(t.index, 0, size * sizeof(uint32_t))
+    else:
+        index = <uint32_t*>PyMem_RawCalloc(size, sizeof(uint32_t))
+        if index == NULL:
+            return False
+        old = t.index
+        t.index = index
+    while bits < 31 and (most + 1) >> bits:
+        bits += 1
+    t.index_size = size
+    t.slot_bits = bits
+    t.layout += 1
+    for slot in range(t.used):
+        if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
+            index_insert(t, slot)
+    # Last: the allocator may wait in here, and a process forked meanwhile must find a table that is whole.
+    PyMem_RawFree(old)
     return True
 
 
@@ -255,7 +267,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
             room = t.limit
         if room < t.room or room >= 0x7FFFFFFF:
             return False
-        # Arrays that grew before one that could not stay larger than they need be, which harms nothing.
+        # If a later array can't grow, those before it stay larger than needed, which is harmless.
         if not grow(<void**>&t.slots, before, room, sizeof(Slot)):
             return False
         if not grow(<void**>&t.links, before, room, sizeof(Link)):
@@ -268,7 +280,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
         if t.index != NULL and (room + 1) >> t.slot_bits and not index_rebuild(t, t.index_size):
             t.room = before
             return False
-    # Five in eight: with linear probing a removal looks at four entries to the right on average, at nine with six.
+    # At most 5/8 full: a removal then looks at four entries to the right on average; at 6/8 it would look at nine.
     if (<uint64_t>t.live + 1) * 8 > <uint64_t>t.index_size * 5:
         size = <uint64_t>t.index_size * 2 + 16
         if t.limit != NONE and <uint64_t>t.limit * 8 // 5 + 4 > t.index_size:
@@ -313,7 +325,7 @@ cdef inline uint64_t slot_size(const Table* t, uint32_t slot) noexcept nogil:
 
 
 cdef inline void slot_set_size(Table* t, uint32_t slot, uint64_t size) noexcept nogil:
-    """Account `size` bytes for the slot; one over INLINE_SIZE_MAX needs `reserve_wide` before."""
+    """Set the slot's size in bytes. One over INLINE_SIZE_MAX needs `reserve_wide` first."""
     cdef uint32_t kept = t.slots[slot].meta & ((1 << SIZE_SHIFT) - 1)
     if t.wide != NULL:
         t.wide[slot] = size
@@ -387,7 +399,7 @@ cdef inline void heap_first_changed(Table* t) noexcept nogil:
     elif t.heap[0].tick:
         t.next_due = t.base + <double>t.heap[0].tick / TICKS_PER_SECOND
     else:
-        # Tick 0 is all that lies before the base, however far.
+        # Tick 0 stands for any time before the base.
         t.next_due = -INFINITY
 
 
@@ -463,9 +475,9 @@ cdef inline void heap_rebase(Table* t, double base) noexcept nogil:
 
 
 cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept nogil:
-    """Bring the heap up to date with the slot's deadline, which was `before` when its node was last put right.
+    """Update the heap for a slot whose deadline was `before` until now. The heap must have room (`reserve_node`).
 
-    A node that would only move later stays where it is until it comes up. The heap has room (`reserve_node`).
+    A node that would only move later stays where it is until it comes up.
     """
     cdef double due = slot_due(t, slot)
     cdef Node node
@@ -488,7 +500,7 @@ cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept 
 
 
 cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept nogil:
-    """A slot that is due for certain, or NONE. Each node looked at costs one of `steps`, and there may be none left."""
+    """A slot that is due, or NONE. Each node looked at takes one of `steps`; NONE is also returned if they run out."""
     cdef uint32_t tick, slot
     cdef double due
     cdef Node node
@@ -498,7 +510,7 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
         heap_rebase(t, now)
         tick = 0
     elif now < t.base and t.scheduled and t.heap[0].tick == 0:
-        # The clock has gone back, and tick 0 can't tell what lies before the base. Far enough that this is rare.
+        # The clock went back, and tick 0 can't order times before the base. Rebase far enough that this stays rare.
         heap_rebase(t, now - <double>TICK_BACK / TICKS_PER_SECOND)
         tick = tick_at_or_before(t, now)
     while t.scheduled and t.heap[0].tick <= tick and steps[0] > 0:
@@ -520,7 +532,7 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
 
 
 cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, uint32_t at, int* steps) noexcept nogil:
-    """A slot at or below node `at` that is due though its tick is not over, or NONE. A node looked at costs a step."""
+    """A slot at or below node `at` that is due within its tick, or NONE. Each node looked at takes one of `steps`."""
     cdef uint32_t slot, child, last
     cdef uint64_t first
     if at >= t.scheduled or t.heap[at].tick > tick or steps[0] <= 0:
@@ -542,7 +554,7 @@ cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, ui
 # ---- entries ----
 
 cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
-    """Whether the hash is among the ghosts; it no longer is."""
+    """Remove the hash from the ghosts. Returns whether it was there."""
     cdef uint32_t* bucket
     cdef uint32_t i, now, grain
     if t.ghosts == NULL:
@@ -559,10 +571,10 @@ cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
 
 
 cdef inline void ghost_remember(Table* t, uint32_t hash) noexcept nogil:
-    """Remember an evicted hash for as many evictions as there are entries; without memory, forget it."""
+    """Remember an evicted hash for as many evictions as there are entries. If allocation fails, it is forgotten."""
     cdef uint32_t* bucket
     cdef uint32_t i, now, grain, age, oldest = 0, victim = 0
-    # What lives, not what may live: the limit in bytes may let in far fewer entries than that in entries.
+    # By the entries present, not the limit: the limit in bytes may admit far fewer.
     cdef uint32_t room = t.live if t.live < t.limit else t.limit
     if t.ghosts == NULL or (
         room != t.ghost_room if room == t.limit
@@ -592,7 +604,7 @@ cdef inline void ghost_remember(Table* t, uint32_t hash) noexcept nogil:
 
 
 cdef inline uint32_t table_victim(Table* t) noexcept nogil:
-    """The entry that the policy would let go next, or NONE. It stays in the table; second chances are given."""
+    """The entry that the policy evicts next, or NONE. It stays in the table; entries before it get second chances."""
     cdef uint32_t slot, chances = 0
     cdef uint32_t small
     if t.policy == SIEVE:
@@ -625,7 +637,7 @@ cdef inline uint32_t table_victim(Table* t) noexcept nogil:
 
 
 cdef inline void slot_accessed(Table* t, uint32_t slot) noexcept nogil:
-    """Tell the policy of a hit. LRU relinks, so there the caller holds the table alone."""
+    """Record a hit for the policy. LRU relinks, so there the caller must hold the lock for writing."""
     cdef uint32_t meta = t.slots[slot].meta
     if t.policy >= SIEVE:
         if (meta & FREQUENCY) != FREQUENCY:
@@ -638,7 +650,7 @@ cdef inline void slot_accessed(Table* t, uint32_t slot) noexcept nogil:
 cdef inline uint32_t table_insert(
     Table* t, PyObject* key, PyObject* value, uint32_t hash, uint64_t size, double deadline, double now
 ) noexcept nogil:
-    """Add an entry that is not there yet; `reserve_slot` and `reserve_node` have made room. Returns its slot."""
+    """Add a new entry and return its slot. `reserve_slot` and `reserve_node` must have made room."""
     cdef uint32_t slot = t.free
     if slot != NONE:
         t.free = t.links[slot].next
@@ -682,8 +694,8 @@ cdef inline void slot_free(Table* t, uint32_t slot) noexcept nogil:
     t.free = slot
 
 
-cdef inline void slot_bury(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
-    """Queue a removed slot until somebody lets its key and value go."""
+cdef inline void dead_push(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
+    """Add a removed slot to the dead queue, which keeps its key and value until somebody releases them."""
     t.slots[slot].meta |= DEAD
     t.links[slot].prev = reason
     t.links[slot].next = NONE
@@ -694,11 +706,21 @@ cdef inline void slot_bury(Table* t, uint32_t slot, uint32_t reason) noexcept no
     t.dead_last = slot
 
 
-cdef inline uint32_t slot_exhume(Table* t) noexcept nogil:
-    """The slot buried first, or NONE. The caller takes its key and value and frees it."""
+cdef inline uint32_t dead_pop(Table* t) noexcept nogil:
+    """The slot that has been in the dead queue longest, or NONE. The caller takes its key and value and frees it."""
     cdef uint32_t slot = t.dead_first
     if slot != NONE:
         t.dead_first = t.links[slot].next
         if t.dead_first == NONE:
             t.dead_last = NONE
     return slot
+
+
+# Former names of the two, for code that cimports them.
+
+cdef inline void slot_bury(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
+    dead_push(t, slot, reason)
+
+
+cdef inline uint32_t slot_exhume(Table* t) noexcept nogil:
+    return dead_pop(t)

@@ -1,4 +1,4 @@
-"""TTLDict's fields, and the calls that other Cython code may make on it without a Python call."""
+"""TTLDict for Cython code: its fields, and the methods that other extensions may call in C."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -17,11 +17,11 @@ cdef enum Reason:
 
 cdef enum Presence:
     REPLACE = 0               # store: the new value wins
-    KEEP = 1                  # store: a value that is there stays
+    KEEP = 1                  # store: a value that is present stays
 
 
 cdef struct Stripe:
-    # A reader takes one stripe's lock, a writer all of them: readers in different threads share no cache line.
+    # A reader locks one stripe, a writer all of them. Each is a cache line of its own, so that readers don't contend.
     Mutex lock
     int64_t hits
     int64_t misses
@@ -33,27 +33,28 @@ cdef class TTLDict:
     cdef Table table
     cdef Stripe* stripes
     cdef void* stripes_block
-    cdef unsigned int generation  # of forks; see _sync.pxd
+    cdef unsigned int generation  # `forks_seen` when the locks were last known to be sound; see _forks.pxd
     cdef double ttl_seconds       # infinity: entries live until evicted
     cdef uint64_t most_bytes      # all bits set: no limit
     cdef Py_ssize_t most_entries  # as given; 0: no limit
-    cdef uint32_t changes         # insertions and deletions by the user, which end an iteration
+    cdef uint32_t changes         # counts what ends an iteration: insertions, deletions and evictions, not expiry
     cdef int64_t sets
-    cdef int64_t gone[4]          # entries let go, by Reason
-    cdef int64_t exhausted        # sizes that the account's budget cut short
+    cdef int64_t evicted[4]       # entries removed, by Reason
+    cdef int64_t exhausted        # values whose size was estimated in part
     cdef bint sweepable
     cdef bint ready
-    cdef double sweep_at          # when the sweeper comes next; infinity: it does not know of this dict
-    cdef double swept             # when it came last, on the precise clock
-    cdef int64_t operations_then  # operations counted at that time
+    cdef double sweep_at          # the sweeper's next visit; infinity: none is scheduled
+    cdef double swept             # its last visit, on the precise clock
+    cdef int64_t operations_then  # operations counted at that visit
     cdef object size_of
     cdef object clock
-    cdef object on_gone
+    cdef object on_evict
     cdef str policy_name
 
-    # The value, as a new reference; NULL without an error: not there.
+    # The value as a new reference; NULL without an error if the key is missing.
     cdef PyObject* lookup(self, PyObject* key) except? NULL
-    # Whether the key was new. `present`, if not NULL, receives a new reference to the value that is there after it.
-    cdef int store(self, PyObject* key, PyObject* value, double seconds, Presence mode, PyObject** present) except -1
-    # Like lookup, and the entry is gone.
+    # Returns whether the key was new. `life` is in seconds; infinity: until evicted. `present`, unless
+    # NULL, receives a new reference to the value that is stored afterwards.
+    cdef int store(self, PyObject* key, PyObject* value, double life, Presence mode, PyObject** present) except -1
+    # Like lookup, and removes the entry.
     cdef PyObject* take(self, PyObject* key) except? NULL

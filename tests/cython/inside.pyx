@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False
-"""What must hold of the table under TTLDict between two operations, for `test_table.py`."""
+"""The invariants that hold of the table under TTLDict between two operations, for `test_table.py`."""
 
 from libc.math cimport INFINITY
 from libc.stdint cimport uint32_t, uint64_t
@@ -7,15 +7,15 @@ from libc.stdlib cimport calloc, free
 from cpython.object cimport PyObject
 
 from synthex_fast._table cimport (
-    DEAD, IN_MAIN, NONE, SIEVE, TICKS_PER_SECOND, Table, heap_next_due, index_home, mix_hash, reserve_node,
-    reserve_slot, slot_accessed, slot_due, slot_free, slot_size, table_free, table_init, table_insert,
-    table_probe, table_remove, table_victim,
+    DEAD, IN_MAIN, NONE, SIEVE, TICKS_PER_SECOND, Table, dead_pop, dead_push, heap_next_due, index_home, mix_hash,
+    reserve_node, reserve_slot, slot_accessed, slot_bury, slot_due, slot_exhume, slot_free, slot_size, table_free,
+    table_init, table_insert, table_probe, table_remove, table_victim,
 )
 from synthex_fast._ttl cimport REPLACE, TTLDict
 
 
 cdef int check_slots(TTLDict d, unsigned char* seen) except -1:
-    """Every slot below `used` is live, free or dead, and in the chain that says so, once."""
+    """Every slot below `used` is live, free or dead, and in the matching chain exactly once."""
     cdef Table* t = &d.table
     cdef uint32_t slot, live = 0, dead = 0, spare = 0, last = NONE
     assert t.used <= t.room, "more slots used than there are"
@@ -118,7 +118,7 @@ cdef int check_heap(TTLDict d) except -1:
         scheduled += 1
         at = t.links[slot].node
         assert at < t.scheduled and t.heap[at].slot == slot, f"slot {slot} is not at node {at}"
-        # Tick 0 stands for all that is past, next_due says so.
+        # Tick 0 stands for any time before the base, and next_due is minus infinity then.
         when = t.base + <double>t.heap[at].tick / TICKS_PER_SECOND if t.heap[at].tick else t.next_due
         assert when <= due + 2.0 / TICKS_PER_SECOND + abs(due) * 1e-15, f"slot {slot}: due {due}, node {when}"
     assert scheduled == t.scheduled, f"{t.scheduled} nodes for {scheduled} entries"
@@ -142,7 +142,7 @@ cdef int check_account(TTLDict d) except -1:
 
 
 def check(TTLDict d not None):
-    """Raise AssertionError where the table is not as it must be between two operations."""
+    """Raise AssertionError if the table breaks an invariant that holds between two operations."""
     cdef Table* t = &d.table
     cdef unsigned char* seen[3]
     cdef int i
@@ -160,7 +160,7 @@ def check(TTLDict d not None):
 
 
 def shape(TTLDict d not None):
-    """Figures that no method gives away."""
+    """Figures that no method returns."""
     cdef Table* t = &d.table
     return {
         "live": t.live, "room": t.room, "used": t.used, "scheduled": t.scheduled, "ghosts": t.ghost_room,
@@ -227,6 +227,31 @@ cdef uint64_t numbers(uint64_t count, uint32_t limit) noexcept nogil:
         t.slots[slot].key = NULL
     table_free(t)
     return total
+
+
+def dead_queue(bint former_names):
+    """The order in which four dead slots come out again, and whether the queue is then empty."""
+    cdef Table table
+    cdef uint32_t slot
+    table_init(&table, SIEVE, NONE, INFINITY, 0.0)
+    for slot in range(4):
+        if not reserve_slot(&table):
+            raise MemoryError()
+        table_insert(&table, <PyObject*>1, <PyObject*>1, slot, 1, INFINITY, 0.0)
+    for slot in (2, 0, 3, 1):
+        table_remove(&table, slot)
+        if former_names:
+            slot_bury(&table, slot, 0)
+        else:
+            dead_push(&table, slot, 0)
+    order = []
+    for _ in range(4):
+        slot = slot_exhume(&table) if former_names else dead_pop(&table)
+        order.append(slot)
+        slot_free(&table, slot)
+    empty = dead_pop(&table) == NONE
+    table_free(&table)
+    return order, empty
 
 
 def without_the_interpreter(uint64_t count, uint32_t limit):

@@ -1,0 +1,119 @@
+# Storing entries and accounting for their size, included by _ttl.pyx.
+
+
+cdef inline int64_t entry_size(TTLDict self, PyObject* key, PyObject* value) except -1:
+    cdef bint exhausted = False
+    cdef int64_t size
+    if self.size_of is not None:
+        return entry_size_by_caller(self, key, value)
+    size = pair_sizeof(<object>key, <object>value, &exhausted)
+    if unlikely(exhausted):
+        enter(self)
+        self.exhausted += 1
+        leave(self)
+    return size + ENTRY_COST
+
+
+cdef int64_t entry_size_by_caller(TTLDict self, PyObject* key, PyObject* value) except -1:
+    size = self.size_of(<object>key, <object>value)
+    return <int64_t>integer("sizeof(key, value)", size, 0, SIZE_MAX, "bytes") + ENTRY_COST
+
+
+cdef object too_large(TTLDict self, uint64_t size):
+    return ValueTooLargeError(f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}")
+
+
+cdef int put(
+    TTLDict self, PyObject* key, PyObject* value, uint32_t hash, uint64_t size, double now, double deadline,
+    Presence mode, PyObject** present,
+) except -1:
+    """TTLDict.store after everything that may fail or run Python code: hash, size and time are given."""
+    cdef Table* t = &self.table
+    cdef uint32_t slot
+    cdef uint64_t low
+    cdef double before
+    cdef PyObject* replaced = NULL
+    cdef Victims victims
+    cdef bint failed = False, late
+    cdef bint timed = deadline != INFINITY or t.idle != INFINITY
+    cdef int fresh = 0
+    victims.count = 0
+    victims.queued = 0
+    enter(self)
+    if unlikely(size > self.most_bytes):
+        leave(self)
+        raise too_large(self, size)
+    slot = find(self, key, hash, NULL)
+    if unlikely(slot == FAILED):
+        leave(self)
+        return -1
+    if slot != MISSING and unlikely(slot_due(t, slot) <= now):
+        remove_entry(self, slot, due_reason(self, slot, now), &victims)
+        slot = MISSING
+    if slot != MISSING and mode == KEEP:
+        mark_used(t, slot, now)
+    elif (
+        (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))
+        or (timed and not reserve_node(t))
+        or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
+    ):
+        failed = True
+    elif slot != MISSING:
+        before = slot_due(t, slot)
+        replaced = t.slots[slot].value
+        Py_INCREF(value)
+        t.slots[slot].value = value
+        t.slots[slot].deadline = deadline
+        t.nbytes = t.nbytes - slot_size(t, slot) + size
+        slot_set_size(t, slot, size)
+        if t.touched != NULL:
+            t.touched[slot] = now
+        if timed or t.links[slot].node != NONE:
+            slot_schedule(t, slot, before)
+        slot_accessed(t, slot)
+        self.sets += 1
+        if unlikely(t.nbytes > self.most_bytes):
+            make_room_beside(self, slot, now, &victims)
+    else:
+        if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
+            low = self.most_bytes - self.most_bytes // 5
+            make_room(
+                self, t.limit - 1 if t.limit != NONE else NONE, self.most_bytes - size,
+                low - size if low > size else 0, now, &victims,
+            )
+        Py_INCREF(key)
+        Py_INCREF(value)
+        slot = table_insert(t, key, value, hash, size, deadline, now)
+        self.sets += 1
+        self.changes += 1
+        fresh = 1
+    if present != NULL and not failed:
+        present[0] = t.slots[slot].value
+        Py_INCREF(present[0])
+    if any_due(self, now):
+        remove_some_due(self, now, EXPIRE_STEPS, &victims)
+    late = sweeper_late(self, now)
+    leave(self)
+    release_refs(self, &victims)
+    Py_XDECREF(replaced)
+    if unlikely(failed):
+        raise MemoryError()
+    if unlikely(late):
+        try:
+            wake_sweeper(self, now)
+        except BaseException:
+            # A signal handler raised. The value is stored, but the caller will not receive `present`.
+            if present != NULL:
+                Py_DECREF(present[0])
+            raise
+    return fresh
+
+
+cdef int restore(TTLDict self, object key, object value, double deadline, uint64_t size, double now) except -1:
+    """Store an entry of a copy or pickle, unless its deadline has passed."""
+    if deadline > now:
+        put(
+            self, <PyObject*>key, <PyObject*>value, mix_hash(hash_of(<PyObject*>key), SEED), size, now, deadline,
+            REPLACE, NULL,
+        )
+    return 0
