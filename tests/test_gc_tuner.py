@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python
 
 from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
-from synthex_fast.gc_tuner import _collector, _memory, _pacing, _tuner, _watcher
 
 KIND = gc_tuner.collector_kind(sys.hexversion, FREE_THREADED)
 OUT_OF_REACH = gc_tuner.OUT_OF_REACH
@@ -152,7 +151,7 @@ def collector_state():
 def collector_as_it_was():
     before = collector_state()
     yield
-    running = _tuner._running
+    running = gc_tuner.tuner._running
     if running is not None:
         running.stop()
         pytest.fail("a tuner was left running")
@@ -330,7 +329,7 @@ def test_start_that_fails_leaves_everything_as_it_was():
     assert world.collector.callbacks == []
     assert world.collector.thresholds == (700, 10, 10)
     assert world.collector.frozen == 0
-    assert _tuner._running is None
+    assert gc_tuner.tuner._running is None
 
 
 def test_start_that_cannot_read_memory_leaves_everything_as_it_was():
@@ -390,8 +389,8 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
             other.start()
             other.join()
 
-    guard = _tuner._guard
-    monkeypatch.setattr(_tuner, "_guard", Guard())
+    guard = gc_tuner.tuner._guard
+    monkeypatch.setattr(gc_tuner.tuner, "_guard", Guard())
     tuner.stop()
     try:
         assert tuner.stats["running"]
@@ -421,7 +420,7 @@ def test_the_watcher_ends_with_the_tuner():
 def test_a_running_tuner_that_nobody_holds_goes_on():
     GCTuner(freeze=False).start()
     gc.collect()
-    running = _tuner._running
+    running = gc_tuner.tuner._running
     assert running.stats["running"]
     running.stop()
 
@@ -531,7 +530,11 @@ def test_a_request_entered_before_the_start_or_left_after_the_stop_is_harmless()
 @pytest.mark.parametrize("kind", [gc_tuner.GENERATIONAL, gc_tuner.FREE_THREADED])
 @pytest.mark.parametrize(
     ("part", "step"),
-    [(_pacing.YoungThreshold, "record"), (GCTuner, "_set_thresholds"), (_watcher.Watcher, "wake")],
+    [
+        (gc_tuner.pacing.YoungThreshold, "record"),
+        (GCTuner, "_set_thresholds"),
+        (gc_tuner.watcher.Watcher, "wake"),
+    ],
 )
 def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, part, step):
     def fail(*args):
@@ -548,12 +551,12 @@ def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, part
         monkeypatch.undo()
         with world.tuner.request():
             assert world.stats["in_flight"] == 1
-            assert world.stats["young_threshold"] == _pacing.YOUNG_MOST_WITH_REQUESTS
+            assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_MOST_WITH_REQUESTS
             assert not world.tuner._watcher.dozing
 
 
 def test_the_watcher_survives_failed_allocations(monkeypatch):
-    class Queue(_watcher.SimpleQueue):
+    class Queue(gc_tuner.watcher.SimpleQueue):
         failed = 0
 
         def get(self, *args):
@@ -562,8 +565,8 @@ def test_the_watcher_survives_failed_allocations(monkeypatch):
                 raise MemoryError
             return super().get(*args)
 
-    monkeypatch.setattr(_watcher, "WITHOUT_MEMORY_SECONDS", 0.001)
-    monkeypatch.setattr(_watcher, "SimpleQueue", Queue)
+    monkeypatch.setattr(gc_tuner.watcher, "WITHOUT_MEMORY_SECONDS", 0.001)
+    monkeypatch.setattr(gc_tuner.watcher, "SimpleQueue", Queue)
     tuner = GCTuner(freeze=False)
     with tuner:
         while Queue.failed < 3:
@@ -586,7 +589,7 @@ def test_a_child_that_cannot_read_memory_collects_all_the_same():
         assert world.collector.thresholds[0] == OUT_OF_REACH
         world.readings.error = OSError("gone")
         with pytest.raises(OSError, match="gone"):
-            _tuner._after_fork_in_child()
+            gc_tuner.tuner._after_fork_in_child()
         assert world.collector.thresholds[0] < OUT_OF_REACH
         world.readings.error = None
 
@@ -937,7 +940,7 @@ def test_old_collections_are_out_of_reach_once_there_are_requests():
     with World() as world:
         assert world.collector.thresholds[1:] == (10, 10)
         world.request()
-        assert world.collector.thresholds[1:] == (_collector.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
+        assert world.collector.thresholds[1:] == (gc_tuner.collector.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
 
 
 @pytest.mark.skipif(KIND != gc_tuner.GENERATIONAL, reason="other collectors have no generations")
@@ -1324,9 +1327,9 @@ def test_full_of_what_is_alive_it_does_not_collect_again_and_again():
 
 
 def test_a_small_container_keeps_a_reserve():
-    assert _memory.watermark(16 << 30) == 0.85
-    assert _memory.watermark(300 * MB) == pytest.approx(1 - 64 / 300)
-    assert _memory.watermark(100 * MB) == 0.70
+    assert gc_tuner.memory.watermark(16 << 30) == 0.85
+    assert gc_tuner.memory.watermark(300 * MB) == pytest.approx(1 - 64 / 300)
+    assert gc_tuner.memory.watermark(100 * MB) == 0.70
 
 
 def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
@@ -1337,7 +1340,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             world.readings.rss_ = 900 * MB
             collector.collect(0)
             young, _, old = collector.thresholds
-            assert (young, old) == (_collector.YOUNG_LEAST, -1)
+            assert (young, old) == (gc_tuner.collector.YOUNG_LEAST, -1)
             # The interpreter's own, in the thread that allocates.
             collector.garbage = 700 * MB
             collector.collect(2)
@@ -1426,7 +1429,7 @@ def test_a_collection_that_another_thread_holds_up_is_tried_again():
         with world.tuner.request():
             world.readings.rss_ = 900 * MB
             world.collector.collecting = True
-            assert world.watch() == _tuner.RETRY_SECONDS
+            assert world.watch() == gc_tuner.tuner.RETRY_SECONDS
             assert world.stats["forced"] == 0
             world.collector.collecting = False
             assert world.watch() == -1
@@ -1636,7 +1639,7 @@ def automatic(world, seconds, pause, *, rate=None, watched=True):
 def test_the_threshold_rises_while_collecting_takes_too_long():
     with World(limit=8000 * MB) as world:
         automatic(world, 60, lambda young: young * 1e-6)
-        assert world.stats["young_threshold"] == _pacing.YOUNG_MOST
+        assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_MOST
         decisions = world.stats["decisions"]
         assert all(decision["decision"] == "raise" for decision in decisions)
         assert "% of the time" in decisions[0]["reason"]
@@ -1654,7 +1657,7 @@ def test_with_requests_the_threshold_has_a_lower_bound_for_pauses():
     with World(limit=8000 * MB) as world:
         automatic(world, 60, 0.002)
         world.request()
-        assert world.stats["young_threshold"] == _pacing.YOUNG_MOST_WITH_REQUESTS
+        assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_MOST_WITH_REQUESTS
         assert "requests have begun" in world.stats["decisions"][-1]["reason"]
 
 
@@ -1664,7 +1667,7 @@ def test_long_pauses_inside_requests_lower_the_threshold_without_swinging():
             # Too long from 3,000 containers on, and always over the share of time: it can't have both.
             automatic(world, 1800, lambda young: young * 200e-9)
             young = world.stats["young_threshold"]
-        assert _collector.YOUNG_LEAST <= young <= 4000
+        assert gc_tuner.collector.YOUNG_LEAST <= young <= 4000
         decisions = world.stats["decisions"]
         assert any("ms inside a request" in decision["reason"] for decision in decisions)
         # Half an hour: a change of mind a minute at first, then seldomer.
@@ -1683,29 +1686,31 @@ def test_the_threshold_comes_down_as_memory_nears_the_limit():
             world.watch()
             seen.append(world.stats["young_threshold"])
         assert seen == sorted(seen, reverse=True)
-        assert seen[-1] == _collector.YOUNG_LEAST
+        assert seen[-1] == gc_tuner.collector.YOUNG_LEAST
         decisions = world.stats["decisions"]
         assert "of the limit" in decisions[-1]["reason"]
         assert len(decisions) <= 6
         # Not up again at once.
         world.readings.rss_ = 100 * MB
         automatic(world, 30, 0.002)
-        assert world.stats["young_threshold"] == _collector.YOUNG_LEAST
+        assert world.stats["young_threshold"] == gc_tuner.collector.YOUNG_LEAST
         automatic(world, 60, 0.002)
-        assert world.stats["young_threshold"] > _collector.YOUNG_LEAST
+        assert world.stats["young_threshold"] > gc_tuner.collector.YOUNG_LEAST
 
 
 def test_no_higher_threshold_where_its_garbage_would_near_the_limit():
     with World(limit=1000 * MB) as world:
         world.readings.rss_ = 600 * MB
         automatic(world, 60, 0.002)
-        assert world.stats["young_threshold"] == _pacing.YOUNG_AT_START
+        assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_AT_START
 
 
 def test_decisions_are_the_last_32():
     with World() as world:
         for number in range(100):
-            world.tuner._change_threshold(world.tuner._now(), _pacing.Change(1000 + number, "because"))
+            world.tuner._change_threshold(
+                world.tuner._now(), gc_tuner.pacing.Change(1000 + number, "because")
+            )
         decisions = world.stats["decisions"]
         assert len(decisions) == 32
         assert decisions[-1] == {
@@ -1832,15 +1837,14 @@ def test_start_at_exit():
         import atexit
         @atexit.register
         def late():
-            from synthex_fast import GCTuner
-            from synthex_fast.gc_tuner import _tuner
+            from synthex_fast import GCTuner, gc_tuner
             tuner = GCTuner()
             try:
                 tuner.start()
             except RuntimeError:
                 pass
             tuner.stop()
-            print(_tuner._running)
+            print(gc_tuner.tuner._running)
         """
     )
     assert out == "None\n"
@@ -1962,14 +1966,14 @@ def test_a_fork_before_the_package_was_imported_is_known():
         """
         import os
         pid = os.fork()
-        from synthex_fast.gc_tuner._collector import is_forked_child
+        if pid:
+            os.waitpid(pid, 0)
+        from synthex_fast.gc_tuner.collector import is_forked_child
         print(is_forked_child(), flush=True)
-        if not pid:
-            os._exit(0)
-        os.waitpid(pid, 0)
+        os._exit(0)
         """
     )
-    assert sorted(out.split()) == ["False", "True"]
+    assert out == "True\nFalse\n"
 
 
 @pytest.mark.linux
@@ -1986,8 +1990,8 @@ def test_start_in_a_forked_child_keeps_its_pages_shared():
 
         preloaded = [[n] for n in range(200_000)]
         GCTuner(freeze=False).start()
-        from synthex_fast.gc_tuner import _tuner
-        _tuner._running.stop()
+        from synthex_fast import gc_tuner
+        gc_tuner.tuner._running.stop()
         pid = os.fork()
         if not pid:
             at_first = private_kilobytes()
@@ -2033,7 +2037,7 @@ def test_after_a_fork_without_requests_the_callback_adapts():
     with world:
         world.tuner._after_fork_in_child()
         automatic(world, 10, lambda young: young * 1e-6, watched=False)
-        assert world.stats["young_threshold"] > _pacing.YOUNG_AT_START
+        assert world.stats["young_threshold"] > gc_tuner.pacing.YOUNG_AT_START
         # It has the interpreter collect above the watermark, too.
         world.readings.rss_ = 900 * MB
         world.pass_time(1)
@@ -2233,9 +2237,9 @@ class Tuning(RuleBasedStateMachine):
             assert (young == OUT_OF_REACH) == bool(self.in_flight)
         else:
             assert (old == OUT_OF_REACH) == self.serving or self.tuner._pauses.armed
-        most = _pacing.YOUNG_MOST
+        most = gc_tuner.pacing.YOUNG_MOST
         if young != OUT_OF_REACH:
-            assert _collector.YOUNG_LEAST <= young <= most
+            assert gc_tuner.collector.YOUNG_LEAST <= young <= most
         assert len(self.tuner.stats["decisions"]) <= 32
 
     def teardown(self):

@@ -5,14 +5,14 @@ Prior art. Freezing what start-up made and raising the threshold is what large P
 Deciding by the room left under a memory limit when a collection is due is Go's ``GOMEMLIMIT`` (Knyszek, "Soft memory
 limit", Go proposal 48409) and, before it, Uber's GOGC tuner; capping collection at half of the time is Go's too.
 
-Who owns what. `GCTuner` (``_tuner``) wires the parts together and holds the locks; each part owns its state:
+Who owns what. `GCTuner` (in ``tuner``) wires the parts together and holds the locks; each part owns its state:
 
-- ``_pauses``: the callback that the interpreter calls around each collection, and its histograms.
-- ``_memory``: memory as last read, and when to read it again.
-- ``_pacing``: the young threshold, the collections between requests, when a full one is due, and the cap on time.
-- ``_collector``: the interpreter's settings, as found, as set and as restored; freezing.
-- ``_requests``: the context manager, the decorator, and the ASGI and WSGI middleware.
-- ``_watcher``: the background thread.
+- ``pauses``: the callback that the interpreter calls around each collection, and its histograms.
+- ``memory``: memory as last read, and when to read it again.
+- ``pacing``: the young threshold, the collections between requests, when a full one is due, and the cap on time.
+- ``collector``: the interpreter's settings, as found, as set and as restored; freezing.
+- ``requests``: the context manager, the decorator, and the ASGI and WSGI middleware.
+- ``watcher``: the background thread.
 
 In which order things happen. A collection can't be started inside the callback, so the callback only measures and,
 every now and then, reads memory. Collections happen where a request ends, in ``idle()``, or in the watcher thread,
@@ -25,13 +25,13 @@ All are reentrant, since a finaliser or a signal handler can begin a request any
 waits for a lock.
 """
 
-from synthex_fast.gc_tuner._collector import (
+from synthex_fast.gc_tuner.collector import (
     FREE_THREADED,
     GENERATIONAL,
     INCREMENTAL,
     OUT_OF_REACH,
     collector_kind,
 )
-from synthex_fast.gc_tuner._tuner import GCTuner
+from synthex_fast.gc_tuner.tuner import GCTuner
 
 __all__ = ["FREE_THREADED", "GENERATIONAL", "INCREMENTAL", "OUT_OF_REACH", "GCTuner", "collector_kind"]

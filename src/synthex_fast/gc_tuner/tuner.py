@@ -14,8 +14,8 @@ from synthex_fast import _lifecycle, _pressure, _readings, _unraisable
 from synthex_fast._arguments import one_of, share_of_one, want_bool, want_callable, whole_number
 from synthex_fast._lifecycle import Stage
 from synthex_fast.errors import TunerRunningError, type_error
-from synthex_fast.gc_tuner import _requests
-from synthex_fast.gc_tuner._collector import (
+from synthex_fast.gc_tuner import requests
+from synthex_fast.gc_tuner.collector import (
     COLLECTOR_METHODS,
     FREE_THREADED,
     KINDS,
@@ -23,8 +23,8 @@ from synthex_fast.gc_tuner._collector import (
     CollectorSettings,
     collector_kind,
 )
-from synthex_fast.gc_tuner._memory import READING_LEAST_NS, READINGS_METHODS, MemoryWatch
-from synthex_fast.gc_tuner._pacing import (
+from synthex_fast.gc_tuner.memory import READING_LEAST_NS, READINGS_METHODS, MemoryWatch
+from synthex_fast.gc_tuner.pacing import (
     FEW_FREED,
     Boundaries,
     Change,
@@ -32,7 +32,7 @@ from synthex_fast.gc_tuner._pacing import (
     Limiter,
     YoungThreshold,
 )
-from synthex_fast.gc_tuner._pauses import (
+from synthex_fast.gc_tuner.pauses import (
     BOUNDARY,
     DEBT,
     FORCED,
@@ -41,7 +41,7 @@ from synthex_fast.gc_tuner._pauses import (
     WATERMARK,
     PauseStatistics,
 )
-from synthex_fast.gc_tuner._watcher import Watcher
+from synthex_fast.gc_tuner.watcher import Watcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from synthex_fast._pressure import MemoryReadings
-    from synthex_fast.gc_tuner._collector import Collector
-    from synthex_fast.gc_tuner._requests import ASGIApplication, WSGIApplication
+    from synthex_fast.gc_tuner.collector import Collector
+    from synthex_fast.gc_tuner.requests import ASGIApplication, WSGIApplication
 
 # A full collection that another thread's held up is retried after this.
 RETRY_SECONDS = 0.001
@@ -240,7 +240,7 @@ class GCTuner:
 
     # Requests
 
-    def request(self) -> _requests.Request:
+    def request(self) -> requests.Request:
         """A request, in flight inside ``with``; the same object is a decorator.
 
         A call of a decorated coroutine function or generator is in flight until it ends. No effect while the tuner
@@ -254,18 +254,18 @@ class GCTuner:
         >>> handle(1)
         2
         """
-        return _requests.Request(self)
+        return requests.Request(self)
 
     def asgi(self, app: ASGIApplication) -> ASGIApplication:
         """ASGI middleware: an HTTP request is in flight until the last part of its response is sent.
 
         A websocket is in flight while it works on a message, not while it waits for one; lifespan never is.
         """
-        return _requests.asgi(self, want_callable("app", app))
+        return requests.asgi(self, want_callable("app", app))
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands."""
-        return _requests.wsgi(self, want_callable("app", app))
+        return requests.wsgi(self, want_callable("app", app))
 
     def _begin_request(self) -> int:
         """The number of the run to which the request belongs, for `_end_request`; 0 while the tuner doesn't run."""

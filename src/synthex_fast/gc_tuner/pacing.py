@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections import deque
 
-from synthex_fast.gc_tuner._collector import YOUNG_LEAST
-from synthex_fast.gc_tuner._memory import NEAR
-from synthex_fast.gc_tuner._pauses import PAUSE_BUDGET_NS
+from synthex_fast.gc_tuner.collector import YOUNG_LEAST
+from synthex_fast.gc_tuner.memory import NEAR
+from synthex_fast.gc_tuner.pauses import PAUSE_BUDGET_NS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from synthex_fast.gc_tuner._memory import MemoryWatch
-    from synthex_fast.gc_tuner._pauses import PauseStatistics
+    from synthex_fast.gc_tuner.memory import MemoryWatch
+    from synthex_fast.gc_tuner.pauses import PauseStatistics
 
 # Bounds of the young threshold, in containers: once there have been requests, and in a process without any.
 YOUNG_AT_START = 2_000

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from synthex_fast.gc_tuner._memory import READING_LEAST_NS
+from synthex_fast.gc_tuner.memory import READING_LEAST_NS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from synthex_fast.gc_tuner._memory import MemoryWatch
+    from synthex_fast.gc_tuner.memory import MemoryWatch
 
 # What made a collection happen.
 AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
