@@ -103,6 +103,9 @@ class CollectorSettings:
 
         Frozen garbage is never collected, hence the collection before. It writes to the header of every object, though,
         and in a forked child each page written to is copied: there, garbage that the parent left costs less.
+
+        The free-threaded build's gc.freeze() writes to every object itself, so there only a tuner that was started
+        before the fork keeps the pages shared.
         """
         collector = self.gc
         if collector.get_freeze_count() > FROZEN_BY_INTERPRETER:

@@ -64,7 +64,8 @@ class GCTuner:
     keep to it, and the young threshold rises towards it. ``memory_limit`` is in bytes, or text such as ``"512MB"`` or
     ``"80%"`` of the container; ``None`` is the container's limit, else the host's memory. With ``freeze``, `start`
     collects once and then excludes what is alive from every collection until `stop`, unless the service has frozen
-    objects itself. In a forked child it freezes without collecting, which would copy each page shared with the parent.
+    objects itself. In a forked child it freezes without collecting, which would copy each page shared with the parent;
+    on the free-threaded build freezing copies them too, so start the tuner before the fork there.
 
     While it runs, every collection is measured. Full collections don't start by themselves inside a request: they
     wait until none is in flight, and happen only when memory has grown enough to make one worth while. The young
