@@ -316,6 +316,7 @@ MEANINGFUL = {
     "GCTuner(kind)": takes("None"),
     "GCTuner.asgi(app)": takes(),
     "GCTuner.wsgi(app)": takes(),
+    "GCTuner.collect_garbage(nbytes)": takes("0"),
     "GCTuner.trim(nbytes)": takes("0"),
     "MemoryGovernor(limit)": takes("None"),
     "MemoryGovernor(monitor)": takes("None"),
