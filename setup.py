@@ -1,7 +1,7 @@
-"""Builds the Cython modules; everything else about the package is in pyproject.toml.
+"""Builds the Cython modules. Everything else about the package is in pyproject.toml.
 
-Two environment variables serve development: ``SYNTHEX_FAST_CFLAGS`` adds compiler and linker flags (a sanitizer,
-say) and ``SYNTHEX_FAST_ANNOTATE=1`` writes Cython's annotated HTML beside each module.
+Two environment variables are for development: ``SYNTHEX_FAST_CFLAGS`` adds compiler and linker flags, such as those of
+a sanitizer, and ``SYNTHEX_FAST_ANNOTATE=1`` writes Cython's annotated HTML beside each module.
 """
 
 import os
@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 DIRECTIVES = {
     "language_level": 3,
     "freethreading_compatible": True,
-    # Methods stay method descriptors: the interpreter's specialised call paths know those, not Cython's functions.
+    # Methods stay method descriptors, which the interpreter's specialised call paths handle; Cython's functions don't.
     "binding": False,
     "embedsignature": True,
     "embedsignature.format": "clinic",
@@ -25,7 +25,7 @@ DIRECTIVES = {
     "cdivision": True,
 }
 extra_flags = shlex.split(os.environ.get("SYNTHEX_FAST_CFLAGS", ""))
-# The generated C is dominated by short calls into the interpreter: -O2 keeps it small enough for the instruction cache.
+# The generated C consists mostly of short calls into the interpreter: -O2 keeps it small for the instruction cache.
 flags = ["/O2"] if sys.platform == "win32" else ["-O2", "-fno-strict-aliasing", "-Wno-unreachable-code"]
 
 modules = [

@@ -1,8 +1,9 @@
-"""ResponseCollector: what it costs over its parts used by hand, and beside the reported system's.
+"""ResponseCollector: what it costs compared with its parts used by hand, and with the system in the report.
 
-A round begins with nothing and takes the answers to 500 queries, five each with texts and metadata like the
-report's. By hand means the calls of ``validate/arms/synthex_fast.py``: add_batch, an assignment, and, where the
-consensus is read, the row from the whole buffer's aggregate. By hand nothing is undone where the second part refuses.
+The report is the memory-management analysis that this package implements. A round starts empty and takes the answers to
+500 queries, five each, with texts and metadata like the report's. By hand means the calls that
+``validate/arms/synthex_fast.py`` makes: `add_batch`, an assignment and, if the consensus is read, the buffer's
+`consensus`. By hand, nothing is undone if the second part refuses.
 """
 
 from measure import compare
@@ -12,7 +13,7 @@ EXPERTS = 5
 
 
 def _batches(make):
-    """The answers to each query, as a list each; `make` is the response's type."""
+    """One list of answers per query; `make` is the response type."""
     return [
         [
             make(
@@ -73,7 +74,7 @@ def _by_hand(batches, consensus):
             query_id = batch[0].query_id
             buffer.add_batch(batch)
             kept[query_id] = batch
-            buffer.aggregate()[query_id]
+            buffer.consensus(query_id)
             if len(buffer) >= 800:
                 buffer.flush()
 
@@ -116,12 +117,11 @@ def claim_add_and_consensus_vs_parts():
     from synthex_fast import PooledExpertResponse
 
     batches = _batches(PooledExpertResponse)
-    result = _compare(_ours(batches, True), _by_hand(batches, True))
-    return result._replace(note="by hand the row comes from an aggregate of up to 800 buffered answers")
+    return _compare(_ours(batches, True), _by_hand(batches, True))
 
 
 def claim_add_and_consensus_vs_current():
-    """The same beside the reported system's dict, buffer and consensus; it weighs a list, not what is in it."""
+    """The same beside the reported system's dict, buffer and consensus, which measures a list but not its contents."""
     from synthex_fast import PooledExpertResponse
     from synthex_fast.validate.arms.current import ExpertResponse
 

@@ -1,4 +1,4 @@
-"""What importing the package costs a bare interpreter."""
+"""How long it takes to import the package into a bare interpreter."""
 
 import statistics
 import subprocess
@@ -18,7 +18,7 @@ print(perf_counter_ns() - start)
 
 
 def claim_import():
-    """`import synthex_fast` in a bare interpreter: nanoseconds, not a ratio."""
+    """`import synthex_fast` in a bare interpreter, in nanoseconds: not a ratio."""
     import synthex_fast
 
     code = CODE.format(place=str(Path(synthex_fast.__file__).parents[1]))
@@ -28,5 +28,5 @@ def claim_import():
         done = subprocess.run([*command, code], capture_output=True, text=True, check=True)
         times.append(int(done.stdout))
     low, median, high = statistics.quantiles(times, n=4)
-    # The bound is an absolute time, so the "rival" is 1 ns and the ratio the time itself.
+    # The limit is an absolute time: with a rival of 1 ns, the ratio is the time.
     return Comparison(median, 1.0, median, (low, high))

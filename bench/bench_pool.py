@@ -1,8 +1,8 @@
-"""ObjectPool beside a bare list, the report's deque-and-lock pool, and itself in two threads.
+"""ObjectPool compared with a plain list, with the report's deque-and-lock pool, and with itself in two threads.
 
-The pooled objects are of a plain Python class; where the claim's name doesn't say otherwise it has no
-``reset``. The name that held the object is gone when it is acquired again, as in a service that hands it to a
-function: a name that is still there would make it an alias.
+"The report" is the memory management analysis that this package answers; its pool is copied below. The pooled objects
+belong to a plain Python class, without a ``reset`` unless the claim's name says so. No name refers to an object when it
+is acquired again, as in a service that passes it to a function: the pool would discard it as an alias.
 """
 
 import sysconfig
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class ReportPool(Generic[T]):
-    """The report's ``ObjectPool``, section 6 A, as it stands."""
+    """The ``ObjectPool`` of the report's section 6 A, unchanged."""
 
     def __init__(self, factory: Callable[[], T], max_size: int = 1000):
         self._factory = factory
@@ -61,7 +61,7 @@ class Resettable(Plain):
 
 
 def claim_vs_list():
-    """Acquire and release beside pop and append."""
+    """Acquire and release, compared with pop and append."""
     return compare(
         statement("pool.release(pool.acquire())", pool=ObjectPool(Plain)),
         statement("items.append(items.pop())", items=[Plain() for _ in range(100)]),
@@ -79,7 +79,7 @@ def claim_named_vs_list():
 
 
 def claim_reset_vs_list():
-    """Objects with a ``reset`` written in Python, which the list's side calls as well."""
+    """Objects with a ``reset`` written in Python, which the list's side calls too."""
     result = compare(
         statement("pool.release(pool.acquire())", pool=ObjectPool(Resettable)),
         statement(
@@ -91,7 +91,7 @@ def claim_reset_vs_list():
 
 
 def claim_vs_report_pool():
-    """The report's pool, which looks for a ``reset`` that isn't there."""
+    """The report's pool, which looks for a ``reset`` that the objects don't have."""
     return compare(
         statement("pool.release(pool.acquire())", pool=ObjectPool(Plain)),
         statement("pool.release(pool.acquire())", pool=ReportPool(Plain)),
@@ -117,12 +117,12 @@ def claim_lease_vs_list():
 
 def _in_threads(names):
     if not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        raise NotMeasuredError("two threads run at once only on a free-threaded interpreter")
+        raise NotMeasuredError("two threads run in parallel only on a free-threaded interpreter")
     return scaling(names)
 
 
 def claim_two_threads():
-    """One pool used by two threads, held in a local name each."""
+    """One pool used by two threads, each through a local name."""
     pool = ObjectPool(Plain)
     return _in_threads(lambda n: statement("pool.release(pool.acquire())", inner=500_000, pool=pool))
 

@@ -1,8 +1,9 @@
-"""ResponseBuffer: what adding costs beside a list, and aggregating beside the same in plain Python."""
+"""ResponseBuffer: adding beside appending to a list, and consensus beside the same in plain Python."""
 
+import gc
 import statistics
 
-from measure import compare
+from measure import compare, statement, summary
 
 QUERIES = 200
 EXPERTS = 5
@@ -36,8 +37,8 @@ def _add_batch(responses):
     buffer = ResponseBuffer(capacity=len(responses))
     add_batch = buffer.add_batch
 
-    # Both sides begin with nothing and are emptied after 1,000 responses: the buffer's flush, which makes a
-    # list of them, is timed as well, and so is the list's growing.
+    # Both sides start empty and are emptied after 1,000 responses, so the buffer's flush, which returns a list
+    # of them, is timed as well, and so is the growth of the list.
     def ours():
         for batch in batches:
             add_batch(batch)
@@ -57,12 +58,12 @@ def _add_batch(responses):
 
 
 def claim_add_batch():
-    """`add_batch` of 5 responses, its share of the flush included, beside `list.append` five times."""
-    return _add_batch(_responses())._replace(note="a flush per 1,000 responses included")
+    """`add_batch` of 5 responses, including its share of a flush, beside `list.append` five times."""
+    return _add_batch(_responses())._replace(note="including a flush per 1,000 responses")
 
 
 def claim_add_batch_own_ids():
-    """The same, every response with id texts of its own, so that they are hashed and compared."""
+    """The same if every response has its own id objects, which must then be hashed and compared."""
     result = _add_batch(_responses(shared_ids=False))
     return result._replace(note="no two responses share an id object")
 
@@ -90,7 +91,7 @@ def claim_add():
 
 
 def plain_aggregate(responses):
-    """Count, mean, population variance, experts and consensus by query: what one would write without us."""
+    """Count, mean, population variance, experts and consensus by query, as one would write it in Python."""
     confidences, experts = {}, {}
     for response in responses:
         query = response.query_id
@@ -132,13 +133,13 @@ def _filled():
 
 
 def claim_aggregate():
-    """`aggregate()` of 1,000 responses of 200 queries beside the same in plain Python; rows not read yet."""
+    """`aggregate()` of 1,000 responses to 200 queries beside the same in plain Python, before any row is read."""
     buffer, responses = _filled()
     return compare(buffer.aggregate, lambda: plain_aggregate(responses))
 
 
 def claim_aggregate_read():
-    """The same, and every row read: its experts and its consensus too."""
+    """The same, and every row read, with its experts and its consensus."""
     buffer, responses = _filled()
 
     def ours():
@@ -148,8 +149,55 @@ def claim_aggregate_read():
     return compare(ours, lambda: plain_aggregate(responses))._replace(note="all 200 rows read")
 
 
+def _holding(count):
+    """A buffer that holds so many responses, five to a query, and the id of a query in the middle."""
+    from synthex_fast import PooledExpertResponse, ResponseBuffer
+
+    queries = [f"query-{n:08x}-4a5b-8c6d" for n in range(count // EXPERTS)]
+    buffer = ResponseBuffer(count, count)
+    buffer.add_batch(
+        [
+            PooledExpertResponse(query, f"expert-{m}", confidence=(n * 7 + m * 3) % 11 / 10)
+            for n, query in enumerate(queries)
+            for m in range(EXPERTS)
+        ]
+    )
+    return buffer, "".join(queries[len(queries) // 2].partition("-"))
+
+
+def claim_consensus():
+    """`consensus(query_id)` of a buffer that holds 100,000 responses beside that of one that holds 10."""
+
+    def read(count):
+        buffer, query = _holding(count)
+        return statement("consensus(query)", consensus=buffer.consensus, query=query)
+
+    return compare(read(100_000), read(10))._replace(note="the set of experts is not read")
+
+
+def _allocated(call, times=1000):
+    from synthex_fast.validate import _allocations
+
+    kept = [None] * times
+    gc.collect()
+    _allocations.start()
+    for n in range(times):
+        kept[n] = call()
+    requested, _ = _allocations.stop()
+    return requested / times
+
+
+def claim_consensus_bytes():
+    """Bytes that `consensus(query_id)` allocates for a row that is kept, beside one from `aggregate()`."""
+    buffer, query = _holding(100_000)
+    aggregate = buffer.aggregate()
+    ours = _allocated(lambda: buffer.consensus(query))
+    rival = _allocated(lambda: aggregate[query])
+    return summary([ours] * 2, [rival] * 2)._replace(note="the loop's own integers included")
+
+
 def claim_columns_mean():
-    """The mean of 1,000 confidences through the column beside a sum over the objects; no copy is made."""
+    """The mean of 1,000 confidences through the column, without a copy, beside a sum over the objects."""
     buffer, responses = _filled()
     return compare(
         lambda: buffer.columns().confidence.mean(),

@@ -108,7 +108,23 @@ ROWS = [
         1.0,
         at_least=True,
     ),
-    at_most("add_batch of 5 responses", "list.append five times", 3.0, "bench_slab:claim_add_batch"),
+    at_most("add_batch of 5 responses", "list.append five times", 1.0, "bench_slab:claim_add_batch"),
+    Row(
+        "consensus(query_id), 100,000 buffered",
+        "the same, 10 buffered",
+        "at most 250 ns",
+        "bench_slab:claim_consensus",
+        "ours",
+        250,
+    ),
+    Row(
+        "  allocated by it",
+        "a row of aggregate()",
+        "at most 200 bytes",
+        "bench_slab:claim_consensus_bytes",
+        "ours",
+        200,
+    ),
     faster("aggregate() of 1,000 of 200 queries", "plain Python", 20, "bench_slab:claim_aggregate"),
     Row(
         "two threads, acquire + release",
@@ -193,7 +209,7 @@ def shown(row, result):
     if row.claim == "bench_ttl:claim_expiry_slowest":
         return f"{figure / 1e3:.0f} us", f"{low / 1e3:.0f} - {high / 1e3:.0f}"
     digits = 0 if figure >= 100 else 1 if figure >= 10 else 4 if row.claim.endswith("hit_ratio") else 2
-    unit = " times" if row.figure != "ours" else " bytes"
+    unit = " times" if row.figure != "ours" else " ns" if row.asked.endswith(" ns") else " bytes"
     return f"{figure:.{digits}f}{unit}", f"{low:.{digits}f} - {high:.{digits}f}"
 
 

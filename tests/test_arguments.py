@@ -158,6 +158,7 @@ def make_subject(owner):
             return PooledExpertResponse("q1", "ada", "text", 0.5)
         case "ResponseBuffer":
             made = synthex_fast.ResponseBuffer(5, 3)
+            made.add(synthex_fast.PooledExpertResponse("x", "ada"))
             made.add(PooledExpertResponse("q1", "ada"))
             return made
         case "ResponseCollector":
@@ -259,6 +260,7 @@ MEANINGFUL = {
     "ResponseBuffer(on_flush)": takes("None"),
     "ResponseBuffer.add(response)": takes(),
     "ResponseBuffer.add_batch(responses)": takes("list"),
+    "ResponseBuffer.consensus(query_id)": takes("text"),
     "ResponseBuffer.trim(nbytes)": takes("0"),
     # True: additions wait until the pause ends. A number is how long they wait.
     "ResponseBuffer.pause(wait)": takes("True", "0", "inf"),
@@ -314,6 +316,7 @@ MEANINGFUL = {
     "GCTuner(kind)": takes("None"),
     "GCTuner.asgi(app)": takes(),
     "GCTuner.wsgi(app)": takes(),
+    "GCTuner.collect_garbage(nbytes)": takes("0"),
     "GCTuner.trim(nbytes)": takes("0"),
     "MemoryGovernor(limit)": takes("None"),
     "MemoryGovernor(monitor)": takes("None"),

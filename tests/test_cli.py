@@ -290,7 +290,7 @@ class TestInterruption:
         shown, complaints = running.popen.communicate(timeout=30)
         assert running.popen.returncode == 130
         assert running.no_child_is_left()
-        assert "interrupted, this is what was finished" in shown
+        assert "interrupted, finished rounds only" in shown
         assert "Traceback" not in complaints
         found = json.loads(path.read_text())
         assert found["complete"] is False
@@ -313,7 +313,7 @@ class TestInterruption:
         shown, _ = running.popen.communicate(timeout=30)
         assert running.popen.returncode == 143
         assert running.no_child_is_left()
-        assert "caches and pools hold" in shown
+        assert "bytes in caches and pools" in shown
 
     def test_sigkill_leaves_no_orphan(self):
         running = Running()
@@ -331,5 +331,5 @@ class TestInterruption:
         shown, complaints = running.popen.communicate(timeout=30)
         assert running.popen.returncode == 1
         assert shown == ""
-        assert "validate: the process of arm 'synthex_fast' was ended by signal 9" in complaints
+        assert "validate: the process of arm 'synthex_fast' was killed by signal 9" in complaints
         assert "Traceback" not in complaints

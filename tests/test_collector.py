@@ -864,7 +864,7 @@ def test_an_owner_that_cannot_be_referred_to_weakly_is_refused():
         __slots__ = ("x",)
 
     for owner in (Slotted(), 7, (), []):
-        with pytest.raises(ArgumentTypeError, match="owner must be an object that can be referred to weakly"):
+        with pytest.raises(ArgumentTypeError, match="owner must be an object that supports weak references"):
             ResponseCollector(owner)
 
     class Fine:
@@ -1215,7 +1215,7 @@ def test_a_subclass_may_have_more_and_is_initialised_once():
     collector = Counting(max_queries=5)
     collector.add(answer())
     assert collector.calls == 1
-    assert repr(collector) == "<Counting of 1 queries, 1 responses to be handed on>"
+    assert repr(collector) == "<Counting of 1 queries, 1 responses to be delivered>"
     with pytest.raises(ArgumentTypeError, match="initialised twice"):
         collector.__init__()
     assert "q1" in collector

@@ -40,6 +40,15 @@ def test_gives_the_block_released_last_first(blocks):
     ]
 
 
+def test_pool_hands_out_the_freelist_of_its_own_module(blocks):
+    idle = blocks.Blocks(10)
+    assert idle.push(1)
+    assert idle.push_own(2)
+    assert [idle.pop(), idle.pop_own(), idle.pop()] == [2, 1, 0]
+    idle.count_made()
+    assert idle.stats()["made"] == 2
+
+
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, 63, 64, 65, 300, 2**40, sys.maxsize])
 def test_keeps_as_many_as_the_limit_allows(blocks, limit):
     idle = blocks.Blocks(limit)

@@ -1,6 +1,7 @@
 """GCTuner: what it measures, when it lets the collector run, what it leaves behind."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import math
@@ -127,8 +128,8 @@ class World:
 
     def watch(self):
         """What the watcher does when it is woken."""
-        self.tuner._glance(self.tuner._now())
-        return self.tuner._check(self.tuner._epoch)
+        self.tuner._read_memory(self.tuner._now())
+        return self.tuner._collect_if_due(self.tuner._epoch)
 
     def requests(self, count, seconds=0.001, pause=0.004):
         for _ in range(count):
@@ -150,7 +151,7 @@ def collector_state():
 def collector_as_it_was():
     before = collector_state()
     yield
-    running = gc_tuner._running
+    running = gc_tuner.tuner._running
     if running is not None:
         running.stop()
         pytest.fail("a tuner was left running")
@@ -328,7 +329,7 @@ def test_start_that_fails_leaves_everything_as_it_was():
     assert world.collector.callbacks == []
     assert world.collector.thresholds == (700, 10, 10)
     assert world.collector.frozen == 0
-    assert gc_tuner._running is None
+    assert gc_tuner.tuner._running is None
 
 
 def test_start_that_cannot_read_memory_leaves_everything_as_it_was():
@@ -388,12 +389,12 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
             other.start()
             other.join()
 
-    guard = gc_tuner._guard
-    monkeypatch.setattr(gc_tuner, "_guard", Guard())
+    guard = gc_tuner.tuner._guard
+    monkeypatch.setattr(gc_tuner.tuner, "_guard", Guard())
     tuner.stop()
     try:
         assert tuner.stats["running"]
-        assert [tuner._thread] == watchers()
+        assert [tuner._watcher.thread] == watchers()
     finally:
         tuner.stop()
     assert watchers() == []
@@ -402,7 +403,7 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
 def test_a_watcher_that_comes_too_late_ends():
     tuner = GCTuner(freeze=False)
     tuner._start_watcher()
-    late = tuner._thread
+    late = tuner._watcher.thread
     late.join(10)
     assert not late.is_alive()
 
@@ -419,7 +420,7 @@ def test_the_watcher_ends_with_the_tuner():
 def test_a_running_tuner_that_nobody_holds_goes_on():
     GCTuner(freeze=False).start()
     gc.collect()
-    running = gc_tuner._running
+    running = gc_tuner.tuner._running
     assert running.stats["running"]
     running.stop()
 
@@ -439,12 +440,45 @@ def test_a_running_tuner_that_nobody_holds_goes_on():
         ({"memory_limit": math.nan}, ValueError, "memory_limit"),
         ({"memory_limit": 1 << 60}, ValueError, "memory_limit"),
         ({"memory_limit": True}, TypeError, "memory_limit"),
+        ({"target_overhead": 10**400}, ValueError, "target_overhead"),
+        ({"target_overhead": None}, TypeError, "target_overhead"),
+        ({"target_overhead": []}, TypeError, "target_overhead"),
+        ({"freeze": None}, TypeError, "freeze"),
+        ({"memory_limit": 10**400}, ValueError, "memory_limit"),
+        ({"memory_limit": "x"}, ValueError, "memory_limit"),
+        ({"memory_limit": []}, TypeError, "memory_limit"),
+        ({"readings": 0}, TypeError, "readings"),
+        ({"readings": "x"}, TypeError, "readings"),
+        ({"clock": 1}, TypeError, "clock"),
+        ({"collector": []}, TypeError, "collector"),
+        ({"collector": True}, TypeError, "collector"),
+        ({"kind": ""}, ValueError, "kind"),
+        ({"kind": "x"}, ValueError, "kind"),
+        ({"kind": 1}, TypeError, "kind"),
     ],
 )
 def test_bad_arguments(options, error, name):
     with pytest.raises(error, match=name) as raised:
         GCTuner(**options)
     assert isinstance(raised.value, errors.SynthexFastError)
+
+
+@pytest.mark.parametrize("method", ["trim", "collect_garbage"])
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("bad", [True, None, math.nan, math.inf, -1, 10**400, "x", []])
+def test_bytes_that_are_refused(method, running, bad):
+    world = World()
+    with world if running else contextlib.nullcontext():
+        before = world.stats
+        with pytest.raises((errors.ArgumentTypeError, errors.ArgumentValueError), match=r"^nbytes must be"):
+            getattr(world.tuner, method)(bad)
+        assert world.stats == before
+
+
+@pytest.mark.parametrize("middleware", ["asgi", "wsgi"])
+def test_an_application_must_be_callable(middleware):
+    with pytest.raises(errors.ArgumentTypeError, match=r"^app must be callable"):
+        getattr(GCTuner(), middleware)(None)
 
 
 # Requests
@@ -494,28 +528,35 @@ def test_a_request_entered_before_the_start_or_left_after_the_stop_is_harmless()
 
 
 @pytest.mark.parametrize("kind", [gc_tuner.GENERATIONAL, gc_tuner.FREE_THREADED])
-@pytest.mark.parametrize("step", ["_note", "_set_thresholds", "rouse"])
-def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, step):
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        (gc_tuner.pacing.YoungThreshold, "record"),
+        (GCTuner, "_set_thresholds"),
+        (gc_tuner.watcher.Watcher, "wake"),
+    ],
+)
+def test_a_request_that_could_not_begin_is_not_in_flight(monkeypatch, kind, part, step):
     def fail(*args):
         raise MemoryError
 
     world = World(kind=kind)
     world.collector.thresholds = 50_000, 10, 10
     with world:
-        world.tuner._dozing = True
-        monkeypatch.setattr(gc_tuner._Pauses if step == "rouse" else GCTuner, step, fail)
+        world.tuner._watcher.dozing = True
+        monkeypatch.setattr(part, step, fail)
         with pytest.raises(MemoryError), world.tuner.request():
             pytest.fail("it began")
         assert world.stats["in_flight"] == 0
         monkeypatch.undo()
         with world.tuner.request():
             assert world.stats["in_flight"] == 1
-            assert world.stats["young_threshold"] == gc_tuner.YOUNG_MOST_WITH_REQUESTS
-            assert not world.tuner._dozing
+            assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_MOST_WITH_REQUESTS
+            assert not world.tuner._watcher.dozing
 
 
-def test_the_watcher_outlives_want_of_memory(monkeypatch):
-    class Queue(gc_tuner.SimpleQueue):
+def test_the_watcher_survives_failed_allocations(monkeypatch):
+    class Queue(gc_tuner.watcher.SimpleQueue):
         failed = 0
 
         def get(self, *args):
@@ -524,18 +565,18 @@ def test_the_watcher_outlives_want_of_memory(monkeypatch):
                 raise MemoryError
             return super().get(*args)
 
-    monkeypatch.setattr(gc_tuner, "WITHOUT_MEMORY_SECONDS", 0.001)
-    monkeypatch.setattr(gc_tuner, "SimpleQueue", Queue)
+    monkeypatch.setattr(gc_tuner.watcher, "WITHOUT_MEMORY_SECONDS", 0.001)
+    monkeypatch.setattr(gc_tuner.watcher, "SimpleQueue", Queue)
     tuner = GCTuner(freeze=False)
     with tuner:
         while Queue.failed < 3:
             time.sleep(0.001)
         time.sleep(0.01)
-        assert tuner._thread.is_alive()
+        assert tuner._watcher.thread.is_alive()
     assert watchers() == []
 
 
-def test_an_error_that_cannot_be_reported_for_want_of_memory_is_dropped(monkeypatch):
+def test_an_error_that_cannot_be_reported_because_allocation_fails_is_dropped(monkeypatch):
     def fail(*args):
         raise MemoryError
 
@@ -548,7 +589,7 @@ def test_a_child_that_cannot_read_memory_collects_all_the_same():
         assert world.collector.thresholds[0] == OUT_OF_REACH
         world.readings.error = OSError("gone")
         with pytest.raises(OSError, match="gone"):
-            gc_tuner._after_fork_in_child()
+            gc_tuner.tuner._after_fork_in_child()
         assert world.collector.thresholds[0] < OUT_OF_REACH
         world.readings.error = None
 
@@ -899,7 +940,7 @@ def test_old_collections_are_out_of_reach_once_there_are_requests():
     with World() as world:
         assert world.collector.thresholds[1:] == (10, 10)
         world.request()
-        assert world.collector.thresholds[1:] == (gc_tuner.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
+        assert world.collector.thresholds[1:] == (gc_tuner.collector.MIDDLE_WITH_REQUESTS, OUT_OF_REACH)
 
 
 @pytest.mark.skipif(KIND != gc_tuner.GENERATIONAL, reason="other collectors have no generations")
@@ -976,7 +1017,7 @@ def test_a_service_that_disables_the_collector_for_a_while_is_respected(kind):
         world.requests(2000)
         assert world.collector.collected == []
         assert not world.collector.enabled
-        # Living beats that, too.
+        # Survival takes priority over that too.
         world.readings.rss_ = 900 * MB
         world.requests(100)
         assert 2 in world.collector.collected
@@ -1065,7 +1106,7 @@ def test_a_young_collection_that_another_thread_holds_up_says_nothing():
     with World() as world:
         world.collector.collecting = True
         world.requests(100)
-        assert world.tuner._boundary_requests == 1
+        assert world.tuner._boundaries.gap == 1
         assert world.stats["causes"]["boundary"] == 0
         world.collector.collecting = False
         world.requests(1)
@@ -1151,7 +1192,7 @@ def test_a_full_collection_that_frees_nothing_twice_is_asked_for_less_often():
         assert ratios[-1] >= 2.9
 
 
-def test_idle_pays_what_there_is():
+def test_idle_collects_garbage():
     with World() as world:
         assert world.tuner.idle() == 0
         world.requests(20)
@@ -1180,7 +1221,6 @@ def test_trim_is_one_full_collection():
         assert world.collector.collected == [2]
         world.pass_time(10)
         assert world.tuner.trim(0) == 0
-        assert world.tuner.trim(-1) == 0
         assert world.collector.collected == [2]
         assert world.tuner.trim(1) == 0
         assert world.stats["causes"]["trim"] == 2
@@ -1287,9 +1327,9 @@ def test_full_of_what_is_alive_it_does_not_collect_again_and_again():
 
 
 def test_a_small_container_keeps_a_reserve():
-    assert gc_tuner._watermark(16 << 30) == 0.85
-    assert gc_tuner._watermark(300 * MB) == pytest.approx(1 - 64 / 300)
-    assert gc_tuner._watermark(100 * MB) == 0.70
+    assert gc_tuner.memory.watermark(16 << 30) == 0.85
+    assert gc_tuner.memory.watermark(300 * MB) == pytest.approx(1 - 64 / 300)
+    assert gc_tuner.memory.watermark(100 * MB) == 0.70
 
 
 def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
@@ -1300,7 +1340,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             world.readings.rss_ = 900 * MB
             collector.collect(0)
             young, _, old = collector.thresholds
-            assert (young, old) == (gc_tuner.YOUNG_LEAST, -1)
+            assert (young, old) == (gc_tuner.collector.YOUNG_LEAST, -1)
             # The interpreter's own, in the thread that allocates.
             collector.garbage = 700 * MB
             collector.collect(2)
@@ -1315,7 +1355,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             world.readings.rss_ = 200 * MB
             world.watch()
             assert collector.thresholds[2] == OUT_OF_REACH
-            assert world.tuner._full_pause == pytest.approx(0.1e9)
+            assert world.tuner._full.last_pause == pytest.approx(0.1e9)
             assert collector.collected == [0, 2, 0]
         # Memory that was given back meanwhile.
         world.pass_time(5)
@@ -1351,7 +1391,7 @@ def test_never_more_than_half_of_the_time_goes_to_collecting(garbage):
         assert any("half" in decision["reason"] for decision in world.stats["decisions"])
 
 
-def test_the_watcher_comes_back_when_the_limiter_lets_it():
+def test_the_watcher_retries_when_the_limiter_allows_it():
     with World() as world:
         world.collector.pause[2] = 0.2
         world.collector.freed[2] = 0
@@ -1389,7 +1429,7 @@ def test_a_collection_that_another_thread_holds_up_is_tried_again():
         with world.tuner.request():
             world.readings.rss_ = 900 * MB
             world.collector.collecting = True
-            assert world.watch() == gc_tuner.RETRY_SECONDS
+            assert world.watch() == gc_tuner.tuner.RETRY_SECONDS
             assert world.stats["forced"] == 0
             world.collector.collecting = False
             assert world.watch() == -1
@@ -1558,7 +1598,7 @@ def test_the_callback_makes_no_containers():
     tuner = GCTuner(freeze=False)
     with tuner:
         callback = tuner._pauses.callback
-        tuner._pauses.due = 1 << 62
+        tuner._memory.due = 1 << 62
         info = {"generation": 0, "collected": 3, "uncollectable": 0}
         with tuner.request():
             for _ in range(2):
@@ -1592,14 +1632,14 @@ def automatic(world, seconds, pause, *, rate=None, watched=True):
         world.pass_time(young / rate)
         world.collector.pause[0] = pause(young) if callable(pause) else pause
         world.collector.collect(0)
-        if watched and world.clock.now >= world.tuner._window_began / 1e9 + 1:
+        if watched and world.clock.now >= world.tuner._young.window_began / 1e9 + 1:
             world.watch()
 
 
 def test_the_threshold_rises_while_collecting_takes_too_long():
     with World(limit=8000 * MB) as world:
         automatic(world, 60, lambda young: young * 1e-6)
-        assert world.tuner._young == gc_tuner.YOUNG_MOST
+        assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_MOST
         decisions = world.stats["decisions"]
         assert all(decision["decision"] == "raise" for decision in decisions)
         assert "% of the time" in decisions[0]["reason"]
@@ -1617,7 +1657,7 @@ def test_with_requests_the_threshold_has_a_lower_bound_for_pauses():
     with World(limit=8000 * MB) as world:
         automatic(world, 60, 0.002)
         world.request()
-        assert world.tuner._young == gc_tuner.YOUNG_MOST_WITH_REQUESTS
+        assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_MOST_WITH_REQUESTS
         assert "requests have begun" in world.stats["decisions"][-1]["reason"]
 
 
@@ -1626,8 +1666,8 @@ def test_long_pauses_inside_requests_lower_the_threshold_without_swinging():
         with world.tuner.request():
             # Too long from 3,000 containers on, and always over the share of time: it can't have both.
             automatic(world, 1800, lambda young: young * 200e-9)
-            young = world.tuner._young
-        assert gc_tuner.YOUNG_LEAST <= young <= 4000
+            young = world.stats["young_threshold"]
+        assert gc_tuner.collector.YOUNG_LEAST <= young <= 4000
         decisions = world.stats["decisions"]
         assert any("ms inside a request" in decision["reason"] for decision in decisions)
         # Half an hour: a change of mind a minute at first, then seldomer.
@@ -1639,36 +1679,38 @@ def test_the_threshold_comes_down_as_memory_nears_the_limit():
         world.pass_time(2)
         world.readings.rss_ = 700 * MB
         world.watch()
-        assert world.tuner._young == 2000
+        assert world.stats["young_threshold"] == 2000
         seen = []
         for megabytes in (740, *range(780, 850), 849.99, 849.99, 849.99):
             world.readings.rss_ = int(megabytes * MB)
             world.watch()
-            seen.append(world.tuner._young)
+            seen.append(world.stats["young_threshold"])
         assert seen == sorted(seen, reverse=True)
-        assert seen[-1] == gc_tuner.YOUNG_LEAST
+        assert seen[-1] == gc_tuner.collector.YOUNG_LEAST
         decisions = world.stats["decisions"]
         assert "of the limit" in decisions[-1]["reason"]
         assert len(decisions) <= 6
         # Not up again at once.
         world.readings.rss_ = 100 * MB
         automatic(world, 30, 0.002)
-        assert world.tuner._young == gc_tuner.YOUNG_LEAST
+        assert world.stats["young_threshold"] == gc_tuner.collector.YOUNG_LEAST
         automatic(world, 60, 0.002)
-        assert world.tuner._young > gc_tuner.YOUNG_LEAST
+        assert world.stats["young_threshold"] > gc_tuner.collector.YOUNG_LEAST
 
 
 def test_no_higher_threshold_where_its_garbage_would_near_the_limit():
     with World(limit=1000 * MB) as world:
         world.readings.rss_ = 600 * MB
         automatic(world, 60, 0.002)
-        assert world.tuner._young == gc_tuner.YOUNG_AT_START
+        assert world.stats["young_threshold"] == gc_tuner.pacing.YOUNG_AT_START
 
 
 def test_decisions_are_the_last_32():
     with World() as world:
         for number in range(100):
-            world.tuner._decide(world.tuner._now(), 1000 + number, "because")
+            world.tuner._change_threshold(
+                world.tuner._now(), gc_tuner.pacing.Change(1000 + number, "because")
+            )
         decisions = world.stats["decisions"]
         assert len(decisions) == 32
         assert decisions[-1] == {
@@ -1802,7 +1844,7 @@ def test_start_at_exit():
             except RuntimeError:
                 pass
             tuner.stop()
-            print(gc_tuner._running)
+            print(gc_tuner.tuner._running)
         """
     )
     assert out == "None\n"
@@ -1852,6 +1894,121 @@ def test_after_a_fork_the_child_starts_clean():
     assert out == "parent 1\n"
 
 
+# The module gc, which remembers what it was asked for.
+RECORDING_COLLECTOR = """
+        import gc, os
+
+        class Recording:
+            callbacks = gc.callbacks
+
+            def __init__(self):
+                self.calls = []
+
+            def __getattr__(self, name):
+                def call(*arguments):
+                    self.calls.append(name)
+                    return getattr(gc, name)(*arguments)
+                return call
+
+            def asked(self):
+                asked, self.calls = [name for name in self.calls if name in ("collect", "freeze")], []
+                return asked
+"""
+
+
+@needs_fork
+def test_start_in_a_forked_child_freezes_without_a_collection():
+    out = run(
+        RECORDING_COLLECTOR
+        + """
+        from synthex_fast import GCTuner
+        tuner = GCTuner(collector=(collector := Recording()))
+        with tuner:
+            print(collector.asked(), tuner.stats["frozen"], tuner.stats["collected_at_start"], flush=True)
+        pid = os.fork()
+        if not pid:
+            with tuner:
+                # The collection after freezing visits no frozen object.
+                stats = tuner.stats
+                print(collector.asked(), stats["frozen"], stats["collected_at_start"], flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        with GCTuner(freeze=False) as tuner:
+            print(tuner.stats["frozen"], tuner.stats["collected_at_start"])
+        """
+    )
+    assert (
+        out == "['collect', 'freeze', 'collect'] True True\n['freeze', 'collect'] True False\nFalse False\n"
+    )
+
+
+@needs_fork
+def test_a_tuner_that_was_started_before_the_fork_collects_nothing_in_the_child():
+    out = run(
+        RECORDING_COLLECTOR
+        + """
+        from synthex_fast import GCTuner
+        with GCTuner(collector=(collector := Recording())) as tuner:
+            collector.asked()
+            pid = os.fork()
+            if not pid:
+                print(collector.asked(), tuner.stats["frozen"], tuner.stats["collected_at_start"], flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+        """
+    )
+    assert out == "[] True False\n"
+
+
+@pytest.mark.linux
+def test_a_fork_before_the_package_was_imported_is_known():
+    out = run(
+        """
+        import os
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+        from synthex_fast.gc_tuner.collector import is_forked_child
+        print(is_forked_child(), flush=True)
+        os._exit(0)
+        """
+    )
+    assert out == "True\nFalse\n"
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(FREE_THREADED, reason="gc.freeze() writes to each object there")
+def test_start_in_a_forked_child_keeps_its_pages_shared():
+    out = run(
+        """
+        import gc, os
+        from synthex_fast import GCTuner
+
+        def private_kilobytes():
+            with open("/proc/self/smaps_rollup") as rollup:
+                return next(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty:"))
+
+        preloaded = [[n] for n in range(200_000)]
+        GCTuner(freeze=False).start()
+        from synthex_fast import gc_tuner
+        gc_tuner.tuner._running.stop()
+        pid = os.fork()
+        if not pid:
+            at_first = private_kilobytes()
+            tuner = GCTuner()
+            tuner.start()
+            started = private_kilobytes() - at_first
+            tuner.stop()
+            gc.collect()
+            collected = private_kilobytes() - at_first
+            print(started * 4 < collected, started, collected, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        """
+    )
+    assert out.startswith("True"), out
+
+
 @needs_fork
 def test_the_child_reads_its_own_memory():
     out = run(
@@ -1865,7 +2022,7 @@ def test_the_child_reads_its_own_memory():
             block = bytearray(200 << 20)
             for n in range(0, len(block), 4096):
                 block[n] = 1
-            tuner._glance(tuner._now())
+            tuner._read_memory(tuner._now())
             print(tuner.stats["memory"] > 200 << 20, flush=True)
             os._exit(0)
         os.waitpid(pid, 0)
@@ -1880,7 +2037,7 @@ def test_after_a_fork_without_requests_the_callback_adapts():
     with world:
         world.tuner._after_fork_in_child()
         automatic(world, 10, lambda young: young * 1e-6, watched=False)
-        assert world.tuner._young > gc_tuner.YOUNG_AT_START
+        assert world.stats["young_threshold"] > gc_tuner.pacing.YOUNG_AT_START
         # It has the interpreter collect above the watermark, too.
         world.readings.rss_ = 900 * MB
         world.pass_time(1)
@@ -2074,15 +2231,15 @@ class Tuning(RuleBasedStateMachine):
         assert collector.enabled
         assert len(collector.callbacks) == 1
         young, middle, old = collector.thresholds
-        switched = self.tuner._kind != gc_tuner.GENERATIONAL
+        switched = self.tuner.stats["collector"] != gc_tuner.GENERATIONAL
         if switched:
             assert (middle, old) == self.expected[0][1:]
             assert (young == OUT_OF_REACH) == bool(self.in_flight)
         else:
             assert (old == OUT_OF_REACH) == self.serving or self.tuner._pauses.armed
-        most = gc_tuner.YOUNG_MOST
+        most = gc_tuner.pacing.YOUNG_MOST
         if young != OUT_OF_REACH:
-            assert gc_tuner.YOUNG_LEAST <= young <= most
+            assert gc_tuner.collector.YOUNG_LEAST <= young <= most
         assert len(self.tuner.stats["decisions"]) <= 32
 
     def teardown(self):

@@ -96,6 +96,10 @@ def test_an_empty_pool_is_true():
         ({"max_idle": -1.0}, ArgumentValueError, "max_idle"),
         ({"max_idle": math.nan}, ArgumentValueError, "max_idle"),
         ({"max_idle": "1"}, ArgumentTypeError, "max_idle"),
+        ({"max_idle": 10**400}, ArgumentValueError, "max_idle"),
+        ({"max_idle": True}, ArgumentTypeError, "max_idle"),
+        ({"max_size": True}, ArgumentTypeError, "max_size"),
+        ({"prefill": True}, ArgumentTypeError, "prefill"),
         ({"name": 5}, ArgumentTypeError, "name"),
     ],
 )
@@ -106,7 +110,7 @@ def test_bad_arguments_are_named(arguments, error, name):
     assert not made
 
 
-@pytest.mark.parametrize("bad", [0, -5, 2**70, 1.5, "5", None, math.nan])
+@pytest.mark.parametrize("bad", [0, -5, 2**70, 10**400, 1.5, "5", None, True, [], math.nan, math.inf])
 def test_bad_resize_leaves_the_pool_as_it_was(bad):
     pool = ObjectPool(Thing, 50)
     with pytest.raises((ArgumentTypeError, ArgumentValueError), match=r"^max_size must be"):
@@ -114,7 +118,7 @@ def test_bad_resize_leaves_the_pool_as_it_was(bad):
     assert (pool.max_size, len(pool)) == (50, 50)
 
 
-@pytest.mark.parametrize("bad", [-5, 2**70, 1.5, "5", None, math.nan])
+@pytest.mark.parametrize("bad", [-5, 2**70, 10**400, 1.5, "5", None, True, [], math.nan, math.inf])
 def test_bad_trim_leaves_the_pool_as_it_was(bad):
     pool = ObjectPool(Thing, 50)
     with pytest.raises((ArgumentTypeError, ArgumentValueError), match=r"^nbytes must be"):
@@ -152,7 +156,7 @@ def test_a_subclass_that_never_set_it_up():
 
     pool = Lazy()
     for call in (pool.acquire, lambda: pool.release(Thing()), pool.lease().__enter__):
-        with pytest.raises(SynthexFastError, match="never set up"):
+        with pytest.raises(SynthexFastError, match="not initialised"):
             call()
     pool.clear()
     assert len(pool) == pool.nbytes == pool.trim(100) == 0

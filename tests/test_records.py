@@ -783,17 +783,39 @@ def test_subclass_finaliser_and_resurrection():
 
 
 @pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
-def test_stats_read_as_everywhere_and_as_the_report_calls_them(cls):
-    class Derived(cls):
+def test_stats_is_an_attribute_that_can_be_called(cls):
+    class Sub(cls):
         pass
 
-    stats = cls.stats
-    assert isinstance(stats, dict)
-    assert stats["pool_size"] >= 0
-    called = cls.stats()
-    assert type(called) is dict
-    assert called.keys() == stats.keys() == ObjectPool(list).stats.keys()
-    assert Derived.stats.keys() == stats.keys()
+    keys = set(ObjectPool(list).stats)
+    record = cls(*["some text here"] * 3)
+    for holder in (cls, record, Sub, Sub(*["some text here"] * 3)):
+        assert isinstance(holder.stats, dict)
+        assert holder.stats.keys() == holder.stats().keys() == keys
+        assert holder.stats == holder.stats()
+        assert type(holder.stats()) is dict
+    with pytest.raises((AttributeError, TypeError)):
+        record.stats = {}
+    with pytest.raises(TypeError):
+        cls.stats = {}
+
+
+def test_stats_are_a_snapshot_and_the_call_counts_again():
+    stats = PooledExpertQuery.stats
+    before = dict(stats)
+    assert stats is not PooledExpertQuery.stats
+    for _ in range(3):
+        query()
+    assert stats == before
+    assert stats()["created"] + stats()["reused"] == before["created"] + before["reused"] + 3
+
+
+def test_stats_copy_and_pickle_as_a_plain_dict():
+    stats = PooledExpertQuery.stats
+    for plain in (pickle.loads(pickle.dumps(stats)), copy.copy(stats), copy.deepcopy(stats)):
+        assert type(plain) is dict
+        assert plain == stats
+    assert json.loads(json.dumps(stats)) == stats
 
 
 def test_subclasses_take_no_memory_from_the_freelist():

@@ -88,16 +88,16 @@ def test_defaults():
 
 
 @pytest.mark.parametrize("name", ["capacity", "max_batch"])
-@pytest.mark.parametrize("value", [0, -1, -(2**70), 2**64])
+@pytest.mark.parametrize("value", [0, -1, -(2**70), 2**64, 10**400])
 def test_sizes_out_of_range_are_refused(name, value):
-    with pytest.raises(ArgumentValueError, match=f"{name} must be a positive integer.*int"):
+    with pytest.raises(ArgumentValueError, match=f"{name} must be an integer from 1 to .*int"):
         ResponseBuffer(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["capacity", "max_batch"])
-@pytest.mark.parametrize("value", [True, 1.0, math.nan, "1", None])
+@pytest.mark.parametrize("value", [True, 1.0, math.nan, math.inf, "1", None, []])
 def test_sizes_of_another_type_are_refused(name, value):
-    with pytest.raises(ArgumentTypeError, match=f"{name} must be a positive integer"):
+    with pytest.raises(ArgumentTypeError, match=f"{name} must be an integer from 1 to "):
         ResponseBuffer(**{name: value})
 
 
@@ -884,7 +884,7 @@ def test_trim_without_a_handler_frees_nothing():
     buffer = ResponseBuffer()
     rows = answers(5)
     buffer.add_batch(rows)
-    assert buffer.trim(10**30) == 0
+    assert buffer.trim(sys.maxsize) == 0
     assert holds(buffer, rows)
 
 
@@ -912,15 +912,15 @@ def test_trim_counts_what_nobody_else_holds():
     assert 4000 + 3000 <= freed <= 4000 + 3000 + 1000
 
 
-@pytest.mark.parametrize("bad", [-1, -(2**70)])
-def test_trim_refuses_negative_numbers(bad):
-    with pytest.raises(ArgumentValueError, match="nbytes must be an integer, 0 or more"):
+@pytest.mark.parametrize("bad", [-1, -(2**70), 10**400])
+def test_trim_refuses_numbers_out_of_range(bad):
+    with pytest.raises(ArgumentValueError, match="nbytes must be an integer from 0 to "):
         ResponseBuffer().trim(bad)
 
 
-@pytest.mark.parametrize("bad", [True, 1.5, math.nan, None, "1"])
+@pytest.mark.parametrize("bad", [True, 1.5, math.nan, math.inf, None, "x", []])
 def test_trim_refuses_other_types(bad):
-    with pytest.raises(ArgumentTypeError, match="nbytes must be an integer, 0 or more"):
+    with pytest.raises(ArgumentTypeError, match="nbytes must be an integer from 0 to "):
         ResponseBuffer().trim(bad)
 
 
@@ -982,7 +982,7 @@ def test_additions_to_a_paused_buffer_fail_at_once_if_so_wished(wait):
     assert buffer.queries == ("before", "q", "q0", "q1", "q2")
 
 
-@pytest.mark.parametrize("wait", [True, math.inf, 100, 1e300, 10**400, lambda: True])
+@pytest.mark.parametrize("wait", [True, math.inf, 100, 1e300, lambda: True])
 def test_additions_wait_until_the_buffer_is_resumed(wait):
     buffer = ResponseBuffer()
     buffer.pause(wait)
@@ -1130,7 +1130,7 @@ def test_a_handler_may_pause_and_resume_its_buffer():
     assert (seen, buffer.paused, buffer.queries) == ([True, True], True, ("behind",))
 
 
-@pytest.mark.parametrize("bad", [-1, -0.001, math.nan, -math.inf, -(10**400)])
+@pytest.mark.parametrize("bad", [-1, -0.001, math.nan, -math.inf, -(10**400), 10**400])
 def test_a_wait_out_of_range_is_refused(bad):
     buffer = ResponseBuffer()
     with pytest.raises(ArgumentValueError, match="wait must be True, False, seconds"):
@@ -1344,6 +1344,22 @@ def plain_aggregate(rows):
     }
 
 
+def check_consensus(buffer, rows):
+    """`consensus` and `aggregate` give what the statistics module makes of these responses."""
+    expected = plain_aggregate(rows)
+    aggregate = buffer.aggregate()
+    assert list(aggregate) == list(expected)
+    for query, (count, mean, variance, experts) in expected.items():
+        row = buffer.consensus(query)
+        assert row == aggregate[query]
+        assert (row.count, row.experts) == (count, experts)
+        assert row.mean == pytest.approx(mean, rel=1e-12, abs=1e-15)
+        assert row.variance == pytest.approx(variance, rel=1e-9, abs=1e-20)
+    with pytest.raises(KeyError, match="nobody's"):
+        buffer.consensus("nobody's")
+    return expected
+
+
 @settings(max_examples=100)
 @given(
     st.lists(
@@ -1366,12 +1382,166 @@ def test_aggregate_agrees_with_statistics(triples):
         assert row.variance >= 0
 
 
-def test_variance_is_stable():
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_variance_is_stable(batch):
     buffer = ResponseBuffer()
     rows = [answer(confidence=0.9 + i * 1e-13) for i in range(100)]
-    buffer.add_batch(rows)
+    for start in range(0, 100, batch):
+        buffer.add_batch(rows[start : start + batch])
     expected = statistics.pvariance([row.confidence for row in rows])
     assert buffer.aggregate()["q"].variance == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_variance_is_stable_when_the_first_answer_is_an_outlier(batch):
+    # The figures are kept relative to the first confidence, which here is far from all the others.
+    buffer = ResponseBuffer(20_000)
+    rows = [answer(confidence=0.0), *(answer(confidence=0.9 + i % 100 * 1e-9) for i in range(19_999))]
+    for start in range(0, 20_000, batch):
+        buffer.add_batch(rows[start : start + batch])
+    row = buffer.consensus("q")
+    assert row.mean == pytest.approx(math.fsum(r.confidence for r in rows) / 20_000, rel=1e-13)
+    assert row.variance == pytest.approx(statistics.pvariance([r.confidence for r in rows]), rel=1e-9)
+
+
+def test_consensus_follows_every_addition():
+    buffer = ResponseBuffer()
+    buffer.add(answer("a", "ada", 1.0))
+    buffer.add_batch([answer("b", "bob", 0.25), answer("a", "bob", 0.5), answer("a", "ada", 0.75)])
+    assert buffer.consensus("a") == AggregateRow(3, 0.75, 0.125 / 3, {"ada", "bob"})
+    assert buffer.consensus("".join(["b"])) == AggregateRow(1, 0.25, 0.0, {"bob"})
+    with pytest.raises(KeyError, match="c"):
+        buffer.consensus("c")
+    buffer.flush()
+    with pytest.raises(KeyError, match="a"):
+        buffer.consensus("a")
+    buffer.add(answer("a", "cyd", 0.75))
+    assert buffer.consensus("a") == AggregateRow(1, 0.75, 0.0, {"cyd"})
+
+
+def test_consensus_takes_an_id_of_a_str_subclass_by_its_text():
+    class Loud(str):
+        def __hash__(self):
+            raise AssertionError
+
+    buffer = ResponseBuffer()
+    buffer.add(answer("b"))
+    assert buffer.consensus(Loud("b")).count == 1
+
+
+@pytest.mark.parametrize("bad", [None, True, 3, math.nan, b"q", [], ("q",)])
+def test_consensus_refuses_what_is_no_string(bad):
+    buffer = ResponseBuffer()
+    buffer.add(answer())
+    with pytest.raises(ArgumentTypeError, match="query_id must be a string"):
+        buffer.consensus(bad)
+
+
+def test_consensus_of_a_buffer_that_was_never_initialised():
+    with pytest.raises(KeyError):
+        ResponseBuffer.__new__(ResponseBuffer).consensus("q")
+
+
+def test_consensus_allocates_the_row_and_nothing_else():
+    from synthex_fast.validate import _allocations
+
+    for held in (10, 20_000):
+        buffer = ResponseBuffer(held, held)
+        buffer.add_batch(answers(held, queries=held // 5))
+        buffer.consensus("q0")
+        kept = [None] * 100
+        _allocations.start()
+        for i in range(100):
+            kept[i] = buffer.consensus("q0")
+        seen, blocks = _allocations.stop()
+        if not FREE_THREADED:  # there the set is built at once
+            # Besides the row an int of the loop.
+            assert (seen <= 200 * 100, blocks <= 2 * 100) == (True, True)
+
+
+@pytest.mark.parametrize("take", [lambda b, q: b.consensus(q), lambda b, q: b.aggregate()[q]])
+@pytest.mark.parametrize("end", ["flush", "more", "partial flush", "del"])
+def test_a_row_shows_what_was_so_when_it_was_made(take, end):
+    behind = []
+    buffer = ResponseBuffer(100, on_flush=lambda responses: [buffer.add(each) for each in behind])
+    buffer.add_batch([answer("a", "ada", 1.0), answer("b", "bob", 0.5), answer("a", "bob", 0.5)])
+    rows = [take(buffer, "a") for _ in range(3)]
+    dropped = [take(buffer, "b") for _ in range(3)]
+    del dropped[1], rows[1]
+    if end == "more":
+        buffer.add_batch([*answers(20), answer("a", "cyd", 0.0)])
+    elif end == "partial flush":
+        behind = [answer("b", "dan", 0.0), answer("a", "eve", 0.0)]
+        buffer.flush()
+        assert buffer.consensus("a") == AggregateRow(1, 0.0, 0.0, {"eve"})
+    elif end == "flush":
+        buffer.flush()
+        buffer.add_batch(answers(20))
+    else:
+        del buffer
+        gc.collect()
+    assert rows == [AggregateRow(2, 0.75, 0.0625, {"ada", "bob"})] * 2
+    assert dropped == [AggregateRow(1, 0.5, 0.0, {"bob"})] * 2
+
+
+def test_rows_and_aggregates_do_not_keep_the_slab():
+    buffer = ResponseBuffer()
+    for turn in range(3):
+        buffer.add_batch(answers(5))
+        before = address(buffer)
+        made = buffer.consensus("q0"), buffer.aggregate(), buffer.aggregate()["q1"]
+        buffer.flush()
+        assert FREE_THREADED or address(buffer) == before
+        assert made[0].experts == made[1]["q0"].experts == {"e0", "e1"}, turn
+
+
+def test_consensus_in_the_flush_handler():
+    seen = []
+
+    def handler(responses):
+        seen.extend((buffer.consensus("a"), buffer.aggregate(), buffer.aggregate()["a"]))
+        buffer.add(answer("a", "cyd", 0.0))
+        seen.append(buffer.consensus("a"))
+        raise KeyError
+
+    buffer = ResponseBuffer(100, on_flush=handler)
+    buffer.add(answer("a", "ada", 1.0))
+    before = buffer.consensus("a")
+    with pytest.raises(KeyError):
+        buffer.flush()
+    first = AggregateRow(1, 1.0, 0.0, {"ada"})
+    both = AggregateRow(2, 0.5, 0.25, {"ada", "cyd"})
+    assert [before, seen[0], seen[1]["a"], seen[2]] == [first] * 4
+    assert seen[3] == buffer.consensus("a") == both
+
+
+@pytest.mark.parametrize("unread", [True, False])
+def test_rows_made_in_the_flush_handler_outlive_the_flush(unread):
+    kept = []
+
+    def handler(responses):
+        kept.extend((buffer.consensus("a"), buffer.aggregate(), buffer.aggregate()["a"]))
+        if not unread:
+            assert kept[0].experts == {"ada"}
+        buffer.add(answer("b", "bob", 0.0))
+
+    buffer = ResponseBuffer(100, on_flush=handler)
+    buffer.add(answer("a", "ada", 1.0))
+    before = address(buffer)
+    buffer.flush()
+    assert FREE_THREADED or address(buffer) == before
+    assert [kept[0], kept[1]["a"], kept[2]] == [AggregateRow(1, 1.0, 0.0, {"ada"})] * 3
+    assert dict(buffer.aggregate()) == {"b": AggregateRow(1, 0.0, 0.0, {"bob"})}
+
+
+def test_partial_flushes_do_not_let_rounding_errors_add_up():
+    # Each flush leaves one row behind, of a query that has been there from the start.
+    buffer = ResponseBuffer(50, on_flush=lambda responses: buffer.add(behind))
+    for i in range(2_000):
+        buffer.add_batch([answer("a", f"e{i}", (i * 7919 % 1000) / 1000) for i in range(5)])
+        behind = answer("a", "last", i % 10 / 10)
+        buffer.flush()
+        assert buffer.consensus("a") == AggregateRow(1, i % 10 / 10, 0.0, {"last"})
 
 
 @pytest.mark.parametrize(
@@ -1489,6 +1659,9 @@ def test_an_aggregate_does_not_change():
     before = dict(aggregate)
     buffer.add_batch(answers(50, queries=9))
     assert dict(aggregate) == before
+    assert "q8" not in aggregate
+    assert aggregate.get("q8") is None
+    assert buffer.aggregate()["q8"].count == 5
     buffer.flush()
     buffer.add_batch([answer("other", "other", 1.0)] * 50)
     del buffer
@@ -1632,6 +1805,11 @@ def filled(handler=None, rows=6, view=False):
     return make
 
 
+def filled_and_read(handler=None):
+    made = filled(handler)()
+    return (*made, made[0].consensus("q0"), made[0].aggregate())
+
+
 def paused(wait):
     def make():
         made = filled()()
@@ -1642,8 +1820,11 @@ def paused(wait):
 
 
 def unchanged(made):
-    buffer, _, columns, before = made
+    buffer, _, columns, before, *rows = made
     assert snapshot(buffer) == before
+    for row in rows:
+        row = row["q0"] if isinstance(row, Aggregate) else row
+        assert (row.count, row.experts) == (2, {"e0", "e1"})
     if columns is not None:
         assert columns.confidence.tolist() == before[1]
     assert len(buffer.flush()) == before[0]
@@ -1696,6 +1877,24 @@ FAILING = {
     "queries": (filled(), lambda made: made[0].queries, unchanged),
     "aggregate": (filled(), lambda made: made[0].aggregate(), unchanged),
     "a row": (filled(), lambda made: made[0].aggregate()["q0"], unchanged),
+    "consensus": (filled(), lambda made: made[0].consensus("q0"), unchanged),
+    "a row's experts": (filled(), lambda made: made[0].consensus("q0").experts, unchanged),
+    "consensus in a handler": (
+        lambda: (made := filled(lambda responses: made[0].consensus("q0"))()),
+        lambda made: made[0].flush(),
+        unchanged,
+    ),
+    "aggregate in a handler": (
+        lambda: (made := filled(lambda responses: made[0].aggregate())()),
+        lambda made: made[0].flush(),
+        unchanged,
+    ),
+    "flush with a row": (filled_and_read, lambda made: made[0].flush(), unchanged),
+    "flush with a row and a handler": (
+        lambda: filled_and_read(take),
+        lambda made: made[0].flush(),
+        unchanged,
+    ),
     "stats": (filled(), lambda made: made[0].stats, unchanged),
     "pause": (filled(), lambda made: made[0].pause(0.5), unchanged),
     "add while paused": (paused(lambda: False), add_refused, unchanged),
@@ -1830,6 +2029,7 @@ class BufferMachine(RuleBasedStateMachine):
     def start(self, capacity, max_batch, threshold, handled):
         self.log = {}
         self.views = []
+        self.kept = []
         self.refuse, self.look, self.behind = False, False, []
 
         def handler_for(name):
@@ -1839,6 +2039,7 @@ class BufferMachine(RuleBasedStateMachine):
                 log.append(list(responses))
                 if self.look and name == "buffer":
                     self.view()
+                    self.kept.append(self.snapshot())
                 for response in self.behind:
                     try:
                         target.add(response)
@@ -1855,6 +2056,15 @@ class BufferMachine(RuleBasedStateMachine):
             capacity, max_batch, flush_threshold=threshold, on_flush=handler_for("buffer")
         )
         self.model = PlainBuffer(capacity, max_batch, threshold, handler_for("model"))
+
+    def snapshot(self):
+        """What the buffer's aggregate says now; the model may be some steps behind or ahead."""
+        aggregate = self.buffer.aggregate()
+        rows = [self.buffer.consensus(query) for query in aggregate]
+        expected = {
+            query: (row.count, row.mean, row.variance, row.experts) for query, row in aggregate.items()
+        }
+        return aggregate, rows, expected
 
     def both(self, act):
         outcomes = []
@@ -1922,16 +2132,24 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def aggregate(self):
-        expected = plain_aggregate(self.model.rows)
-        aggregate = self.buffer.aggregate()
+        expected = check_consensus(self.buffer, self.model.rows)
+        self.kept.append(
+            (self.buffer.aggregate(), [self.buffer.consensus(query) for query in expected], expected)
+        )
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def drop_rows(self, data):
+        aggregate, rows, expected = self.kept.pop(data.draw(st.integers(0, len(self.kept) - 1)))
         assert list(aggregate) == list(expected)
-        for query, (count, mean, _, experts) in expected.items():
-            assert (aggregate[query].count, aggregate[query].experts) == (count, experts)
-            assert aggregate[query].mean == pytest.approx(mean)
+        assert [row.experts for row in rows] == [row.experts for row in aggregate.values()]
+        assert [row.experts for row in rows] == [experts for _, _, _, experts in expected.values()]
+        assert [row.count for row in rows] == [count for count, _, _, _ in expected.values()]
 
     @invariant()
     def agrees(self):
         assert holds(self.buffer, self.model.rows)
+        check_consensus(self.buffer, self.model.rows)
         assert self.buffer.paused == self.model.paused
         assert self.buffer.stats["added"] - self.buffer.stats["flushed"] == len(self.model.rows)
         for columns, values, queries, experts in self.views:
@@ -1975,6 +2193,12 @@ def test_eight_threads(handled, hammer):
         assert all(len(list(group)) == 5 for _, group in itertools.groupby(ids))
         assert [column.tolist() for column in columns.values()] == copies
         assert len(buffer) <= 64
+        # Whatever other threads flush meanwhile, a row is that of a whole batch or there is none.
+        rows = list(buffer.aggregate().values())
+        for query in queries:
+            with contextlib.suppress(KeyError):
+                rows.append(buffer.consensus(query))
+        assert set(rows) <= {AggregateRow(5, 0.25, 0.03125, ("e0", "e1", "e2", "e3", "e4"))}
 
     hammer(8, lambda i: look() if i % 4 == 3 else put(i), iterations=150)
     flushed = buffer.flush()

@@ -344,7 +344,7 @@ class TestRounds:
             process.order(do="round", seconds=30.0)
             process.kill()
             with pytest.raises(
-                rounds.ValidationError, match=r"'synthex_fast' (was ended by signal 9|ended with)"
+                rounds.ValidationError, match=r"'synthex_fast' (was killed by signal 9|exited with)"
             ):
                 process.answer()
 

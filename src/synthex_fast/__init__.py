@@ -1,16 +1,16 @@
-"""Pools, slabs and caches that keep a Python service from paying for garbage.
+"""Pools, pooled records, a response buffer and a cache that save a Python service allocations and garbage collection.
 
-The core (pool, records, buffer, dict) loads at once; everything else loads when its name is first used (PEP 562).
+The core (pool, records, buffer, dict) is imported with the package, everything else on first use (PEP 562).
 """
 
-# First of all: a subinterpreter must be refused before a compiled module is loaded.
+# First: it refuses a subinterpreter before a compiled module is loaded.
 from synthex_fast import _interpreter  # noqa: F401
 from synthex_fast._pool import ObjectPool
 from synthex_fast._records import PooledExpertQuery, PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
 from synthex_fast._ttl import TTLDict, create_memory_aware_ttl_dict
 
-# What type checkers take for typing.TYPE_CHECKING, without importing typing.
+# Type checkers treat it like typing.TYPE_CHECKING, whose import would cost time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from synthex_fast.collector import ResponseCollector as ResponseCollector

@@ -1,8 +1,9 @@
-"""Clocks, inline: a coarse monotonic clock for deadlines and the wall clock for time stamps.
+"""Clocks for Cython code, inline: a coarse monotonic one for deadlines, a precise one, and the wall clock.
 
-The coarse clock is the kernel's tick (1 to 16 ms), read without a system call: about 4 ns where the precise one takes
-24. It is on the scale of ``time.monotonic()``, so deadlines can be compared with it. The wall clock is the precise one
-cut to whole microseconds, as ``datetime.now()`` cuts it, so that the two keep their order.
+The coarse clock advances with the kernel's tick (every 1 to 16 ms) and is read without a system call, in about 4 ns;
+the precise one takes 24 ns. It has the scale of ``time.monotonic()``, so the two can be compared. The wall clock is
+precise and truncated to microseconds, like ``datetime.now()``, so that times from both sort in the order they were
+taken.
 """
 
 cdef extern from *:
@@ -37,7 +38,7 @@ cdef extern from *:
       #if defined(CLOCK_MONOTONIC_COARSE)
         #define SYNTHEX_COARSE CLOCK_MONOTONIC_COARSE
       #elif defined(CLOCK_UPTIME_RAW_APPROX)
-        /* macOS: the cached form of the clock behind time.monotonic(). */
+        /* macOS: the cached variant of the clock behind time.monotonic(). */
         #define SYNTHEX_COARSE CLOCK_UPTIME_RAW_APPROX
       #else
         #define SYNTHEX_COARSE CLOCK_MONOTONIC
@@ -61,6 +62,6 @@ cdef extern from *:
     #endif
     """
     double monotonic_coarse "synthex_monotonic"() noexcept nogil
-    # For durations only: on Windows its zero is not that of the coarse clock.
+    # For durations only: on Windows it starts from a different zero than the coarse clock.
     double monotonic_precise "synthex_precise"() noexcept nogil
     double wall_clock "synthex_wall"() noexcept nogil

@@ -1,4 +1,4 @@
-"""Identifiers for Cython code: one C call, a fresh text each time."""
+"""Identifiers for Cython code: `new_id` returns a new version-4 UUID as text."""
 
 
 cdef str new_id()

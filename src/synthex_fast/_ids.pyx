@@ -21,8 +21,8 @@ cdef extern from *:
     #define SYNTHEX_ID_BATCH 128
 
     typedef struct {
-        int left;               /* identifiers not yet handed out: the first `left` of the bytes below */
-        uint32_t forks;         /* forks that had led to the process that drew them */
+        int left;               /* unused identifiers: the first `left` in `bytes` */
+        uint32_t forks;         /* the fork count of the process that drew them */
         unsigned char bytes[SYNTHEX_ID_BATCH * SYNTHEX_ID_BYTES];
     } synthex_id_batch;
 
@@ -70,6 +70,7 @@ cdef extern from *:
     Batch* batch_here "synthex_ids_here"() noexcept nogil
     void write_text "synthex_id_text"(char*, unsigned char*) noexcept nogil
 
+# Declared here: this module needs the two with a `str`, which Cython then manages.
 cdef extern from "Python.h":
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_DATA(object text) noexcept
@@ -83,8 +84,8 @@ __all__ = ["uuid4_text"]
 
 cdef int refill() except -1:
     cdef bytes drawn = urandom(BATCH * ID_BYTES)
-    # Other threads, and a fork in one of them, may have run meanwhile: the batch is looked up and filled only now,
-    # and what it may still hold is overwritten unused.
+    # urandom may have run other threads, and one of them may have forked. So look the batch up and fill it only now;
+    # identifiers that it still holds are overwritten unused.
     cdef Batch* batch = batch_here()
     memcpy(batch.bytes, PyBytes_AS_STRING(drawn), BATCH * ID_BYTES)
     batch.left = BATCH
@@ -108,9 +109,9 @@ cdef str new_id():
 
 
 def uuid4_text():
-    """A fresh version-4 UUID (RFC 9562) as 36 lower-case characters, from the system's CSPRNG.
+    """A new version-4 UUID (RFC 9562) as 36 lower-case characters, from the system's CSPRNG.
 
-    Constant time; one call in 128 asks the system for more random bytes.
+    O(1). One call in 128 reads more random bytes from the system; its errors propagate.
 
     >>> import uuid
     >>> uuid.UUID(uuid4_text()).version

@@ -1,8 +1,8 @@
-"""Refuses subinterpreters, before a compiled module is loaded into one.
+"""Refuses import in a subinterpreter, before a compiled module is loaded there.
 
-The compiled modules keep their state in C statics and so serve one interpreter in a process: the first that
-loads them. Were that a subinterpreter, the main interpreter could no longer import the package. This module
-is imported first and lets only the main interpreter pass.
+The compiled modules keep their state in C statics, so they serve only the first interpreter of a process that loads
+them. If that were a subinterpreter, the main interpreter could no longer import the package. The package imports this
+module first, which raises ImportError outside the main interpreter.
 """
 
 try:
@@ -15,4 +15,4 @@ except ImportError:
         _interpreters = None
 
 if _interpreters is not None and _interpreters.get_current() != _interpreters.get_main():
-    raise ImportError("synthex_fast serves the main interpreter only, not a subinterpreter")
+    raise ImportError("synthex_fast can be imported only in the main interpreter, not in a subinterpreter")

@@ -91,12 +91,15 @@ class MemoryUse:
         return self.used - share * self.limit
 
 
-def working_set(charge: int, limit: int, reclaimable: Callable[[], int]) -> int:
+def working_set(
+    charge: int, limit: int, reclaimable: Callable[[], int], asked_from: float = RECLAIMABLE_FROM
+) -> int:
     """The part of a container's charge that the kernel can't take back.
 
-    ``reclaimable`` is called only near the limit, because it is the most expensive figure to read.
+    ``reclaimable`` is called only above the share ``asked_from`` of the limit, because it is the most expensive figure
+    to read.
     """
-    if charge <= RECLAIMABLE_FROM * limit:
+    if charge <= asked_from * limit:
         return charge
     return charge - min(charge, reclaimable())
 

@@ -56,6 +56,7 @@ cdef extern from *:
     bint is_plain_text "synthex_is_plain_text"(PyObject*) noexcept nogil
     bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept nogil
     Py_hash_t hash_of "synthex_hash"(PyObject*) except -1
+    Py_hash_t text_hash "synthex_hash"(PyObject*) noexcept          # of an exact str, where it cannot fail
     void defer_refcount "synthex_defer_refcount"(PyObject*) noexcept
 
 
@@ -81,6 +82,7 @@ cdef extern from "Python.h":
         unsigned long tp_flags
         unsigned int tp_version_tag
         const char* tp_doc
+        PyTypeObject* tp_base     # borrowed
         PyObject* tp_dict         # borrowed
         traverseproc tp_traverse
         inquiry tp_clear
@@ -169,6 +171,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyList_GET_SIZE(PyObject*) noexcept
     void PyList_SET_ITEM(PyObject*, Py_ssize_t, PyObject*) noexcept   # takes the reference over
     bint PyList_CheckExact(PyObject*) noexcept
+    PyObject** PySequence_Fast_ITEMS(PyObject*) noexcept            # borrowed; of a list or tuple
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject*) noexcept
     PyObject* PyDict_New() noexcept
     void PyDict_Clear(PyObject*) noexcept
     bint PyDict_Check(PyObject*) noexcept

@@ -1,6 +1,6 @@
 from datetime import datetime
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict, overload
 
 from typing_extensions import disjoint_base
 
@@ -15,12 +15,29 @@ _Type: TypeAlias = (
 _Priority: TypeAlias = QueryPriority | Literal["low", "medium", "high", "critical"]
 _Texts: TypeAlias = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 
-class RecordStats(dict[str, int | float]):
-    def __call__(self) -> dict[str, int | float]: ...
+_Count: TypeAlias = Literal["created", "reused", "released", "discarded", "aliased", "pool_size"]
+
+class _Stats(TypedDict):
+    created: int
+    reused: int
+    released: int
+    discarded: int
+    aliased: int
+    pool_size: int
+    reuse_rate: float
+
+class RecordStats(dict[str, float]):
+    def __reduce__(self) -> tuple[type[dict[str, float]], tuple[dict[str, float]]]: ...
+    @overload
+    def __getitem__(self, key: _Count, /) -> int: ...  # type: ignore[overload-overlap]
+    @overload
+    def __getitem__(self, key: str, /) -> float: ...
+    def __call__(self) -> _Stats: ...
 
 @disjoint_base
 class PooledExpertQuery:
     __match_args__: ClassVar[tuple[str, ...]]
+    stats: ClassVar[RecordStats]
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
     def __init__(
@@ -100,7 +117,6 @@ class PooledExpertQuery:
     def created_at(self, value: datetime | None) -> None: ...
     def reset(self) -> None: ...
     def release(self) -> None: ...
-    stats: ClassVar[RecordStats]
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self: ...
@@ -114,6 +130,7 @@ class PooledExpertQuery:
 @disjoint_base
 class PooledExpertResponse:
     __match_args__: ClassVar[tuple[str, ...]]
+    stats: ClassVar[RecordStats]
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
     def __init__(
@@ -175,7 +192,6 @@ class PooledExpertResponse:
     def timestamp(self, value: datetime | None) -> None: ...
     def reset(self) -> None: ...
     def release(self) -> None: ...
-    stats: ClassVar[RecordStats]
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self: ...

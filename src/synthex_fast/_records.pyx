@@ -1,15 +1,22 @@
-"""`PooledExpertQuery` and `PooledExpertResponse`: records whose memory goes back to a freelist when they die.
+"""`PooledExpertQuery` and `PooledExpertResponse`: records whose memory is recycled through a freelist.
 
-Construction runs in the type's vectorcall slot and takes a block from the freelist; deallocation empties the record and
-puts the block back, with the dict and lists that nobody else holds still in it. So nobody can use a record after
-its release: it is released because nobody has it.
+Construction runs in the type's vectorcall slot and takes a block from the freelist. Deallocation empties the record and
+returns the block, keeping the dict and lists in it that nothing else refers to. A record is only recycled when its last
+reference is dropped, so no code can use it after that.
 
-The slots of both types that make, free and traverse an instance are replaced when the module is imported, which is
-why fields may be NULL here and why the functions below see a record as a row of slots (`Record`).
+Importing the module replaces the slots of both types that allocate, free and traverse an instance. Therefore fields may
+be NULL here, and the functions below treat a record as a row of slots (`Record`): first the values, then, from
+FIRST_CONTAINER on, the containers. Each container has a LIVE bit in the record's state if it is the record's contents;
+without the bit it is idle, which means empty, untracked and invisible to Python code. The SHOWN bit says that Python
+code may hold a reference to it, so that only the collector's view of it must be kept consistent.
+
+On the free-threaded build a record's critical section guards its slots and state. References are dropped after leaving
+the section, because dropping one may run any code.
 """
 
+cimport cython
 from cpython.mem cimport PyMem_RawMalloc
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 from libc.string cimport memset, strcpy, strlen
 
@@ -17,6 +24,17 @@ from synthex_fast._clock cimport wall_clock
 from synthex_fast._ids cimport new_id
 from synthex_fast._pool cimport (
     COUNTS, DISCARDED, Freelist, MISSED, RELEASED, REUSED, freelist_new, freelist_pop, freelist_push, freelist_stats,
+)
+from synthex_fast._python cimport (
+    METH_FASTCALL, METH_KEYWORDS, PY_SSIZE_T_MAX, PyCFunction, PyDescr_NewClassMethod, PyDescr_NewGetSet,
+    PyDict_Check, PyDict_CheckExact, PyDict_Clear, PyDict_New, PyDict_SetItemString, PyFloat_AS_DOUBLE,
+    PyFloat_CheckExact, PyGetSetDef, PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyMethodDef,
+    PyObject_ClearWeakRefs, PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track, PyObject_GC_UnTrack,
+    PyObject_IS_GC, PyObject_Init, PyObject_TypeCheck, PyObject_Vectorcall, PyObject_VectorcallDict,
+    PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTypeObject, PyType_Modified, PyUnicode_CheckExact,
+    PyUnicode_FromObject, PyUnicode_GET_LENGTH, PyUnicode_InternInPlace, PyVectorcall_NARGS, Py_DECREF, Py_INCREF,
+    Py_NewRef, Py_None, Py_ReprEnter, Py_ReprLeave, Py_TYPE, Py_XDECREF, Py_XINCREF, Py_XNewRef, same_text,
+    visitproc,
 )
 from synthex_fast._sync cimport FREE_THREADED, uniquely_referenced, unlikely
 
@@ -29,7 +47,7 @@ cdef extern from *:
     #include <stddef.h>
     #include <string.h>
 
-    /* What both record types begin with; LAYOUT_HOLDS below makes the compiler check it against them. */
+    /* The common start of both record types; SYNTHEX_LAYOUT_HOLDS makes the compiler check it. */
     typedef struct {
         PyObject_HEAD
         PyObject *weakrefs;
@@ -60,7 +78,7 @@ cdef extern from *:
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, content) == 4 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, reasoning) == 5 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, _metadata) == 6 ? 1 : -1]))
 
-    /* One record's critical section; empty where the interpreter's own lock does the work. */
+    /* A record's critical section; empty on the standard build, where the GIL guards it. */
     #ifdef Py_GIL_DISABLED
       #define synthex_section PyCriticalSection
       #define synthex_hold(section, op) PyCriticalSection_Begin((section), (op))
@@ -72,14 +90,12 @@ cdef extern from *:
       #define synthex_let(section) ((void)(section))
       static int synthex_clearing = 0;
     #endif
-    /* How many containers are being emptied, one from within another, on this thread. */
+    /* How deeply the emptying of containers is nested on this thread. */
     static inline int *synthex_clearing_here(void) { return &synthex_clearing; }
 
     #define synthex_gc_new(type) ((PyObject *)_PyObject_GC_New(type))
-    #define synthex_type(op) ((PyObject *)Py_TYPE(op))
     #define synthex_heap_type(type) ((type)->tp_flags & Py_TPFLAGS_HEAPTYPE)
     #define synthex_is_text(op) PyUnicode_Check(op)
-    #define synthex_is_exact_text(op) PyUnicode_CheckExact(op)
     #define synthex_list_room(op) (((PyListObject *)(op))->allocated)
     #define synthex_list_put(op, i, item) (((PyListObject *)(op))->ob_item[i] = (item))
     #define synthex_list_at(op, i) (((PyListObject *)(op))->ob_item[i])
@@ -91,7 +107,7 @@ cdef extern from *:
     #define SYNTHEX_CAPITALS(x) \\
         (((x) + 0x3F3F3F3F3F3F3F3FULL) & ~((x) + 0x2525252525252525ULL) & 0x8080808080808080ULL)
 
-    /* Whether a tag needs no lower-casing and no stripping; other texts than these are left to str's own methods. */
+    /* Whether a tag is already lower-case and stripped; conservative, other texts go through str's methods. */
     static inline int synthex_tag_is_clean(PyObject *text) {
         const char *c;
         Py_ssize_t length = PyUnicode_GET_LENGTH(text), i;
@@ -105,7 +121,7 @@ cdef extern from *:
                 memcpy(&word, c + i, 8);
                 if (SYNTHEX_CAPITALS(word)) return 0;
             }
-            /* The last eight, some of them for the second time. */
+            /* The last eight bytes; some may have been checked above. */
             memcpy(&word, c + length - 8, 8);
         } else if (length >= 4) {
             memcpy(&half, c, 4);
@@ -119,7 +135,7 @@ cdef extern from *:
         return !SYNTHEX_CAPITALS(word);
     }
 
-    /* The slots before the containers, written out: -O2 unrolls no loop, and these are the hot ones. */
+    /* The slots before the containers. Unrolled by hand, because -O2 does not and this is a hot path. */
     static inline void synthex_drop_values(PyObject **slots) {
         Py_XDECREF(slots[0]);
         Py_XDECREF(slots[1]);
@@ -136,7 +152,7 @@ cdef extern from *:
         return !PyUnicode_CheckExact(value) && PyObject_IS_GC(value);
     }
 
-    /* 1 if one of them may be part of a cycle. */
+    /* Returns 1 if one of them may be part of a reference cycle. */
     static inline int synthex_take_values(PyObject **slots, PyObject **values) {
         int cyclic = synthex_take_value(&slots[0], values[0]);
         cyclic |= synthex_take_value(&slots[1], values[1]);
@@ -145,18 +161,6 @@ cdef extern from *:
         cyclic |= synthex_take_value(&slots[4], values[4]);
         cyclic |= synthex_take_value(&slots[5], values[5]);
         return cyclic;
-    }
-
-    /* Equality of two str by their characters, whatever a subclass makes of ==. */
-    static inline int synthex_same_text(PyObject *a, PyObject *b) {
-        Py_hash_t hash_a, hash_b;
-        if (a == b) return 1;
-        if (PyUnicode_GET_LENGTH(a) != PyUnicode_GET_LENGTH(b) || PyUnicode_KIND(a) != PyUnicode_KIND(b)) return 0;
-        /* -1: not known yet. */
-        hash_a = ((PyASCIIObject *)a)->hash;
-        hash_b = ((PyASCIIObject *)b)->hash;
-        if (hash_a != hash_b && hash_a != -1 && hash_b != -1) return 0;
-        return memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)PyUnicode_GET_LENGTH(a) * PyUnicode_KIND(a)) == 0;
     }
     """
     ctypedef struct Record "synthex_record":
@@ -173,10 +177,8 @@ cdef extern from *:
     void let "synthex_let"(Section*) noexcept
     int* clearing_here "synthex_clearing_here"() noexcept
     PyObject* gc_new "synthex_gc_new"(PyTypeObject*) noexcept
-    PyObject* type_of "synthex_type"(PyObject*) noexcept
     bint is_heap_type "synthex_heap_type"(PyTypeObject*) noexcept
     bint is_text "synthex_is_text"(PyObject*) noexcept
-    bint is_exact_text "synthex_is_exact_text"(PyObject*) noexcept
     Py_ssize_t list_room "synthex_list_room"(PyObject*) noexcept
     void list_put "synthex_list_put"(PyObject*, Py_ssize_t, PyObject*) noexcept
     PyObject* list_at "synthex_list_at"(PyObject*, Py_ssize_t) noexcept
@@ -186,88 +188,10 @@ cdef extern from *:
     void drop_values "synthex_drop_values"(PyObject**) noexcept
     bint take_values "synthex_take_values"(PyObject**, PyObject**) noexcept
     bint tag_is_clean "synthex_tag_is_clean"(PyObject*) noexcept
-    bint same_text "synthex_same_text"(PyObject*, PyObject*) noexcept
-
-cdef extern from "Python.h":
-    ctypedef int (*visitproc)(PyObject*, void*) noexcept
-    ctypedef PyObject* (*getter)(PyObject*, void*) except NULL
-    ctypedef int (*setter)(PyObject*, PyObject*, void*) except -1
-    ctypedef PyObject* (*newfunc)(PyTypeObject*, PyObject*, PyObject*) except NULL
-    ctypedef PyObject* (*callfunc "vectorcallfunc")(PyObject*, PyObject* const*, size_t, PyObject*) except NULL
-    ctypedef PyObject* (*PyCFunction)(PyObject*, PyObject*)
-
-    ctypedef struct Type "PyTypeObject":
-        newfunc tp_new
-        PyObject* (*tp_alloc)(PyTypeObject*, Py_ssize_t) noexcept
-        void (*tp_dealloc)(PyObject*) noexcept
-        void (*tp_free)(void*) noexcept
-        int (*tp_traverse)(PyObject*, visitproc, void*) noexcept
-        int (*tp_clear)(PyObject*) noexcept
-        callfunc tp_vectorcall
-        PyObject* tp_dict
-        const char* tp_doc
-
-    ctypedef struct PyGetSetDef:
-        const char* name
-        getter get
-        setter set
-        const char* doc
-        void* closure
-
-    ctypedef struct PyMethodDef:
-        const char* ml_name
-        PyCFunction ml_meth
-        int ml_flags
-        const char* ml_doc
-
-    enum:
-        METH_FASTCALL
-        METH_KEYWORDS
-
-    void Py_INCREF(PyObject*) noexcept
-    void Py_XINCREF(PyObject*) noexcept
-    void Py_DECREF(PyObject*) noexcept
-    void Py_XDECREF(PyObject*) noexcept
-    PyObject* Py_NewRef(PyObject*) noexcept
-    PyObject* Py_XNewRef(PyObject*) noexcept
-    PyObject* Py_None
-    const Py_ssize_t PY_SSIZE_T_MAX
-    PyObject* PyObject_Init(PyObject*, PyTypeObject*) noexcept
-    void PyObject_GC_Track(PyObject*) noexcept
-    void PyObject_GC_UnTrack(PyObject*) noexcept
-    bint PyObject_GC_IsTracked(PyObject*) noexcept
-    bint PyObject_IS_GC(PyObject*) noexcept
-    void PyObject_GC_Del(void*) noexcept
-    void PyObject_ClearWeakRefs(PyObject*) noexcept
-    PyObject* PyObject_Vectorcall(PyObject*, PyObject* const*, size_t, PyObject*) except NULL
-    object PyObject_VectorcallDict(object, PyObject* const*, size_t, dict)
-    Py_ssize_t PyVectorcall_NARGS(size_t) noexcept
-    bint PyObject_TypeCheck(PyObject*, PyTypeObject*) noexcept
-    Py_ssize_t PyUnicode_GET_LENGTH(PyObject*) noexcept
-    object PyUnicode_FromObject(object)
-    void PyUnicode_InternInPlace(PyObject**) noexcept
-    Py_ssize_t PyTuple_GET_SIZE(PyObject*) noexcept
-    PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t) noexcept
-    bint PyTuple_CheckExact(PyObject*) noexcept
-    bint PyList_CheckExact(PyObject*) noexcept
-    PyObject* PyList_New(Py_ssize_t) noexcept
-    Py_ssize_t PyList_GET_SIZE(PyObject*) noexcept
-    bint PyDict_Check(PyObject*) noexcept
-    bint PyDict_CheckExact(PyObject*) noexcept
-    PyObject* PyDict_New() noexcept
-    void PyDict_Clear(PyObject*) noexcept
-    bint PyFloat_CheckExact(PyObject*) noexcept
-    double PyFloat_AS_DOUBLE(PyObject*) noexcept
-    object PyDescr_NewGetSet(PyTypeObject*, PyGetSetDef*)
-    object PyDescr_NewClassMethod(PyTypeObject*, PyMethodDef*)
-    int Py_ReprEnter(object) except -1
-    void Py_ReprLeave(object) noexcept
-    int PyDict_SetItemString(PyObject*, const char*, object) except -1
-    void PyType_Modified(PyTypeObject*) noexcept
 
 
 cdef enum:
-    # Slots of both types, then of each.
+    # Slots common to both types, then those of each type.
     ID, MOMENT,
     TITLE = 2, CONTENT, REQUESTER, DEADLINE, CONTEXT, CONSTRAINTS, TAGS, QUERY_SLOTS,
     QUERY_ID = 2, EXPERT_ID, ANSWER, REASONING, METADATA, RESPONSE_SLOTS,
@@ -275,28 +199,28 @@ cdef enum:
     QUERY_TEXTS_END = 5
     RESPONSE_TEXTS_END = 6
 
-    # Arguments, in the order of the signatures.
+    # Number of constructor arguments.
     QUERY_ARGUMENTS = 11
     RESPONSE_ARGUMENTS = 8
 
-    # A record's state. Of each container: it is the record's contents, not idle; Python code has seen it.
-    LIVE = 1
-    SHOWN = 16
-    GIVEN = 128                 # the dict came from the caller
+    # Bits of a record's state; LIVE and SHOWN are shifted by the container's index.
+    LIVE = 1                    # the container is the record's contents, not idle
+    SHOWN = 16                  # Python code may hold a reference to the container
+    GIVEN = 128                 # the caller passed the dict
 
     IDLE_RECORDS = 4096         # of each type
-    IDLE_LIST_ROOM = 64         # a list with room for more items is let go
-    SHORT_LIST = 16             # tags up to this many are compared one by one
-    CLEARING_DEPTH = 20         # beyond it containers are left to the interpreter's own bound on recursion
+    IDLE_LIST_ROOM = 64         # lists with a larger capacity are freed instead of kept
+    SHORT_LIST = 16             # up to this many tags are compared pairwise, more through a set
+    CLEARING_DEPTH = 20         # below this, containers are freed, so that CPython's trashcan bounds the recursion
 
     DICT, TEXTS, TAGGED
 
 
 cdef struct Shape:
-    Type* type
+    PyTypeObject* type
     Freelist* idle
     int slots
-    int texts_end               # the texts are in the slots from 2 up to it
+    int texts_end               # the texts are in slots 2 up to this one, exclusive
 
 
 cdef struct Text:
@@ -314,7 +238,7 @@ cdef struct Container:
 
 
 cdef struct Names:
-    # The parameters of a constructor: names are interned, so that most keywords match by identity.
+    # A constructor's parameters. Names are interned, so most keywords match by identity.
     const char* called
     PyObject** names
     int count
@@ -323,7 +247,7 @@ cdef struct Names:
 
 
 cdef struct Plan:
-    # Arguments found good, borrowed from the caller, each in its slot.
+    # Checked arguments, each at its slot's index; the references are borrowed from the caller.
     PyObject* slots[QUERY_SLOTS]
     double seconds
     double confidence
@@ -356,7 +280,7 @@ cdef enum:
     MEDIUM = 1
 cdef PyObject* type_names[TYPES]
 cdef PyObject* priority_names[URGENCIES]
-# Members of the enumerations, and two names of datetime; loaded by the first reader, then never changed.
+# Enumeration members and two objects of datetime; set when first needed, then never changed.
 cdef PyObject* type_members[TYPES]
 cdef PyObject* priority_members[URGENCIES]
 cdef PyObject* datetime_class = NULL
@@ -376,7 +300,7 @@ cdef Names RESPONSE_CALL = Names("PooledExpertResponse", &response_names[0], RES
 cdef PyObject* BLANK = NULL     # the empty string
 
 
-# --- Complaints and arguments ------------------------------------------------------------------------------------
+# --- Errors and arguments ----------------------------------------------------------------------------------------
 
 
 cdef int wrong_type(const char* name, PyObject* got, str allowed) except -1:
@@ -415,12 +339,12 @@ cdef int code_of(PyObject* value, const char* name, PyObject** names, tuple allo
     wrong_value(name, value, "one of " + ", ".join(allowed))
 
 
-cdef int bad_call(Names* call, str complaint) except -1:
-    raise TypeError(f"{call.called.decode()}() {complaint}")
+cdef int bad_call(Names* call, str problem) except -1:
+    raise TypeError(f"{call.called.decode()}() {problem}")
 
 
 cdef int find_name(Names* call, PyObject* name) except -1:
-    """The index of a keyword that was not where the signature's order has it."""
+    """The index of a keyword argument that was not passed in the order of the signature."""
     cdef int i
     for i in range(call.count):
         if call.names[i] == name:
@@ -447,7 +371,7 @@ cdef int bind(Names* call, PyObject* const* args, Py_ssize_t nargs, PyObject* kw
         at = <int>nargs
         for i in range(PyTuple_GET_SIZE(kwnames)):
             name = PyTuple_GET_ITEM(kwnames, i)
-            # Callers mostly keep to the order of the signature, leaving out what they don't need.
+            # Most callers pass keywords in the order of the signature.
             while at < count and names[at] != name:
                 at += 1
             if unlikely(at == count):
@@ -466,7 +390,7 @@ cdef int bind(Names* call, PyObject* const* args, Py_ssize_t nargs, PyObject* kw
 
 
 cdef void publish(PyObject** place, object value) noexcept:
-    # Without a lock: two threads that come here together both store the same singleton.
+    # No lock: two threads that race here store the same singleton.
     if place[0] == NULL:
         place[0] = Py_NewRef(<PyObject*>value)
 
@@ -512,7 +436,7 @@ cdef int load_kinds() except -1:
 
 cdef inline bint collectable(PyObject* value) noexcept:
     """Whether the value may be part of a reference cycle."""
-    return value != NULL and not is_exact_text(value) and PyObject_IS_GC(value)
+    return value != NULL and not PyUnicode_CheckExact(value) and PyObject_IS_GC(value)
 
 
 cdef inline void track(PyObject* op) noexcept:
@@ -532,7 +456,7 @@ cdef PyObject* peek(PyObject* op, int slot) noexcept:
 
 
 cdef void put(PyObject* op, int slot, PyObject* value) noexcept:
-    """Put a borrowed value, or NULL, in the place of another."""
+    """Replace a slot's value by a borrowed one or NULL."""
     cdef Section section
     cdef PyObject* old
     Py_XINCREF(value)
@@ -545,8 +469,8 @@ cdef void put(PyObject* op, int slot, PyObject* value) noexcept:
     Py_XDECREF(old)
 
 
-cdef PyObject* settle(PyObject* op, int slot, PyObject* made) noexcept:
-    """Put a lazily made value in its slot unless another came first; a new reference to what is there then."""
+cdef PyObject* put_if_empty(PyObject* op, int slot, PyObject* made) noexcept:
+    """Store a lazily made value unless another thread was faster. Returns a new reference to the stored one."""
     cdef Section section
     cdef PyObject* value
     hold(&section, op)
@@ -563,7 +487,7 @@ cdef PyObject* id_of(PyObject* op) except NULL:
     if value != NULL:
         return value
     made = new_id()
-    return settle(op, ID, <PyObject*>made)
+    return put_if_empty(op, ID, <PyObject*>made)
 
 
 cdef PyObject* moment_of(PyObject* op) except NULL:
@@ -576,7 +500,7 @@ cdef PyObject* moment_of(PyObject* op) except NULL:
         seconds = self.seconds
         made = moment_at(seconds)
         hold(&section, op)
-        # Making it ran Python code, and that may have set another time.
+        # moment_at() ran Python code, which may have set another time.
         if self.slots[MOMENT] == NULL and self.seconds == seconds:
             self.slots[MOMENT] = Py_NewRef(made)
         value = Py_XNewRef(self.slots[MOMENT])
@@ -586,7 +510,7 @@ cdef PyObject* moment_of(PyObject* op) except NULL:
 
 
 cdef PyObject* contents(PyObject* op, int slot, bint* shown) noexcept:
-    """A new reference to a container that holds something of the user's, or NULL, and whether Python code knows it."""
+    """A new reference to a live container or NULL; sets `shown` if Python code may hold the container too."""
     cdef Section section
     cdef PyObject* value = NULL
     hold(&section, op)
@@ -598,7 +522,7 @@ cdef PyObject* contents(PyObject* op, int slot, bint* shown) noexcept:
 
 
 cdef PyObject* touch(PyObject* op, Container* field) except NULL:
-    """A new reference to the container for Python code to keep; made, or taken from idleness, where there is none."""
+    """A new reference to the container for Python code; makes it live, and creates it if necessary."""
     cdef Record* self = <Record*>op
     cdef int bit = field.slot - FIRST_CONTAINER
     cdef Section section
@@ -610,7 +534,7 @@ cdef PyObject* touch(PyObject* op, Container* field) except NULL:
         hold(&section, op)
         if not self.state & (LIVE << bit):
             if self.slots[field.slot] != NULL and not uniquely_referenced(self.slots[field.slot]):
-                # Only on the free-threaded build: another thread made it, so its count can't be told here.
+                # Free-threaded build only: another thread owns it, so this one can't read its reference count.
                 idle = self.slots[field.slot]
                 self.slots[field.slot] = NULL
             if self.slots[field.slot] == NULL and made != NULL:
@@ -635,10 +559,10 @@ cdef PyObject* touch(PyObject* op, Container* field) except NULL:
 
 
 cdef inline PyObject* emptied(PyObject* container, bint shown) noexcept:
-    """Take the reference; give it back if the container can be used again, emptied, or else let it go: NULL.
+    """Steals the reference. Returns the container emptied if it can be reused, otherwise drops it and returns NULL.
 
-    Only an exact dict or list that nobody else holds is used again. If it was ever shown to Python code it leaves the
-    collector's sight first: nobody must find it while what it held is let go, which may run any code.
+    Only an exact dict or list without other references is reused. If Python code has seen it, the collector stops
+    tracking it first: dropping its items may run any code, which must not find it through the collector.
     """
     cdef Py_ssize_t i, size
     cdef bint is_dict = PyDict_CheckExact(container)
@@ -646,7 +570,7 @@ cdef inline PyObject* emptied(PyObject* container, bint shown) noexcept:
     if (
         not uniquely_referenced(container)
         or not (is_dict or (PyList_CheckExact(container) and list_room(container) <= IDLE_LIST_ROOM))
-        # A chain of records, each in the context of the next, must not run out of stack.
+        # A chain of records, each in the context of the next, must not overflow the stack.
         or clearing_here()[0] >= CLEARING_DEPTH
     ):
         Py_DECREF(container)
@@ -655,7 +579,7 @@ cdef inline PyObject* emptied(PyObject* container, bint shown) noexcept:
         tracked = FREE_THREADED and PyObject_GC_IsTracked(container)
         PyObject_GC_UnTrack(container)
         if FREE_THREADED and not uniquely_referenced(container):
-            # Another thread found it through the collector just before.
+            # Another thread got it from the collector just before.
             if tracked:
                 PyObject_GC_Track(container)
             Py_DECREF(container)
@@ -665,7 +589,7 @@ cdef inline PyObject* emptied(PyObject* container, bint shown) noexcept:
         PyDict_Clear(container)
     else:
         size = PyList_GET_SIZE(container)
-        # The list keeps its room, so that it can be filled again without an allocation.
+        # The list keeps its capacity, so that refilling it allocates nothing.
         resize(container, 0)
         for i in range(size):
             Py_DECREF(list_at(container, i))
@@ -703,7 +627,7 @@ cdef int fill_from(PyObject* out, PyObject* source, PyObject* given, Container* 
             taken += 1
             resize(out, taken)
             continue
-        if is_exact_text(item) and tag_is_clean(item):
+        if PyUnicode_CheckExact(item) and tag_is_clean(item):
             Py_INCREF(item)
         else:
             text = PyUnicode_FromObject(<object>item).strip().lower()
@@ -730,10 +654,10 @@ cdef int fill_from(PyObject* out, PyObject* source, PyObject* given, Container* 
 
 
 cdef bint is_plain(PyObject** items, Py_ssize_t n, Container* field) noexcept:
-    """Whether the items can be taken as they are: exact texts and, where they are tags, clean, few and different."""
+    """Whether the items can be copied unchanged: exact texts and, for tags, also clean, few and distinct."""
     cdef Py_ssize_t i, j
     for i in range(n):
-        if not is_exact_text(items[i]):
+        if not PyUnicode_CheckExact(items[i]):
             return False
     if field.holds == TEXTS:
         return True
@@ -749,22 +673,23 @@ cdef bint is_plain(PyObject** items, Py_ssize_t n, Container* field) noexcept:
 
 
 cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -1:
-    """Put the texts of a list, tuple or set in a list of the record's own: 1, or 2 if one may be part of a cycle.
+    """Copy the texts of a list, tuple or set into a list that the record owns.
 
-    ``place`` has an idle list to use, or NULL, and still has where there is nothing to fill in (0) or an error (-1).
+    ``place`` holds an idle list to use, or NULL, and receives the result. Returns 0 if there was nothing to copy, 1 if
+    there was, 2 if one of the texts may be part of a reference cycle, and -1 with an error set.
     """
     cdef PyObject* out = place[0]
     cdef PyObject* source = given
     cdef PyObject** items
     cdef Py_ssize_t n, i
     cdef int answer
-    cdef object taken_over = None
+    cdef object snapshot = None
     if not (PyTuple_CheckExact(source) or (PyList_CheckExact(source) and not FREE_THREADED)):
         if not isinstance(<object>given, (list, tuple, set, frozenset)):
             wrong_type(field.name, given, "a list of strings")
-        # On the free-threaded build also because the caller's list may change under another thread's hands.
-        taken_over = tuple(<object>given)
-        source = <PyObject*>taken_over
+        # On the free-threaded build lists are copied too, because another thread may change the caller's list.
+        snapshot = tuple(<object>given)
+        source = <PyObject*>snapshot
     if PyTuple_CheckExact(source):
         n = PyTuple_GET_SIZE(source)
         items = tuple_items(source)
@@ -781,11 +706,11 @@ cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -
         out = PyList_New(n)
         if out == NULL:
             return -1
-        # Room for n and a size of 0 is how idle lists are; what it will hold needs no collector.
+        # An idle list has size 0, keeps its capacity, and is not tracked, because exact texts form no cycles.
         PyObject_GC_UnTrack(out)
         resize(out, 0)
         place[0] = out
-        # Making the list may have run the collector, and that any code: the caller's list may have changed.
+        # The allocation may have run the collector, and with it any code: the caller's list may have changed.
         if PyList_CheckExact(source):
             if PyList_GET_SIZE(source) != n:
                 return fill_list(place, given, field)
@@ -795,7 +720,7 @@ cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -
             list_put(out, i, Py_NewRef(items[i]))
         resize(out, n)
         return 1
-    # While it is filled the list belongs to this function, so that an error lets it go with what it got so far.
+    # This function owns the list while filling it, so that an error frees it with its items.
     place[0] = NULL
     filling = <object>out
     Py_DECREF(out)
@@ -805,12 +730,12 @@ cdef int fill_list(PyObject** place, PyObject* given, Container* field) except -
 
 
 cdef inline unsigned char kept_of(int slot) noexcept:
-    """What the state says of the container in a slot; the dicts are in the first one."""
+    """The bits of the state that belong to the container in a slot; dicts are in the first container slot."""
     return ((LIVE | SHOWN) << (slot - FIRST_CONTAINER)) | (GIVEN if slot == FIRST_CONTAINER else 0)
 
 
 cdef void put_container(PyObject* op, int slot, PyObject* value, unsigned char bits) noexcept:
-    """Put a container whose reference is taken over, or NULL, in the place of another."""
+    """Replace a container. Steals the reference to the new one, which may be NULL."""
     cdef Record* self = <Record*>op
     cdef int bit = slot - FIRST_CONTAINER
     cdef Section section
@@ -829,7 +754,7 @@ cdef void put_container(PyObject* op, int slot, PyObject* value, unsigned char b
 
 
 cdef inline int add_container(PyObject* op, Container* field, PyObject* given, bint as_it_is) except -1:
-    """Give a record that nobody else has seen what its constructor got for a container: 1 if it may be in a cycle."""
+    """Set a container of a record under construction. Returns 1 if it may be part of a reference cycle."""
     cdef Record* self = <Record*>op
     cdef int bit = field.slot - FIRST_CONTAINER
     cdef PyObject* idle
@@ -855,15 +780,15 @@ cdef inline int add_container(PyObject* op, Container* field, PyObject* given, b
     return 0
 
 
-# --- What the interpreter calls ----------------------------------------------------------------------------------
+# --- Allocation and deallocation --------------------------------------------------------------------------------
 
 
 cdef inline PyObject* obtain(Shape* shape) except NULL:
-    """An untracked record of the exact type: its containers are idle or NULL, its other slots anything."""
+    """An untracked record of the exact type. Containers are idle or NULL; the other slots are uninitialized."""
     cdef PyObject* op = <PyObject*>freelist_pop(shape.idle)
     if op != NULL:
-        return PyObject_Init(op, <PyTypeObject*>shape.type)
-    op = gc_new(<PyTypeObject*>shape.type)
+        return PyObject_Init(op, shape.type)
+    op = gc_new(shape.type)
     if op == NULL:
         return NULL
     (<Record*>op).weakrefs = NULL
@@ -873,14 +798,14 @@ cdef inline PyObject* obtain(Shape* shape) except NULL:
 
 
 cdef PyObject* blank(Shape* shape, PyTypeObject* cls) except NULL:
-    """A record with the blanks that `reset` gives."""
+    """A record in the state that `reset` leaves it in."""
     cdef PyObject* op
     cdef Record* self
     cdef int i
-    if cls == <PyTypeObject*>shape.type:
+    if cls == shape.type:
         op = obtain(shape)
     else:
-        op = (<Type*>cls).tp_alloc(cls, 0)
+        op = cls.tp_alloc(cls, 0)
         if op == NULL:
             return NULL
     self = <Record*>op
@@ -897,7 +822,7 @@ cdef PyObject* blank(Shape* shape, PyTypeObject* cls) except NULL:
 
 cdef inline void dealloc(PyObject* op, Shape* shape, int slots) noexcept:
     cdef Record* self = <Record*>op
-    cdef bint pooled = type_of(op) == <PyObject*>shape.type
+    cdef bint pooled = Py_TYPE(op) == shape.type
     cdef PyObject* container
     cdef PyTypeObject* cls
     cdef int i
@@ -913,25 +838,25 @@ cdef inline void dealloc(PyObject* op, Shape* shape, int slots) noexcept:
             if not pooled:
                 Py_DECREF(container)
             elif i == FIRST_CONTAINER and self.state & GIVEN:
-                # Who hands in a dict will hand in the next one too: an idle one would never be used.
+                # A caller who passes a dict usually passes the next one too: an idle dict would never be used.
                 self.slots[i] = NULL
                 Py_DECREF(container)
             elif self.state & (LIVE << (i - FIRST_CONTAINER)):
                 self.slots[i] = emptied(container, self.state & (SHOWN << (i - FIRST_CONTAINER)) != 0)
         self.state = 0
     if not pooled:
-        cls = <PyTypeObject*>type_of(op)
-        (<Type*>cls).tp_free(op)
-        if is_heap_type(<PyTypeObject*>shape.type):
+        cls = Py_TYPE(op)
+        cls.tp_free(op)
+        if is_heap_type(shape.type):
             Py_DECREF(<PyObject*>cls)
         return
     if not freelist_push(shape.idle, op):
-        let_block_go(op, slots)
-    if is_heap_type(<PyTypeObject*>shape.type):
+        block_free(op, slots)
+    if is_heap_type(shape.type):
         Py_DECREF(<PyObject*>shape.type)
 
 
-cdef void let_block_go(PyObject* op, int slots) noexcept:
+cdef void block_free(PyObject* op, int slots) noexcept:
     cdef int i
     for i in range(FIRST_CONTAINER, slots):
         Py_XDECREF((<Record*>op).slots[i])
@@ -941,12 +866,12 @@ cdef void let_block_go(PyObject* op, int slots) noexcept:
 cdef inline int traverse(PyObject* op, Shape* shape, int slots, visitproc visit, void* arg) noexcept:
     cdef Record* self = <Record*>op
     cdef int i, answer
-    if is_heap_type(<PyTypeObject*>shape.type):
-        answer = visit(type_of(op), arg)
+    if is_heap_type(shape.type):
+        answer = visit(<PyObject*>Py_TYPE(op), arg)
         if answer:
             return answer
     for i in range(slots):
-        # An idle container is nobody's contents: showing it would let Python code take hold of it.
+        # Visiting an idle container would let Python code get a reference to it.
         if i >= FIRST_CONTAINER and not self.state & (LIVE << (i - FIRST_CONTAINER)):
             continue
         if self.slots[i] != NULL:
@@ -957,7 +882,7 @@ cdef inline int traverse(PyObject* op, Shape* shape, int slots, visitproc visit,
 
 
 cdef inline int clear(PyObject* op, Shape* shape, int slots) noexcept:
-    """Let go what may be part of a cycle; the texts stay texts, since Cython code reads them unchecked."""
+    """Drop what may be part of a cycle. Texts become empty, not NULL, since Cython code reads them unchecked."""
     cdef Record* self = <Record*>op
     cdef PyObject* old
     cdef int i
@@ -975,7 +900,7 @@ cdef inline int clear(PyObject* op, Shape* shape, int slots) noexcept:
 
 
 cdef void exchange(PyObject* op, PyObject* other, Shape* shape) noexcept:
-    """Swap the contents of a record with those of one of the exact type that nobody else has seen."""
+    """Swap the contents of a record with those of a new one of the exact type that only the caller refers to."""
     cdef Record* self = <Record*>op
     cdef Record* fresh = <Record*>other
     cdef Section section
@@ -993,15 +918,15 @@ cdef void exchange(PyObject* op, PyObject* other, Shape* shape) noexcept:
         (<PooledExpertResponse>op).confidence = (<PooledExpertResponse>other).confidence
     if tracked:
         track(op)
-    elif type_of(op) == <PyObject*>shape.type:
+    elif Py_TYPE(op) == shape.type:
         PyObject_GC_UnTrack(op)
     let(&section)
 
 
 cdef int reset_record(PyObject* op, Shape* shape) except -1:
-    cdef PyObject* fresh = blank(shape, <PyTypeObject*>shape.type)
+    cdef PyObject* fresh = blank(shape, shape.type)
     exchange(op, fresh, shape)
-    # What was in the record goes the way of every record, so its containers are kept for the next one.
+    # Deallocating the old contents as a record keeps their containers for reuse.
     Py_DECREF(fresh)
     return 0
 
@@ -1026,7 +951,7 @@ cdef int check_list(PyObject* value, Container* field) except -1:
 
 
 cdef int plan_query(PyObject** given, bint restoring, Plan* plan) except -1:
-    """Check the arguments; when restoring a pickled record only their types."""
+    """Check the arguments; when restoring a pickled record, only their types."""
     cdef PyObject* value
     if unlikely(restoring):
         for i in range(3):
@@ -1081,7 +1006,7 @@ cdef PyObject* query_made(PyObject** given, bint restoring) except NULL:
     self.priority = plan.priority
     cyclic = take_values(&self.slots[0], &plan.slots[0])
     if unlikely(plan.slots[CONTEXT] != NULL or plan.slots[CONSTRAINTS] != NULL or plan.slots[TAGS] != NULL):
-        # From here on an error lets the record go, which takes care of all that it got.
+        # From here on an error drops `made`, which frees the record and its contents.
         made = taken(op)
         cyclic |= add_container(op, &CONTEXT_DICT, plan.slots[CONTEXT], restoring)
         cyclic |= add_container(op, &CONSTRAINTS_LIST, plan.slots[CONSTRAINTS], restoring)
@@ -1114,7 +1039,7 @@ cdef void query_dealloc(PyObject* op) noexcept:
 
 
 cdef void query_block_free(void* op) noexcept:
-    let_block_go(<PyObject*>op, QUERY_SLOTS)
+    block_free(<PyObject*>op, QUERY_SLOTS)
 
 
 cdef int query_traverse(PyObject* op, visitproc visit, void* arg) noexcept:
@@ -1184,7 +1109,7 @@ cdef PyObject* response_made(PyObject** given) except NULL:
     (<PooledExpertResponse>op).confidence = plan.confidence
     cyclic = take_values(&self.slots[0], &plan.slots[0])
     if plan.slots[METADATA] != NULL:
-        # A dict is taken as it is: no error can come of it.
+        # A dict is stored as it is, which can't fail.
         cyclic |= add_container(op, &METADATA_DICT, plan.slots[METADATA], True)
     if cyclic:
         PyObject_GC_Track(op)
@@ -1213,7 +1138,7 @@ cdef void response_dealloc(PyObject* op) noexcept:
 
 
 cdef void response_block_free(void* op) noexcept:
-    let_block_go(<PyObject*>op, RESPONSE_SLOTS)
+    block_free(<PyObject*>op, RESPONSE_SLOTS)
 
 
 cdef int response_traverse(PyObject* op, visitproc visit, void* arg) noexcept:
@@ -1268,7 +1193,7 @@ cdef int set_moment(PyObject* op, PyObject* value, void* closure) except -1:
         not_deletable(name)
     value = absent(value)
     seconds = wall_clock() if value == NULL else instant(value, name)
-    if PyObject_TypeCheck(op, <PyTypeObject*>QUERY.type):
+    if PyObject_TypeCheck(op, QUERY.type):
         deadline = peek(op, DEADLINE)
         if deadline != NULL:
             limit = <object>deadline
@@ -1367,7 +1292,7 @@ cdef int set_confidence(PyObject* op, PyObject* value, void* closure) except -1:
 
 
 cdef object taken(PyObject* value):
-    """The reference, as an object of Cython's; None for NULL."""
+    """Turn a new reference into a Cython object; NULL becomes None."""
     if value == NULL:
         return None
     result = <object>value
@@ -1382,7 +1307,7 @@ cdef object contents_or_empty(PyObject* op, Container* field):
         return {} if field.holds == DICT else []
     if shown:
         return taken(value)
-    # A list that the collector doesn't see must not get into anybody's hands; a copy does as well.
+    # Python code must not get a list that the collector doesn't track, so it gets a copy.
     return list(taken(value))
 
 
@@ -1402,36 +1327,43 @@ cdef dict counts(Shape* shape):
 
 
 class RecordStats(dict):
-    """What a record type's ``stats`` is: a dict, as other parts' ``stats`` are, that may be called as well.
+    """Counts of a record type since the import, under the keys that `ObjectPool.stats` has; a dict.
 
-    The report spells it as a call, which returns the same counts as a plain dict.
-    """
-
-    __slots__ = ()
-
-    def __call__(self):
-        return dict(self)
-
-
-cdef class StatsAttribute:
-    """Counts since the import, for the type and its instances, under the keys of `ObjectPool.stats`.
-
-    ``created`` counts records whose memory was allocated, ``reused`` those made in memory used before. ``aliased`` is
-    always 0: memory is reused only after its record is gone. Instances of subclasses are not counted.
+    ``created`` counts the records whose memory was newly allocated, ``reused`` those built in memory used before.
+    ``aliased`` is always 0, because memory is reused only once nothing refers to the record. Instances of subclasses
+    are not counted. Calling it, as in ``PooledExpertQuery.stats()``, returns the current counts as a plain dict.
 
     >>> from synthex_fast import PooledExpertQuery
-    >>> PooledExpertQuery.stats["aliased"]
-    0
+    >>> PooledExpertQuery.stats["aliased"], PooledExpertQuery.stats()["aliased"]
+    (0, 0)
     """
+
+    # Not a cdef class, whose __call__ would have no signature that inspect and stubtest can read.
+    __slots__ = ("_is_query",)
+
+    def __call__(self):
+        return counts(&QUERY if self._is_query else &RESPONSE)
+
+    def __reduce__(self):
+        # The counts belong to this process: a copy is a plain dict.
+        return dict, (dict(self),)
+
+
+@cython.final
+@cython.internal
+cdef class StatsAttribute:
+    """The attribute ``stats`` of a record type, of its instances and of its subclasses: a new `RecordStats` each."""
 
     cdef Shape* shape
 
     def __get__(self, instance, owner):
-        return RecordStats(counts(self.shape))
+        stats = RecordStats(counts(self.shape))
+        stats._is_query = self.shape == &QUERY
+        return stats
 
 
 cdef tuple query_values(PyObject* op):
-    """All fields in the order of the constructor; untouched containers come as new empty ones."""
+    """All fields in the order of the constructor; containers that were never set are new empty ones."""
     return (
         taken(peek(op, TITLE)),
         taken(peek(op, CONTENT)),
@@ -1502,7 +1434,7 @@ cdef dict arguments_of(object data, str time_field, tuple fields):
 
 cdef object extra_state(object self, Shape* shape):
     """What a subclass written in Python keeps in its instances' ``__dict__`` and slots."""
-    if type_of(<PyObject*>self) == <PyObject*>shape.type:
+    if Py_TYPE(<PyObject*>self) == shape.type:
         return None
     return object.__getstate__(self)
 
@@ -1537,18 +1469,18 @@ cdef tuple checked_state(object state, Py_ssize_t fields):
 
 
 cdef class PooledExpertQuery:
-    """A question put to the experts. Its memory is used again for the next one when the last reference goes.
+    """A question put to the experts, whose memory is reused for the next one after the last reference is dropped.
 
     ``title`` has 1 to 200 characters, ``content`` 10 to 10,000, ``requester`` at least one. ``query_type`` is one of
     technical, architectural, optimization, review, research, general, code_review, and ``priority`` one of low, medium,
-    high, critical: texts or `QueryType` and `QueryPriority` members, read as members. ``deadline`` is a timezone-aware
-    datetime later than ``created_at``. ``context`` is kept as it is; ``constraints`` and ``tags`` are copied, tags
-    lower-cased, stripped, and each once, blank ones left out. ``id`` is a version-4 UUID made when first read unless
-    one is given, ``created_at`` the time of construction in UTC unless one is given. Attributes are checked when
-    set as they are here. An error names the field, and leaves the query as it was.
+    high, critical; both accept strings or `QueryType` and `QueryPriority` members, and read as members. ``deadline`` is
+    a timezone-aware datetime later than ``created_at``. ``context`` is stored by reference. ``constraints`` and
+    ``tags`` are copied; tags are lower-cased, stripped and deduplicated, and blank ones removed. ``id`` defaults to a
+    version-4 UUID generated when first read, ``created_at`` to the time of construction in UTC. Setting an attribute
+    applies the same checks. An error names the field and leaves the query unchanged.
 
-    Construction takes constant time beside the constraints and tags. Queries are mutable and compare by value, so
-    they have no hash.
+    Construction takes constant time, plus linear time in the constraints and tags. Queries are mutable and compare by
+    value, so they are unhashable. `PooledExpertQuery.stats` counts how often memory was reused.
 
     >>> query = PooledExpertQuery("Cache size", "How large should the cache be?", "ops", tags=["Cache", " cache "])
     >>> query.tags, query.query_type == "general", len(query.id)
@@ -1564,9 +1496,9 @@ cdef class PooledExpertQuery:
         query_assign(<PyObject*>self, given, False)
 
     def reset(self):
-        """Set every field back: blank texts, a new id and time, no contents, the default type and priority.
+        """Reset every field: empty texts, a new id and time, empty containers, the default type and priority.
 
-        Containers that somebody else holds are left to them unchanged.
+        Containers that are referenced elsewhere are replaced, not changed.
 
         >>> query = PooledExpertQuery("Cache size", "How large should the cache be?", "ops")
         >>> query.reset()
@@ -1576,9 +1508,9 @@ cdef class PooledExpertQuery:
         reset_record(<PyObject*>self, &QUERY)
 
     def release(self):
-        """Let the contents go now, as `reset` does; the memory itself is used again when the last reference goes.
+        """Drop the contents now, as `reset` does; the memory is reused after the last reference is dropped.
 
-        Releasing twice does no harm.
+        Safe to call more than once.
         """
         reset_record(<PyObject*>self, &QUERY)
 
@@ -1589,9 +1521,9 @@ cdef class PooledExpertQuery:
         self.release()
 
     def to_dict(self):
-        """All fields as a dict of plain texts, lists and dicts, times in ISO 8601: what `json.dumps` takes.
+        """All fields as a dict of strings, lists and dicts that `json.dumps` accepts; times are in ISO 8601.
 
-        The containers are copied, one level deep. `from_dict` makes an equal query of it.
+        The containers are copied one level deep. `from_dict` makes an equal query from it.
 
         >>> PooledExpertQuery("Cache size", "How large should the cache be?", "ops").to_dict()["priority"]
         'medium'
@@ -1606,7 +1538,7 @@ cdef class PooledExpertQuery:
 
     @classmethod
     def from_dict(cls, data):
-        """A query of the fields in ``data``, checked as in construction; times may be texts in ISO 8601.
+        """A query made from the fields in ``data``, checked as in construction; times may be ISO 8601 strings.
 
         >>> query = PooledExpertQuery("Cache size", "How large should the cache be?", "ops")
         >>> PooledExpertQuery.from_dict(query.to_dict()) == query
@@ -1651,13 +1583,14 @@ cdef class PooledExpertQuery:
 
 
 cdef class PooledExpertResponse:
-    """An expert's answer. Its memory is used again for the next one when the last reference goes.
+    """An expert's answer, whose memory is reused for the next one after the last reference is dropped.
 
-    ``confidence`` is a number from 0 to 1. ``metadata`` is kept as it is. ``id`` is a version-4 UUID made when first
-    read unless one is given, ``timestamp`` the time of construction in UTC unless a timezone-aware datetime is given.
-    Attributes are checked when set as they are here. An error names the field, and leaves the response as it was.
+    ``confidence`` is a number from 0 to 1. ``metadata`` is stored by reference, not copied. ``id`` defaults to a
+    version-4 UUID generated when first read, ``timestamp``, a timezone-aware datetime, to the time of construction in
+    UTC. Setting an attribute applies the same checks. An error names the field and leaves the response unchanged.
 
-    Construction takes constant time. Responses are mutable and compare by value, so they have no hash.
+    Construction takes constant time. Responses are mutable and compare by value, so they are unhashable.
+    `PooledExpertResponse.stats` counts how often memory was reused.
 
     >>> response = PooledExpertResponse("q-1", "expert-1", "About 2 GB.", confidence=0.8)
     >>> response.confidence, response.metadata
@@ -1673,9 +1606,9 @@ cdef class PooledExpertResponse:
         response_assign(<PyObject*>self, given)
 
     def reset(self):
-        """Set every field back: blank texts, a new id and time, no metadata, confidence 0.
+        """Reset every field: empty texts, a new id and time, empty metadata, confidence 0.
 
-        Metadata that somebody else holds are left to them unchanged.
+        A metadata dict that is referenced elsewhere is replaced, not changed.
 
         >>> response = PooledExpertResponse("q-1", "expert-1", confidence=0.8)
         >>> response.reset()
@@ -1685,9 +1618,9 @@ cdef class PooledExpertResponse:
         reset_record(<PyObject*>self, &RESPONSE)
 
     def release(self):
-        """Let the contents go now, as `reset` does; the memory itself is used again when the last reference goes.
+        """Drop the contents now, as `reset` does; the memory is reused after the last reference is dropped.
 
-        Releasing twice does no harm.
+        Safe to call more than once.
         """
         reset_record(<PyObject*>self, &RESPONSE)
 
@@ -1698,9 +1631,9 @@ cdef class PooledExpertResponse:
         self.release()
 
     def to_dict(self):
-        """All fields as a dict of plain texts, numbers and dicts, the time in ISO 8601: what `json.dumps` takes.
+        """All fields as a dict of strings, numbers and dicts that `json.dumps` accepts; the time is in ISO 8601.
 
-        The metadata are copied, one level deep. `from_dict` makes an equal response of it.
+        The metadata is copied one level deep. `from_dict` makes an equal response from it.
 
         >>> PooledExpertResponse("q-1", "expert-1").to_dict()["confidence"]
         0.0
@@ -1712,7 +1645,7 @@ cdef class PooledExpertResponse:
 
     @classmethod
     def from_dict(cls, data):
-        """A response of the fields in ``data``, checked as in construction; the time may be a text in ISO 8601.
+        """A response made from the fields in ``data``, checked as in construction; the time may be an ISO 8601 string.
 
         >>> response = PooledExpertResponse("q-1", "expert-1", confidence=0.8)
         >>> PooledExpertResponse.from_dict(response.to_dict()) == response
@@ -1768,28 +1701,28 @@ cdef PyGetSetDef response_attributes[RESPONSE_ARGUMENTS]
 cdef PyMethodDef query_acquire, response_acquire
 
 query_attributes[:] = [
-    PyGetSetDef("title", get_text, set_text, "What it is about: 1 to 200 characters.", &TITLE_TEXT),
+    PyGetSetDef("title", get_text, set_text, "The title: 1 to 200 characters.", &TITLE_TEXT),
     PyGetSetDef("content", get_text, set_text, "The question: 10 to 10,000 characters.", &CONTENT_TEXT),
-    PyGetSetDef("requester", get_text, set_text, "Who asks; not empty.", &REQUESTER_TEXT),
-    PyGetSetDef("query_type", get_query_type, set_query_type, "A `QueryType`; set as a member or its text.", NULL),
-    PyGetSetDef("priority", get_priority, set_priority, "A `QueryPriority`; set as a member or its text.", NULL),
-    PyGetSetDef("context", get_container, set_container, "A dict, kept as it is given.", &CONTEXT_DICT),
+    PyGetSetDef("requester", get_text, set_text, "The name of the requester; not empty.", &REQUESTER_TEXT),
+    PyGetSetDef("query_type", get_query_type, set_query_type, "A `QueryType`; accepts its string value too.", NULL),
+    PyGetSetDef("priority", get_priority, set_priority, "A `QueryPriority`; accepts its string value too.", NULL),
+    PyGetSetDef("context", get_container, set_container, "A dict; stored by reference, not copied.", &CONTEXT_DICT),
     PyGetSetDef("constraints", get_container, set_container, "A list of strings.", &CONSTRAINTS_LIST),
     PyGetSetDef("deadline", get_deadline, set_deadline, "A timezone-aware datetime, or None.", NULL),
-    PyGetSetDef("tags", get_container, set_container, "A list of lower-case strings, each once.", &TAGS_LIST),
-    PyGetSetDef("id", get_id, set_id, "A version-4 UUID as text, unless another text was given.", NULL),
-    PyGetSetDef("created_at", get_moment, set_moment, "When it was made: a timezone-aware datetime.",
+    PyGetSetDef("tags", get_container, set_container, "A list of distinct lower-case strings.", &TAGS_LIST),
+    PyGetSetDef("id", get_id, set_id, "A version-4 UUID as a string, unless another id was given.", NULL),
+    PyGetSetDef("created_at", get_moment, set_moment, "The time of construction: a timezone-aware datetime.",
                 <void*><const char*>"created_at"),
 ]
 response_attributes[:] = [
-    PyGetSetDef("query_id", get_text, set_text, "The id of the query that it answers.", &QUERY_ID_TEXT),
-    PyGetSetDef("expert_id", get_text, set_text, "Who answers.", &EXPERT_ID_TEXT),
+    PyGetSetDef("query_id", get_text, set_text, "The id of the query answered.", &QUERY_ID_TEXT),
+    PyGetSetDef("expert_id", get_text, set_text, "The id of the expert.", &EXPERT_ID_TEXT),
     PyGetSetDef("content", get_text, set_text, "The answer.", &ANSWER_TEXT),
     PyGetSetDef("confidence", get_confidence, set_confidence, "A float from 0 to 1.", NULL),
-    PyGetSetDef("reasoning", get_text, set_text, "What led to the answer.", &REASONING_TEXT),
-    PyGetSetDef("metadata", get_container, set_container, "A dict, kept as it is given.", &METADATA_DICT),
-    PyGetSetDef("id", get_id, set_id, "A version-4 UUID as text, unless another text was given.", NULL),
-    PyGetSetDef("timestamp", get_moment, set_moment, "When it was made: a timezone-aware datetime.",
+    PyGetSetDef("reasoning", get_text, set_text, "The reasoning behind the answer.", &REASONING_TEXT),
+    PyGetSetDef("metadata", get_container, set_container, "A dict; stored by reference, not copied.", &METADATA_DICT),
+    PyGetSetDef("id", get_id, set_id, "A version-4 UUID as a string, unless another id was given.", NULL),
+    PyGetSetDef("timestamp", get_moment, set_moment, "The time of construction: a timezone-aware datetime.",
                 <void*><const char*>"timestamp"),
 ]
 
@@ -1799,24 +1732,23 @@ cdef int install(
     const char* acquire_doc
 ) except -1:
     cdef int i
-    cdef StatsAttribute stats
-    cdef Type* cls = shape.type
+    cdef PyTypeObject* cls = shape.type
+    cdef StatsAttribute stats = StatsAttribute()
     cdef char* doc = <char*>PyMem_RawMalloc(strlen(signature) + strlen(cls.tp_doc) + 1)
     if doc == NULL:
         raise MemoryError()
     for i in range(count):
         PyDict_SetItemString(
-            cls.tp_dict, attributes[i].name, PyDescr_NewGetSet(<PyTypeObject*>cls, &attributes[i])
+            cls.tp_dict, attributes[i].name, PyDescr_NewGetSet(cls, &attributes[i])
         )
     acquiring.ml_name = "acquire"
     acquiring.ml_meth = <PyCFunction>acquire
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
-    PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(<PyTypeObject*>cls, acquiring))
-    stats = StatsAttribute.__new__(StatsAttribute)
     stats.shape = shape
     PyDict_SetItemString(cls.tp_dict, "stats", stats)
-    # In front of the docstring, where inspect.signature() finds it. It is kept for as long as the type: for ever.
+    PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(cls, acquiring))
+    # inspect.signature() reads the signature from the start of the docstring. Never freed, like the type.
     strcpy(doc, signature)
     strcpy(doc + strlen(signature), cls.tp_doc)
     cls.tp_doc = doc
@@ -1825,7 +1757,7 @@ cdef int install(
 
 
 cdef int name_all(PyObject** names, tuple texts) except -1:
-    """Interned texts, kept for as long as the process lives."""
+    """Intern the texts; they are never freed."""
     cdef Py_ssize_t i
     for i in range(len(texts)):
         names[i] = Py_NewRef(<PyObject*>texts[i])
@@ -1840,7 +1772,7 @@ name_all(query_names, QUERY_FIELDS)
 name_all(response_names, RESPONSE_FIELDS)
 BLANK = Py_NewRef(<PyObject*>"")
 
-QUERY.type = <Type*>PooledExpertQuery
+QUERY.type = <PyTypeObject*>PooledExpertQuery
 QUERY.idle = freelist_new(IDLE_RECORDS, query_block_free)
 QUERY.slots = QUERY_SLOTS
 QUERY.texts_end = QUERY_TEXTS_END
@@ -1856,10 +1788,10 @@ install(
     &query_acquire,
     "acquire($type, /, title, content, requester, *, query_type='general', priority='medium', context=None,\n"
     "    constraints=None, deadline=None, tags=None, id=None, created_at=None)\n--\n\n"
-    "A query made as by calling the class."
+    "The same as calling the class."
 )
 
-RESPONSE.type = <Type*>PooledExpertResponse
+RESPONSE.type = <PyTypeObject*>PooledExpertResponse
 RESPONSE.idle = freelist_new(IDLE_RECORDS, response_block_free)
 RESPONSE.slots = RESPONSE_SLOTS
 RESPONSE.texts_end = RESPONSE_TEXTS_END
@@ -1875,5 +1807,5 @@ install(
     &response_acquire,
     "acquire($type, /, query_id, expert_id, content='', confidence=0.0, reasoning='', metadata=None, *,\n"
     "    id=None, timestamp=None)\n--\n\n"
-    "A response made as by calling the class."
+    "The same as calling the class."
 )

@@ -1,4 +1,4 @@
-"""What a Python value holds in bytes, nested values included: the account's C face and inline fast path."""
+"""Deep sizes of Python values for Cython callers, with an inline fast path for values that hold no others."""
 
 from libc.stdint cimport int64_t
 
@@ -73,14 +73,14 @@ cdef extern from *:
 
 
 cdef enum:
-    DEFAULT_BUDGET = 20_000     # objects looked at before the rest is estimated
+    DEFAULT_BUDGET = 20_000     # objects visited before the rest is estimated
 
 
 cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* exhausted) except -1
 
 
 cdef inline int64_t deep_sizeof(object value, bint* exhausted) except -1:
-    """Bytes that `value` holds. `*exhausted` becomes True when part had to be estimated, else it stays."""
+    """Bytes that `value` occupies. Sets `*exhausted` to True if part was estimated, otherwise leaves it unchanged."""
     cdef int64_t nbytes = leaf_bytes(<PyObject*>value)
     if nbytes > 0:
         return 0 if immortal(<PyObject*>value) else nbytes
@@ -90,7 +90,7 @@ cdef inline int64_t deep_sizeof(object value, bint* exhausted) except -1:
 
 
 cdef inline int64_t pair_sizeof(object key, object value, bint* exhausted) except -1:
-    """Bytes that a key and its value hold together: what both reach counts once."""
+    """Bytes that a key and its value occupy together; what both refer to counts once."""
     cdef int64_t of_key = leaf_bytes(<PyObject*>key)
     cdef int64_t of_value = leaf_bytes(<PyObject*>value)
     if of_key < 0 or of_value < 0:

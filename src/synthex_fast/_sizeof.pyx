@@ -1,9 +1,9 @@
-"""The byte account: what a Python value really holds, shared and cyclic parts once, in bounded work.
+"""Deep sizes of Python values: shared and cyclic parts count once, and the work is bounded.
 
-The walk is depth first on a stack of its own, so nesting can't overflow the C stack. Everything on that stack
-is held by a strong reference, because a ``__sizeof__`` written in Python may do anything to the value walked.
+The walk is depth first on a stack of its own, so nesting can't overflow the C stack. The stack owns
+strong references, because a ``__sizeof__`` written in Python may change the value during the walk.
 Only objects with more than one reference are remembered as seen: one with a single reference can be reached
-only by the path that the walk came on.
+only along the path that the walk took.
 """
 
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
@@ -13,6 +13,10 @@ from cpython.buffer cimport PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 
+from synthex_fast._arguments cimport size as size_argument
+from synthex_fast._python cimport (
+    PY_SSIZE_T_MAX, PyBUF_FORMAT, PyDict_Check, PyTypeObject, Py_DECREF, Py_INCREF, Py_TYPE, Py_XDECREF,
+)
 from synthex_fast._sync cimport unlikely
 
 import io
@@ -155,18 +159,7 @@ cdef extern from *:
         return text->state == 1 ? (int64_t)(text->room * sizeof(Py_UCS4)) : -1;
     }
     """
-    ctypedef object (*PyCFunction)(PyObject*, PyObject*)
-    ctypedef int (*visitproc)(PyObject*, void*) noexcept
-    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
-
-    ctypedef struct TypeObject "PyTypeObject":
-        const char* tp_name
-        Py_ssize_t tp_basicsize
-        Py_ssize_t tp_itemsize
-        unsigned long tp_flags
-        unsigned int tp_version_tag
-        traverseproc tp_traverse
-        TypeObject* tp_base
+    ctypedef object (*sizefunc "PyCFunction")(PyObject*, PyObject*)
 
     ctypedef struct Section "synthex_section":
         pass
@@ -174,16 +167,16 @@ cdef extern from *:
     void section_end "synthex_section_end"(Section*) noexcept
 
     ctypedef struct TypeEntry "synthex_type_entry":
-        TypeObject* type
+        PyTypeObject* type
         unsigned int version
         int treatment
         Py_ssize_t fixed          # bytes of an instance without its items
         Py_ssize_t each           # bytes of an item
-        PyCFunction sizer         # its __sizeof__ in C, or NULL
-    TypeEntry* type_slot "synthex_type_slot"(TypeObject*) noexcept
+        sizefunc sizer         # its __sizeof__ in C, or NULL
+    TypeEntry* type_slot "synthex_type_slot"(PyTypeObject*) noexcept
 
     int64_t small_size "synthex_small_size"(PyObject*) noexcept
-    PyCFunction plain_method "synthex_plain_method"(PyObject*) noexcept
+    sizefunc plain_method "synthex_plain_method"(PyObject*) noexcept
     Py_ssize_t attribute_bytes "synthex_attribute_bytes"(PyObject*) noexcept
     bint is_attribute_view "synthex_is_attribute_view"(PyObject*) noexcept
     PyObject* hidden_dict "synthex_hidden_dict"(PyObject*) noexcept
@@ -200,27 +193,21 @@ cdef extern from *:
     const Py_ssize_t SET_ENTRY "synthex_set_entry"
     int64_t string_io_bytes "synthex_string_io_bytes"(PyObject*) noexcept
 
-    TypeObject PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type
-    TypeObject PyModule_Type, PyFunction_Type, PyCFunction_Type, PyCode_Type
-    TypeObject PyMethodDescr_Type, PyClassMethodDescr_Type, PyWrapperDescr_Type
-    TypeObject PyGetSetDescr_Type, PyMemberDescr_Type
-    TypeObject PyMethod_Type, PyFrame_Type, PyGen_Type, PyCoro_Type, PyAsyncGen_Type
-    TypeObject PyTraceBack_Type, PyCapsule_Type, PyContext_Type
-    TypeObject _PyWeakref_RefType, _PyWeakref_ProxyType, _PyWeakref_CallableProxyType
+    PyTypeObject PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type
+    PyTypeObject PyModule_Type, PyFunction_Type, PyCFunction_Type, PyCode_Type
+    PyTypeObject PyMethodDescr_Type, PyClassMethodDescr_Type, PyWrapperDescr_Type
+    PyTypeObject PyGetSetDescr_Type, PyMemberDescr_Type
+    PyTypeObject PyMethod_Type, PyFrame_Type, PyGen_Type, PyCoro_Type, PyAsyncGen_Type
+    PyTypeObject PyTraceBack_Type, PyCapsule_Type, PyContext_Type
+    PyTypeObject _PyWeakref_RefType, _PyWeakref_ProxyType, _PyWeakref_CallableProxyType
     const unsigned long Py_TPFLAGS_HEAPTYPE, Py_TPFLAGS_HAVE_GC, Py_TPFLAGS_TYPE_SUBCLASS
-    const int PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT
-    const Py_ssize_t PY_SSIZE_T_MAX
+    const int PyBUF_ANY_CONTIGUOUS
 
-    TypeObject* Py_TYPE(PyObject*) noexcept
     Py_ssize_t Py_SIZE(PyObject*) noexcept
     Py_ssize_t Py_REFCNT(PyObject*) noexcept
-    void Py_INCREF(PyObject*) noexcept
-    void Py_DECREF(PyObject*) noexcept
-    void Py_XDECREF(PyObject*) noexcept
-    bint PyType_IsSubtype(TypeObject*, TypeObject*) noexcept
+    bint PyType_IsSubtype(PyTypeObject*, PyTypeObject*) noexcept
     bint PyDict_Next(PyObject*, Py_ssize_t*, PyObject**, PyObject**) noexcept
     Py_ssize_t PyDict_GET_SIZE(PyObject*) noexcept
-    bint PyDict_Check(PyObject*) noexcept
     bint PyAnySet_Check(PyObject*) noexcept
     PyObject* PyMemoryView_GET_BASE(PyObject*) noexcept
     long long PyLong_AsLongLong(object) except? -1
@@ -262,7 +249,7 @@ cdef enum:
     SEEN_SLOTS = 128          # a power of two
     MEAN_BYTES = 64           # of an object, as long as none was looked at
 
-# Where the total stops: more is a __sizeof__'s fancy. The headroom above it exceeds any real memory.
+# The total saturates here: only a wrong __sizeof__ can exceed it. The headroom above exceeds any real memory.
 cdef int64_t MOST = INT64_MAX - (<int64_t>1 << 60)
 
 
@@ -302,7 +289,7 @@ cdef struct Walk:
 
 
 cdef object object_sizeof = object.__sizeof__
-cdef PyCFunction dict_sizer = plain_method(<PyObject*>dict.__sizeof__)
+cdef sizefunc dict_sizer = plain_method(<PyObject*>dict.__sizeof__)
 cdef Py_ssize_t gc_header = 0
 
 # Bare names of classes and the modules they come from. What inherits from one is part of the running program.
@@ -319,7 +306,7 @@ cdef dict PROGRAM_TYPES = {
 }
 
 
-cdef inline Py_ssize_t pre_header(TypeObject* type) noexcept:
+cdef inline Py_ssize_t pre_header(PyTypeObject* type) noexcept:
     """What an allocation has in front of the object: the collector's links, dict and weak references."""
     cdef Py_ssize_t nbytes = 0
     if type.tp_flags & Py_TPFLAGS_HAVE_GC:
@@ -471,7 +458,7 @@ cdef bint hold_referent(Walk* w, PyObject* o) noexcept:
 # --- what a type's instances are ---
 
 cdef bint is_program_type(object cls) except -1:
-    cdef const char* name = (<TypeObject*><PyObject*>cls).tp_name
+    cdef const char* name = (<PyTypeObject*><PyObject*>cls).tp_name
     cdef const char* dot = strrchr(name, c".")
     module = PROGRAM_TYPES.get(<bytes>(name if dot == NULL else dot + 1))
     if module is None:
@@ -481,11 +468,11 @@ cdef bint is_program_type(object cls) except -1:
     except MemoryError:
         raise
     except Exception:
-        # A metaclass may answer with anything; then it isn't one of the classes meant here.
+        # A metaclass may raise anything; such a class is not one of those listed.
         return False
 
 
-cdef bint is_numpy_array(TypeObject* type) noexcept:
+cdef bint is_numpy_array(PyTypeObject* type) noexcept:
     while type != NULL:
         if not type.tp_flags & Py_TPFLAGS_HEAPTYPE and strcmp(type.tp_name, "numpy.ndarray") == 0:
             return True
@@ -493,7 +480,7 @@ cdef bint is_numpy_array(TypeObject* type) noexcept:
     return False
 
 
-cdef bint is_named(TypeObject* type, const char* name) noexcept:
+cdef bint is_named(PyTypeObject* type, const char* name) noexcept:
     """Whether the type is, or inherits from, one made in C under that name. Nothing needs to be imported to tell."""
     while type != NULL:
         if strcmp(type.tp_name, name) == 0:
@@ -520,7 +507,7 @@ cdef int64_t external_bytes(PyObject* o) except -1:
         return 0
 
 
-cdef int treatment_of(TypeObject* type) except -1:
+cdef int treatment_of(PyTypeObject* type) except -1:
     if (
         type.tp_flags & Py_TPFLAGS_TYPE_SUBCLASS
         or type == Py_TYPE(<PyObject*>Ellipsis)
@@ -580,8 +567,8 @@ cdef bint counts_referents(object method) except -1:
     return isinstance(module, str) and module.partition(".")[0] == "pandas"
 
 
-cdef int describe(TypeObject* type, TypeEntry* entry) except -1:
-    """Fills the entry, which is the caller's own, and keeps a copy where the next instance finds it."""
+cdef int describe(PyTypeObject* type, TypeEntry* entry) except -1:
+    """Fills the entry, which is the caller's own, and caches a copy for the type's next instance."""
     cdef object method
     cdef unsigned int version
     entry.treatment = treatment_of(type)
@@ -623,7 +610,7 @@ cdef int64_t checked_size(PyObject* o, object size) except -1:
     return nbytes
 
 
-cdef inline int64_t call_sizer(PyObject* o, PyCFunction sizer) except -1:
+cdef inline int64_t call_sizer(PyObject* o, sizefunc sizer) except -1:
     cdef object size = sizer(o, NULL)
     cdef int64_t nbytes = small_size(<PyObject*>size)
     return nbytes if nbytes >= 0 else checked_size(o, size)
@@ -658,7 +645,7 @@ cdef int collect(PyObject* o, void* arg) noexcept:
 
 
 cdef Py_ssize_t children_of(PyObject* o, Py_ssize_t found) noexcept:
-    """How many referents an object has when only `found` could be looked at, as far as one can tell."""
+    """The number of referents of an object of which only `found` were visited, as far as it is known."""
     cdef Py_ssize_t n = found
     if PyDict_Check(o):
         n = PyDict_GET_SIZE(o)
@@ -697,7 +684,7 @@ cdef int enter_referents(Walk* w, PyObject* o) except -1:
 
 cdef int enter_array(Walk* w, object array) except -1:
     """What a numpy array refers to without showing it: the owner of its memory, its Python objects."""
-    cdef TypeObject* plain = Py_TYPE(<PyObject*>array)
+    cdef PyTypeObject* plain = Py_TYPE(<PyObject*>array)
     cdef Py_ssize_t start = w.referent_count
     cdef Py_ssize_t expected = 0
     cdef Py_ssize_t i
@@ -746,12 +733,12 @@ cdef int enter_array(Walk* w, object array) except -1:
 
 cdef int enter_instance(Walk* w, PyObject* o) except -1:
     """Counts the object on top of the stack, which isn't one of the containers read in place."""
-    cdef TypeObject* type = Py_TYPE(o)
+    cdef PyTypeObject* type = Py_TYPE(o)
     cdef TypeEntry* known = type_slot(type)
     cdef TypeEntry entry
     cdef int64_t nbytes
     cdef int64_t claimed = 0
-    cdef object cls, size
+    cdef object cls, method, size
     # A copy: Python code that runs below may put another type into the slot.
     entry = known[0]
     if entry.type != type or (type.tp_flags & Py_TPFLAGS_HEAPTYPE and entry.version != type.tp_version_tag):
@@ -766,10 +753,15 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
         nbytes += call_sizer(o, entry.sizer)
     elif entry.treatment & OWN_SIZER:
         cls = <object>(<PyObject*>type)
-        size = cls.__sizeof__(<object>o)
+        method = cls.__sizeof__
+        size = method(<object>o)
         claimed = checked_size(o, size)
         add(w, claimed)
-        claimed = max(<int64_t>0, claimed - type.tp_basicsize)
+        if is_named(type, "collections.deque") and Py_TYPE(<PyObject*>method) == &PyMethodDescr_Type:
+            # A deque's own method is known to count its blocks and nothing that they refer to.
+            claimed = 0
+        else:
+            claimed = max(<int64_t>0, claimed - type.tp_basicsize)
     elif entry.each:
         nbytes += entry.each * abs(Py_SIZE(o))
     add(w, nbytes + attribute_bytes(o))
@@ -800,7 +792,7 @@ cdef int enter_instance(Walk* w, PyObject* o) except -1:
 
 cdef int enter(Walk* w, PyObject* o) except -1:
     """Counts a container or an instance and makes ready to read what it holds. Takes over the reference."""
-    cdef TypeObject* type = Py_TYPE(o)
+    cdef PyTypeObject* type = Py_TYPE(o)
     cdef Section section
     cdef Py_ssize_t n
     if type == &PyDict_Type:
@@ -1099,26 +1091,23 @@ cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* ex
 
 
 cdef Py_ssize_t checked_budget(object budget) except -1:
-    if not isinstance(budget, int) or isinstance(budget, bool):
-        raise errors.type_error("budget", budget, "an integer")
-    if budget < 1:
-        raise errors.value_error("budget", budget, "at least 1")
-    return PY_SSIZE_T_MAX >> 1 if budget > PY_SSIZE_T_MAX >> 1 else budget
+    # The walk adds a reserve to the budget; half the address space is more than any value can hold.
+    return min(size_argument("budget", budget, 1), PY_SSIZE_T_MAX >> 1)
 
 
 def sizeof(value, *, budget=20_000):
-    """Bytes that `value` holds, nested values included; what it holds twice or in a cycle counts once.
+    """Bytes that `value` occupies, nested values included; parts that are shared or in a cycle count once.
 
     Containers, text, numbers, numpy arrays (with the memory that a view keeps alive) and instances count with
     all that they refer to. What belongs to the running program counts 0 and isn't entered: types, modules,
     functions, enum members, loggers, threads, interned text that others refer to as well, immortal objects,
     small integers. Weak references, bound methods, generators and frames count without what they refer to.
 
-    After `budget` objects the rest is estimated: a container cut short is taken to go on like the part that
-    was looked at. A value of up to `budget` objects is counted exactly. O(min(objects, budget)).
+    After `budget` objects the rest is estimated: the unvisited part of a container is assumed to be like the
+    visited part. A value of up to `budget` objects is counted exactly. O(min(objects, budget)).
 
-    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns no
-    size; what a ``__sizeof__`` raises passes through.
+    Raises `ArgumentTypeError` and `ArgumentValueError` for a bad budget or a ``__sizeof__`` that returns an
+    invalid size; exceptions raised by a ``__sizeof__`` propagate.
 
     >>> text = "x" * 1000
     >>> once, twice = sizeof([text]), sizeof([text, text])
@@ -1130,9 +1119,9 @@ def sizeof(value, *, budget=20_000):
 
 
 def sizeof_pair(key, value, *, budget=20_000):
-    """Bytes that a key and its value hold together, as a dict counts them, and whether part was estimated.
+    """Bytes that a key and its value occupy together, and whether part of that was estimated.
 
-    What both refer to counts once. Everything else is as `sizeof` has it.
+    What both refer to counts once. Otherwise the same as `sizeof`.
 
     >>> name = "expert-%d" % 7
     >>> nbytes, estimated = sizeof_pair(name, {"expert": name})

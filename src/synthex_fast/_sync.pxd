@@ -1,10 +1,10 @@
-"""Locks that vanish on the standard build, inline, and the two questions that biased reference counts answer.
+"""Locks that compile to nothing on the standard build, reference checks and branch hints. Inline, for Cython code.
 
-On the standard build the interpreter's own lock already makes each C call atomic between the points where Python code
-may run, so ``Lock`` is empty and ``lock``/``unlock`` compile to nothing. On the free-threaded build it is a spin lock:
-nothing may be called under it that can run Python code, drop a reference, allocate, block or detach the thread state.
-``Mutex`` is a ``PyMutex`` there, for what has to allocate while it is held: an allocator may have a lock of its own
-(tracemalloc's has), and whoever spins while the holder waits for it would keep the world from being stopped.
+On the standard build the GIL makes C code atomic between the points where Python code may run, so ``Lock`` is empty.
+On the free-threaded build it is a spin lock: code that holds it must not run Python code, release a reference,
+allocate, block or detach the thread state. ``Mutex`` is a ``PyMutex`` there, for code that has to allocate while it
+holds the lock: an allocator may have its own lock (tracemalloc's does), and a thread that spins while the holder waits
+for that one would keep the interpreter from stopping the world.
 """
 
 from cpython.object cimport PyObject
@@ -25,9 +25,9 @@ cdef extern from *:
         #include <sched.h>
         #define SYNTHEX_YIELD() sched_yield()
       #endif
-      /* No PyMutex: a thread that waits for one detaches, may be handed it while the world is stopped, and then leaves
-         it locked for ever in a forked child or at exit. Whoever holds this one never detaches, so with the world
-         stopped (fork, garbage collection) it is always free and what it guards is whole. */
+      /* Not a PyMutex: a thread that waits for one detaches and may receive it while the world is stopped; in a forked
+         child or at exit the mutex then stays locked for ever. The holder of this lock never detaches, so while the
+         world is stopped (fork, garbage collection) it is free and the data it guards is consistent. */
       typedef struct { int held; } synthex_lock;
       static inline void synthex_lock_acquire(synthex_lock *lock) {
           int tries = 0;
@@ -66,7 +66,7 @@ cdef extern from *:
       #define synthex_owned_by_thread(o) 1
     #endif
     #ifdef Py_GIL_DISABLED
-      /* A small number of the calling thread, dense, so that threads spread over an array of locks. */
+      /* Numbers the threads consecutively, so that they spread over an array of locks. */
       static uint32_t synthex_sync_threads_seen;
       static _Thread_local uint32_t synthex_sync_thread_number;
       static inline uint32_t synthex_sync_thread(void) {
@@ -97,9 +97,9 @@ cdef extern from *:
     void mutex_lock "synthex_mutex_acquire"(Mutex*) noexcept nogil
     void mutex_unlock "synthex_mutex_release"(Mutex*) noexcept nogil
     const bint FREE_THREADED "SYNTHEX_FREE_THREADED"
-    # True when the caller's reference is the only one. Free-threaded: only the thread that made the object can tell.
+    # True if the caller's reference is the only one. Free-threaded: False unless this thread made the object.
     bint uniquely_referenced "synthex_unique"(PyObject*) noexcept nogil
-    # True when the calling thread made the object (always, on the standard build).
+    # True if the calling thread made the object (on the standard build, always).
     bint owned_by_this_thread "synthex_owned_by_thread"(PyObject*) noexcept nogil
     unsigned int this_thread_number "synthex_sync_thread"() noexcept nogil
     bint likely "synthex_likely"(bint) noexcept nogil

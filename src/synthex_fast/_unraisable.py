@@ -1,4 +1,4 @@
-"""Errors that nobody waits for, those of callbacks and background threads, on their way to ``sys.unraisablehook``."""
+"""Passes errors that no caller can catch, from callbacks and background threads, to ``sys.unraisablehook``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["report"]
 
 
 class _Raise:
-    """Raises where the interpreter reports what is raised: the hook itself takes nothing that was made in Python."""
+    """A weak reference callback that raises: the interpreter then calls the hook, whose argument only it can make."""
 
     __slots__ = ("__weakref__", "_error", "_where")
 
@@ -29,9 +29,9 @@ class _Raise:
 
 
 def report(error: BaseException, where: object) -> None:
-    """Hand ``error`` to ``sys.unraisablehook``; ``where`` shows in the object or, from Python 3.14 on, the message.
+    """Pass ``error`` to ``sys.unraisablehook``. ``where`` appears in the report, as its object or in its message.
 
-    Raises nothing, for threads must go on after it: where there is no memory to report an error with, it is dropped.
+    Never raises, so that a thread can continue afterwards. If allocation fails, the error is dropped.
 
     >>> import sys
     >>> hook, sys.unraisablehook = sys.unraisablehook, lambda seen: print(repr(seen.exc_value))

@@ -1,18 +1,24 @@
-"""`ResponseCollector`: the answers to each query, kept for a time and within a limit, and handed on in batches.
+"""`ResponseCollector`: keeps the answers to each query for a time and within a limit, and delivers them in batches.
 
-It puts a `TTLDict` (what was answered to which query), a `ResponseBuffer` (what is yet to be handed on) and the
-consensus together, keeps the two parts in step, and refers to its owner weakly.
+It combines a `TTLDict` (the answers to each query) with a `ResponseBuffer` (the answers yet to be delivered), keeps the
+two in step, and refers to its owner weakly.
+
+Adding is all or nothing across both parts. Everything the buffer may refuse is checked before the dict is changed; then
+the dict takes the answers (which may evict others), then the buffer, and if that fails the dict's part is undone. The
+owner or another thread may end the collector at any point: an addition checks for that once it has finished, and clears
+what it stored. A query's answers are a list that only grows at its end; whoever appends to one that exists, or undoes
+that, holds the lock. Handlers, and the owner's weak reference callback, run without it.
 """
 
 from __future__ import annotations
 
-import os
 from _thread import RLock
 from functools import partial
 from itertools import islice
-from operator import index
 from weakref import ref
 
+from synthex_fast._arguments import want_text, whole_number
+from synthex_fast._forks import fork_count
 from synthex_fast._records import PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
 from synthex_fast._ttl import TTLDict
@@ -23,7 +29,6 @@ from synthex_fast.errors import (
     SynthexFastError,
     ValueTooLargeError,
     type_error,
-    value_error,
 )
 
 TYPE_CHECKING = False
@@ -36,49 +41,38 @@ if TYPE_CHECKING:
 __all__ = ["MEMORY_LIMIT", "ResponseCollector"]
 
 MEMORY_LIMIT = int(5.8 * 2**20)
-"""The report's target for the response cache, 5.8 MB, counted as the report's own code counts them: in 2**20 bytes."""
+"""Default limit of the kept answers: 5.8 MB (of 2**20 bytes), the response cache's target in the memory-management
+analysis that this package implements ("the report")."""
 
 _UNCHANGED: Any = object()
-# In the place of a buffer that has been let go: it has room for nothing, and holds nothing.
+# Replaces the buffer of a collector that has ended: it has room for nothing and holds nothing.
 _NO_BUFFER = ResponseBuffer.__new__(ResponseBuffer)
-
-_forks = 0
-
-
-def _forked() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class ResponseCollector:
-    """Keeps the answers to each query and buffers them for whoever takes them on.
+    """Keeps the answers to each query and buffers them for delivery.
 
-    An answer that is added goes to two places: to the others of its query, where `responses` and `consensus` find
-    it, and into a buffer, from where `on_flush` gets it as one of a list. Both have it, or neither.
+    An answer that is added goes to two places: to the other answers to its query, where `responses` and `consensus`
+    find it, and into a buffer, from which `on_flush` receives it as part of a list. It goes to both or to neither.
 
-    The kept answers are those of at most `max_queries` queries and `memory_limit` bytes (5.8 MB = 6,081,740 bytes,
-    the report's target). A query's answers are let go `ttl` seconds after the first of them, `idle` seconds after
-    they were last read or added to, and, where a limit needs room, by the `policy` of a `TTLDict`; `max_per_query`
-    is the most that one query may have. None means no limit. The buffer takes `capacity` responses, at most
-    `max_batch` at a time, and hands them to `on_flush` when it holds ``flush_threshold * capacity`` of them;
-    without a handler it fills up, and `flush` empties it. What waits there does not count against `memory_limit`:
-    for the most part it is the same objects.
+    Answers are kept for at most `max_queries` queries and in at most `memory_limit` bytes (5.8 MB = 6,081,740 bytes).
+    A query's answers are dropped `ttl` seconds after the first of them was added, `idle` seconds after they were last
+    read or added to, or, when a limit needs room, as the `policy` of a `TTLDict` decides. A query may have at most
+    `max_per_query` answers. None means no limit. The buffer takes `capacity` responses, at most `max_batch` at a time,
+    and passes them to `on_flush` once it holds ``flush_threshold * capacity`` of them; without a handler it fills up,
+    and `flush` empties it. Buffered responses do not count against `memory_limit`: most of them are kept answers too.
 
-    `owner` is the object that the collector works for, and is referred to weakly. When it goes, all that the
-    collector holds goes at once, without a garbage collection: the kept answers, and those in the buffer, which are
-    handed to nobody (`close` first where they matter). Calls after that raise `OwnerGoneError`. A handler that is a
-    method of the owner, or of the collector, is referred to weakly too; a lambda or partial that leads to the owner
-    keeps it alive.
+    `owner` is the object that the collector works for, and is referenced weakly. When it dies, everything the collector
+    holds is released at once, without a garbage collection: the kept answers and the buffered ones, which are not
+    delivered (call `close` first if they matter). Calls after that raise `OwnerGoneError`. A handler that is a method
+    of the owner or of the collector is referenced weakly too; a lambda or partial that refers to the owner keeps it
+    alive.
 
-    May be shared by threads. A handler runs outside of all locks; what it raises reaches whoever added or flushed,
-    and loses nothing. Weak references, subclasses and ``with`` work; pickling and copying are refused.
+    Threads may share a collector. Handlers run outside all locks; what a handler raises reaches whoever added or
+    flushed, and nothing is lost. Weak references, subclasses and ``with`` work; pickling and copying are refused.
 
     >>> from synthex_fast import PooledExpertResponse, ResponseCollector
-    >>> collector = ResponseCollector(on_flush=lambda responses: print(len(responses), "handed on"))
+    >>> collector = ResponseCollector(on_flush=lambda responses: print(len(responses), "delivered"))
     >>> with collector:
     ...     collector.add_batch(PooledExpertResponse("q1", expert, "Yes.", 0.9) for expert in ("ada", "bob"))
     ...     collector.add(PooledExpertResponse("q1", "cyd", "Likely.", 0.75))
@@ -88,7 +82,7 @@ class ResponseCollector:
     2
     (3, 0.85, 'high')
     ['ada', 'bob', 'cyd']
-    3 handed on
+    3 delivered
     """
 
     __slots__ = (
@@ -102,15 +96,15 @@ class ResponseCollector:
         "_max_per_query",
     )
 
-    # Of each query a list, which only grows at its end, or shrinks again under the lock.
+    # A list per query. It grows only at its end, and shrinks only under the lock.
     _answers: TTLDict[str, list[PooledExpertResponse]]
     _buffer: ResponseBuffer
-    # What tells whether the collector may be used: the weak reference to the owner, or as good as one.
+    # Returns None once the collector may no longer be used: the weak reference to the owner, or a stand-in.
     _holder: Callable[[], object]
-    # Counts as they were at the end, once there was one.
+    # The final counts, once the collector has ended.
     _ended: dict[str, int] | None
-    # By the number of forks, for closing by its complement: what another thread held in the parent is never
-    # released in the child.
+    # By number of forks, and the locks for closing by its complement. A lock that another thread held at a fork is
+    # never released in the child, so each process has its own.
     _locks: dict[int, Any]
 
     def __init__(
@@ -137,11 +131,13 @@ class ResponseCollector:
             try:
                 holder = ref(owner, partial(_owner_gone, ref(self)))
             except TypeError:
-                allowed = "an object that can be referred to weakly (with __slots__: one named __weakref__), or None"
+                allowed = (
+                    "an object that supports weak references (with __slots__: one named __weakref__), or None"
+                )
                 raise type_error("owner", owner, allowed) from None
-        most = _positive("max_per_query", max_per_query)
+        most = whole_number("max_per_query", max_per_query, optional=True)
         answers: TTLDict[str, list[PooledExpertResponse]] = TTLDict(
-            _positive("max_queries", max_queries),
+            whole_number("max_queries", max_queries, optional=True),
             ttl,
             memory_limit=memory_limit,
             idle=idle,
@@ -153,7 +149,7 @@ class ResponseCollector:
             if anchor is not None and getattr(on_flush, "__self__", None) is anchor:
                 function = getattr(on_flush, "__func__", None)
                 if function is None:
-                    # A method written in C, such as append.
+                    # A method implemented in C, such as append.
                     function = getattr(type(anchor), getattr(on_flush, "__name__", ""), None)
                 if function is not None:
                     on_flush = partial(_call_method, ref(anchor), function)
@@ -161,7 +157,7 @@ class ResponseCollector:
         buffer = ResponseBuffer(capacity, max_batch, flush_threshold=flush_threshold, on_flush=on_flush)
         self._max_per_query = float("inf") if most is None else most
         self._max_batch = buffer.max_batch
-        self._locks = {_forks: _new_lock()}
+        self._locks = {fork_count(): _new_lock()}
         self._ended = None
         self._buffer = buffer
         self._holder = holder
@@ -170,9 +166,9 @@ class ResponseCollector:
     # Adding ---------------------------------------------------------------------------------------------------
 
     def add(self, response: PooledExpertResponse) -> None:
-        """Add one response: to those of its query and to the buffer, or to neither.
+        """Add one response to the answers to its query and to the buffer, or to neither.
 
-        Raises what `add_batch` raises. O(1), and O(answers so far) where the query has some: they are weighed anew.
+        Raises what `add_batch` raises. O(1), or O(answers so far) if the query has some: their size is computed anew.
 
         >>> collector = ResponseCollector()
         >>> collector.add(PooledExpertResponse("q1", "ada", confidence=0.5))
@@ -186,13 +182,13 @@ class ResponseCollector:
     def add_batch(self, responses: Iterable[PooledExpertResponse]) -> int:
         """Add the responses of an iterable, all or none, and return how many; they may answer several queries.
 
-        Nothing was added, here or there, where it raises `ArgumentTypeError` (one is no PooledExpertResponse),
-        `BatchTooLargeError` (more than `max_batch`; an iterator is read to that number plus one),
-        `ValueTooLargeError` (all the answers to a query would exceed `memory_limit` or `max_per_query`), or
-        `BufferFullError` (no room in the buffer, and nobody to make some). What `on_flush` raises is passed on:
-        nothing was added where it was to make room, and all was where it ran because of them; `in` tells.
+        Raises `ArgumentTypeError` if an item is not a PooledExpertResponse, `BatchTooLargeError` for more than
+        `max_batch` (an iterator is read to one more than that), `ValueTooLargeError` if the answers to one query would
+        exceed `memory_limit` or `max_per_query`, and `BufferFullError` if the buffer has no room and no handler to make
+        some. Nothing is added then. What `on_flush` raises propagates: nothing was added if it ran to make room, and
+        everything was if it ran because of these responses; `in` shows which.
         """
-        # Before the owner is asked for: while it is there, so is the buffer.
+        # Taken before the owner is checked: while the owner exists, so does the buffer.
         buffer = self._buffer
         if self._holder() is None:
             raise self._refusal()
@@ -202,7 +198,7 @@ class ResponseCollector:
             batch = self._read(responses)
         if not batch:
             return 0
-        # All that the buffer may refuse it refuses now, before anything is evicted for the sake of these.
+        # The buffer refuses now what it is going to refuse, before these answers evict others.
         query = buffer._admit(batch)
         answers = list(batch)
         if (
@@ -210,7 +206,7 @@ class ResponseCollector:
             and len(answers) <= self._max_per_query
             and self._answers.setdefault(query, answers) is answers
         ):
-            # The first answers to their query: the short way.
+            # The first answers to their query: the fast path.
             try:
                 due = buffer._store_batch(batch)
             except BaseException:
@@ -220,7 +216,7 @@ class ResponseCollector:
             groups = [(query, batch)] if type(query) is str else self._grouped(query, batch)
             due = self._add(buffer, groups, batch)
         if self._ended is not None:
-            # The owner went, or another thread closed the collector, while these were filed.
+            # The owner died, or another thread closed the collector, during this call.
             self._answers.clear()
             raise self._refusal()
         if due:
@@ -233,9 +229,9 @@ class ResponseCollector:
         groups: Sequence[tuple[str, Sequence[PooledExpertResponse]]],
         batch: tuple[PooledExpertResponse, ...],
     ) -> bool:
-        """Both parts or neither; whether the buffer is due to be flushed."""
-        # Short functions, here and below: CPython 3.11 turns in circles where memory has run out and it can't note
-        # how far into a function, past 256 instructions, an error came.
+        """Add to both parts or to neither. Returns whether the buffer should be flushed."""
+        # Functions are short, here and below: if memory has run out, CPython 3.11 loops forever on an error raised
+        # past the 256th instruction of a function, because it cannot allocate the int that records the position.
         error = None
         due = False
         filed = 0
@@ -255,11 +251,11 @@ class ResponseCollector:
         try:
             raise error
         finally:
-            # Else the error's traceback and this frame would keep each other.
+            # Otherwise the error's traceback and this frame would keep each other alive.
             error = None
 
     def _read(self, responses: Iterable[PooledExpertResponse]) -> tuple[PooledExpertResponse, ...]:
-        """One more than the cap at most, which the buffer will then refuse."""
+        """The responses as a tuple: at most one more than the cap, which the buffer then refuses."""
         try:
             source = iter(responses)
         except TypeError as error:
@@ -269,7 +265,7 @@ class ResponseCollector:
     def _grouped(
         self, queries: list[str] | str, batch: tuple[PooledExpertResponse, ...]
     ) -> list[tuple[str, Sequence[PooledExpertResponse]]]:
-        """The batch by query, if each can be filed: the first ones must not evict others when the last one fails."""
+        """The batch by query, checked against the limits: no group may evict others if a later one is refused."""
         groups: dict[str, list[PooledExpertResponse]] = {}
         for query_id, response in zip(queries, batch, strict=True):
             groups.setdefault(query_id, []).append(response)
@@ -290,7 +286,7 @@ class ResponseCollector:
             )
 
     def _file(self, query_id: str, answers: list[PooledExpertResponse]) -> None:
-        """Put answers with the others of their query, all or none. The list may become the one that is kept."""
+        """Add answers to those of their query, all or none. `answers` may become the list that is kept."""
         if len(answers) > self._max_per_query:
             self._check_count(query_id, len(answers))
         present = self._answers.setdefault(query_id, answers)
@@ -302,7 +298,7 @@ class ResponseCollector:
     ) -> None:
         with self._lock():
             while not self._extended(query_id, present, answers):
-                # Expired or evicted meanwhile, and these with them: they begin anew, without the others.
+                # The list expired or was evicted meanwhile. The query starts again with these answers alone.
                 present = self._answers.setdefault(query_id, answers)
                 if present is answers:
                     return
@@ -310,21 +306,21 @@ class ResponseCollector:
     def _extended(
         self, query_id: str, present: list[PooledExpertResponse], answers: list[PooledExpertResponse]
     ) -> bool:
-        """Add to a query's list and weigh it anew. False where it was not that query's list any more."""
+        """Append to a query's list and recompute its size. False if it is no longer that query's list."""
         self._check_count(query_id, len(present) + len(answers))
         present.extend(answers)
-        weighed = 0
+        counted = 0
         error: BaseException
         try:
-            # More than once where a ``__sizeof__`` in the answers' metadata adds to the same list.
-            while weighed != len(present):
-                weighed = len(present)
+            # More than once if a ``__sizeof__`` in the answers' metadata appends to the same list.
+            while counted != len(present):
+                counted = len(present)
                 self._answers.recount(query_id)
             return self._answers.get(query_id) is present
         except BaseException as caught:
             error = caught
         try:
-            # A KeyError may also be that of a ``__sizeof__``.
+            # The KeyError may also come from a ``__sizeof__``.
             if isinstance(error, KeyError) and self._answers.get(query_id) is not present:
                 return False
             self._take_back(query_id, answers)
@@ -333,19 +329,19 @@ class ResponseCollector:
             del error
 
     def _take_back(self, query_id: str, answers: Sequence[PooledExpertResponse]) -> None:
-        """Undo `_file`. What was evicted since is gone already; what came behind stays."""
+        """Undo `_file`. Answers that were evicted since need no undoing; those added behind stay."""
         try:
             with self._lock():
                 self._remove(query_id, answers)
         except MemoryError:
-            # Even making a list shorter can fail. Then all go, as if evicted, rather than some that don't belong.
+            # Even shortening a list can fail. Losing all answers, as by eviction, beats keeping refused ones.
             self._answers.pop(query_id, None)
 
     def _remove(self, query_id: str, answers: Sequence[PooledExpertResponse]) -> None:
-        """Take the run of these very objects that is nearest to the end out of the query's list; the lock is held.
+        """Remove the run of these very objects that is nearest to the list's end. The caller holds the lock.
 
-        Others only append, and whoever interrupts this thread has undone or finished what it did before it returns:
-        the place that was found stays the right one.
+        Others only append, and code that interrupts this thread finishes or undoes its changes before it returns, so
+        the index that was found stays valid.
         """
         present = self._answers.get(query_id)
         if present is None:
@@ -366,36 +362,37 @@ class ResponseCollector:
         try:  # noqa: SIM105 (suppress() would need memory, which may have run out)
             self._answers.recount(query_id)
         except Exception:
-            # It is gone meanwhile, or can't be weighed now: its account is then too high, not too low.
+            # The entry is gone, or its size cannot be computed now. Its recorded size is then too high, not too low.
             pass
 
     def _lock(self, closing: bool = False) -> Any:
-        """What guards the lists against each other's undoing; `closing`: what lets one thread at a time close."""
-        key = -1 - _forks if closing else _forks
+        """This process's lock: for appending to lists and undoing that, or for closing."""
+        forks = fork_count()
+        key = -1 - forks if closing else forks
         lock = self._locks.get(key)
         return self._locks.setdefault(key, _new_lock()) if lock is None else lock
 
     # Reading --------------------------------------------------------------------------------------------------
 
     def responses(self, query_id: str) -> tuple[PooledExpertResponse, ...]:
-        """The kept answers to a query, in the order in which they were added; empty where there are none. O(answers).
+        """The kept answers to a query, in the order in which they were added; empty if there are none. O(answers).
 
-        Reading them counts as a use: they stay for another `idle` seconds, within `ttl`.
+        Reading counts as a use: the answers stay for another `idle` seconds, within `ttl`.
 
         >>> ResponseCollector().responses("nobody's")
         ()
         """
         if self._holder() is None:
             raise self._refusal()
-        present = self._answers.get(query_id)
+        present = self._answers.get(want_text("query_id", query_id))
         return () if present is None else tuple(present)
 
     def consensus(self, query_id: str) -> AggregateRow:
-        """What the kept answers to a query come to: count, mean and variance of their confidence, experts, level.
+        """The consensus of the kept answers to a query, as an `AggregateRow`. O(answers).
 
-        The row, and the rule for its level, are those of `ResponseBuffer.aggregate`. Answers that were released, or
-        given another query id, since they were added don't count. It counts as a use. KeyError where no answer is
-        kept. O(answers).
+        Answers are kept beyond the flush that delivers them, so this is not `ResponseBuffer.consensus`, which covers
+        what is buffered. Answers that have been released, or moved to another query, since they were added do not
+        count. Reading counts as a use. KeyError if no answer is kept.
 
         >>> collector = ResponseCollector()
         >>> collector.add(PooledExpertResponse("q1", "ada", confidence=1.0))
@@ -408,13 +405,11 @@ class ResponseCollector:
             count = len(answers)
             scratch = ResponseBuffer(count, count)
             scratch._store_batch(answers)
-            row = scratch.aggregate().get(query_id)
-            if row is not None:
-                return row
+            return scratch.consensus(query_id)
         raise KeyError(query_id)
 
     def aggregate(self) -> Aggregate:
-        """What the answers in the buffer come to, by query: those not handed on yet, kept or not. O(buffered).
+        """The consensus of the buffered answers, kept or not, by query: see `ResponseBuffer.aggregate`. O(queries).
 
         >>> len(ResponseCollector().aggregate())
         0
@@ -424,13 +419,13 @@ class ResponseCollector:
         return self._buffer.aggregate()
 
     def columns(self) -> Columns:
-        """The answers in the buffer as columns for numpy, without a copy: see `ResponseBuffer.columns`. O(1)."""
+        """The buffered answers as columns for numpy, without a copy: see `ResponseBuffer.columns`. O(1)."""
         if self._holder() is None:
             raise self._refusal()
         return self._buffer.columns()
 
     def __contains__(self, query_id: object) -> bool:
-        """Whether answers to the query are kept. It counts as no use."""
+        """Whether answers to the query are kept. Does not count as a use."""
         if self._holder() is None:
             raise self._refusal()
         return query_id in self._answers
@@ -442,7 +437,7 @@ class ResponseCollector:
         return len(self._answers)
 
     def __bool__(self) -> bool:
-        # An empty collector, or one without an owner, is there all the same.
+        # Otherwise len() would make an empty collector false, and raise once the collector has ended.
         return True
 
     def __iter__(self) -> Iterator[str]:
@@ -453,17 +448,17 @@ class ResponseCollector:
 
     @property
     def owner(self) -> object:
-        """The object that the collector works for; None where there is none, or where it is gone."""
+        """The object that the collector works for; None if it has none or the owner has died."""
         return self._holder() if type(self._holder) is ref else None
 
     @property
     def buffered(self) -> int:
-        """How many responses wait in the buffer."""
+        """Number of responses in the buffer."""
         return len(self._buffer)
 
     @property
     def memory_limit(self) -> int | None:
-        """Most bytes that the kept answers take, or None."""
+        """Most bytes that the kept answers may take, or None."""
         return self._answers.memory_limit
 
     @property
@@ -475,11 +470,11 @@ class ResponseCollector:
     def stats(self) -> dict[str, int]:
         """Counts since construction, as a dict.
 
-        ``queries`` kept now and their ``nbytes``; those let go, by reason (``expired``, ``idle``, ``full``,
-        ``memory``); ``buffered`` responses; of the buffer ``added``, ``batches`` (calls of `add` and `add_batch`
-        that succeeded), ``flushed``, ``flushes``, ``failed``, ``rejected`` and ``high_water``, as in
-        `ResponseBuffer.stats`. They stand still when the collector is closed or its owner goes; ``abandoned`` then
-        says how many were in the buffer.
+        ``queries`` kept now and their ``nbytes``; queries dropped, by reason (``expired``, ``idle``, ``full``,
+        ``memory``); ``buffered`` responses; and the buffer's ``added``, ``batches`` (successful calls of `add` and
+        `add_batch`), ``flushed``, ``flushes``, ``failed``, ``rejected``, ``waited`` and ``high_water``, as in
+        `ResponseBuffer.stats`. Once the collector is closed or its owner has died they no longer change, and
+        ``abandoned`` is the number of responses that were in the buffer.
         """
         return self._counts() if self._ended is None else dict(self._ended)
 
@@ -497,21 +492,22 @@ class ResponseCollector:
             **self._buffer.stats,
         }
 
-    # Letting go -----------------------------------------------------------------------------------------------
+    # Releasing ------------------------------------------------------------------------------------------------
 
     def flush(self) -> list[PooledExpertResponse]:
-        """Hand what is in the buffer to `on_flush`, if there is one, and return it. The kept answers stay. O(buffered).
+        """Pass the buffered responses to `on_flush`, if there is one, and return them. O(buffered).
 
-        If the handler raises, everything stays in the buffer. Empty while another flush is at work.
+        The kept answers stay. If the handler raises, everything stays in the buffer. Returns an empty list while
+        another flush is running.
         """
         if self._holder() is None:
             raise self._refusal()
         return self._buffer.flush()
 
     def pop(self, query_id: str) -> tuple[PooledExpertResponse, ...]:
-        """Keep the answers to a query no longer, and return them; empty where there are none. O(answers).
+        """Stop keeping the answers to a query, and return them; empty if there are none. O(answers).
 
-        In the buffer they stay: they have yet to be handed on.
+        They stay in the buffer until they are delivered.
 
         >>> collector = ResponseCollector()
         >>> collector.add(PooledExpertResponse("q1", "ada"))
@@ -520,16 +516,17 @@ class ResponseCollector:
         """
         if self._holder() is None:
             raise self._refusal()
+        want_text("query_id", query_id)
         with self._lock():
             present = self._answers.pop(query_id, None)
         return () if present is None else tuple(present)
 
     def close(self) -> None:
-        """Hand on what is in the buffer, then let go of everything; calls after that raise `CollectorClosedError`.
+        """Deliver the buffered responses, then release everything. Later calls raise `CollectorClosedError`.
 
-        Without an `on_flush` what is in the buffer is let go too. If the handler raises, the collector stays open, and
-        everything in it. Closing it again, or when the owner is gone, does nothing. Nothing should be added or
-        flushed meanwhile.
+        Without `on_flush` the buffered responses are released undelivered. If the handler raises, the collector stays
+        open and keeps everything. Closing again, or after the owner has died, does nothing. Nothing should be added or
+        flushed during the call.
         """
         with self._lock(closing=True):
             if self._holder() is None:
@@ -548,7 +545,7 @@ class ResponseCollector:
         self.close()
 
     def _end(self) -> None:
-        """Nobody will ask again: let go of all that is held."""
+        """Release everything: the collector may no longer be used."""
         try:
             ended = self._counts()
             ended["abandoned"] = ended["buffered"]
@@ -557,7 +554,7 @@ class ResponseCollector:
         ended["queries"] = ended["nbytes"] = ended["buffered"] = 0
         self._ended = ended
         buffer, self._buffer = self._buffer, _NO_BUFFER
-        # Who waits at a paused one has it, and would wait for ever: nobody else can resume it any more.
+        # A thread that waits at a paused buffer refers to it and would wait forever: no one else can resume it now.
         buffer.resume()
         self._answers.clear()
 
@@ -565,32 +562,32 @@ class ResponseCollector:
         name = type(self).__name__
         if self._holder is _nobody:
             return CollectorClosedError(f"this {name} has been closed")
-        return OwnerGoneError(f"the owner of this {name} is gone, and with it what the collector held")
+        return OwnerGoneError(f"the owner of this {name} is gone, and with it everything the collector held")
 
-    # What a governor asks of it: answered, not refused, when it holds nothing any more ------------------------
+    # For a governor: these answer, rather than refuse, once the collector has ended ---------------------------
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the kept answers take, and the buffer's own; 0 at the end. O(1), O(due) if any are.
+        """Bytes that the kept answers and the buffer itself take; 0 once the collector has ended.
 
-        Responses that wait in the buffer and are kept no longer are not in it.
+        O(1), or O(due) if entries have expired. Buffered responses that are no longer kept are not counted.
         """
         return self._answers.nbytes + self._buffer.nbytes
 
     def trim(self, nbytes: SupportsIndex) -> int:
-        """Free about `nbytes` bytes: flush through `on_flush`, if there is one, then evict. Return how many, at least.
+        """Free about `nbytes` bytes and return at least how many were: flush through `on_flush`, if any, then evict.
 
-        Without a handler, what waits in the buffer stays in memory until it is flushed, though evicted answers count
-        as freed. What the handler raises is raised when the eviction is done, and nothing is lost.
+        Without a handler, buffered responses stay in memory until they are flushed, although their eviction counts as
+        freed. What the handler raises propagates after the eviction, and nothing is lost.
 
         >>> collector = ResponseCollector()
         >>> collector.add(PooledExpertResponse("q1", "ada"))
         >>> collector.trim(100) >= 100
         True
         """
+        wanted = whole_number("nbytes", nbytes, 0)
         if self._holder() is None:
             return 0
-        wanted = _whole("nbytes", nbytes)
         freed = 0
         try:
             freed = self._buffer.trim(wanted)
@@ -599,31 +596,31 @@ class ResponseCollector:
         return freed
 
     def expire(self, limit: SupportsIndex | None = None) -> int:
-        """Let go of the queries whose time is over, at most `limit` of them; return how many. O(due)."""
+        """Drop queries that have expired, at most `limit` of them, and return how many. O(due)."""
         return self._answers.expire(limit)
 
     def resize(
         self, max_queries: SupportsIndex | None = _UNCHANGED, memory_limit: SupportsIndex | None = _UNCHANGED
     ) -> None:
-        """Change one limit of the kept answers or both (None: no limit), and evict what is over at once. O(evicted)."""
+        """Change one or both limits of the kept answers (None: no limit) and evict what exceeds them. O(evicted)."""
         changes: dict[str, Any] = {}
         if max_queries is not _UNCHANGED:
-            changes["max_size"] = _positive("max_queries", max_queries)
+            changes["max_size"] = whole_number("max_queries", max_queries, optional=True)
         if memory_limit is not _UNCHANGED:
             changes["memory_limit"] = memory_limit
         self._answers.resize(**changes)
 
     def pause(self, wait: bool | float | Callable[[], bool | float] = True) -> bool:
-        """Let no new response in until `resume`: additions wait, or fail, as `ResponseBuffer.pause` says. O(1)."""
+        """Stop accepting responses until `resume`: additions wait or fail as `ResponseBuffer.pause` describes. O(1)."""
         return False if self._holder() is None else self._buffer.pause(wait)
 
     def resume(self) -> bool:
-        """End a `pause`. Return whether there was one. O(1)."""
+        """Accept responses again. Return whether the collector was paused. O(1)."""
         return self._buffer.resume()
 
     @property
     def paused(self) -> bool:
-        """Whether additions wait or fail because of `pause`."""
+        """Whether `pause` makes additions wait or fail."""
         return self._buffer.paused
 
     # ------------------------------------------------------------------------------------------------------------
@@ -632,7 +629,7 @@ class ResponseCollector:
         name = type(self).__name__
         if self._holder() is None:
             return f"<{name}, {'closed' if self._holder is _nobody else 'its owner gone'}>"
-        return f"<{name} of {len(self._answers)} queries, {len(self._buffer)} responses to be handed on>"
+        return f"<{name} of {len(self._answers)} queries, {len(self._buffer)} responses to be delivered>"
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(
@@ -644,16 +641,16 @@ def _new_lock() -> RLock:
     try:
         return RLock()
     except RuntimeError:
-        # So it says where there is no memory for one.
+        # Python 3.11 and 3.12 raise this if allocation fails.
         raise MemoryError from None
 
 
 def _nobody() -> None:
-    """In the place of the owner's weak reference, once the collector is closed."""
+    """Replaces the owner's weak reference once the collector is closed."""
 
 
 def _owner_gone(collector: ref[ResponseCollector], _owner: object) -> None:
-    """What runs when the owner goes. It must not keep the collector, nor mind one that is gone or half made."""
+    """Runs when the owner dies. The collector may be dead already, or still in its constructor."""
     self = collector()
     if self is not None and hasattr(self, "_answers"):
         self._end()
@@ -664,26 +661,8 @@ def _call_method(
     function: Callable[[Any, list[PooledExpertResponse]], object],
     responses: list[PooledExpertResponse],
 ) -> object:
-    """A method as a handler, without keeping what it is a method of."""
+    """Calls a method as the handler without keeping its object alive."""
     self = anchor()
     if self is None:
         raise OwnerGoneError("the object whose method was to take these responses is gone")
     return function(self, responses)
-
-
-def _positive(name: str, value: SupportsIndex | None) -> int | None:
-    if value is None:
-        return None
-    number = _whole(name, value, "a positive integer or None")
-    if number < 1:
-        raise value_error(name, value, "a positive integer or None")
-    return number
-
-
-def _whole(name: str, value: SupportsIndex, allowed: str = "an integer, 0 or more") -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise type_error(name, value, allowed)
-    number = index(value)
-    if number < 0:
-        raise value_error(name, value, allowed)
-    return number

@@ -1,4 +1,4 @@
-"""What a query can be about and how urgent it is, as string enumerations."""
+"""`QueryType` and `QueryPriority`: the types and priorities of queries, as string enumerations."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ __all__ = ["QueryPriority", "QueryType"]
 
 
 class QueryType(StrEnum):
-    """What a query is about; each member equals its text.
+    """The type of a query. Each member equals its string value.
 
     >>> QueryType.CODE_REVIEW == "code_review"
     True
@@ -22,7 +22,7 @@ class QueryType(StrEnum):
 
 
 class QueryPriority(StrEnum):
-    """How urgent a query is; each member equals its text.
+    """The priority of a query. Each member equals its string value.
 
     >>> [str(priority) for priority in QueryPriority]
     ['low', 'medium', 'high', 'critical']

@@ -1,11 +1,18 @@
 # cython: language_level=3, freethreading_compatible=True
-"""The C-level freelist as a class, for `test_freelist.py`."""
+"""The C-level freelist as a class, for `test_freelist.py`.
+
+It cimports from both modules that hand the freelist out: what one has pushed, the other pops.
+"""
 
 from libc.stdint cimport int64_t
 from synthex_fast._pool cimport (
     COUNTS, Freelist, freelist_delete, freelist_new, freelist_pop, freelist_push, freelist_resize,
     freelist_stats, freelist_trim,
 )
+from synthex_fast._freelist cimport (
+    Freelist as OwnFreelist, freelist_count, freelist_pop as own_pop, freelist_push as own_push,
+)
+from synthex_fast._pool cimport MADE, freelist_note
 
 gone = []
 
@@ -28,6 +35,18 @@ cdef class Blocks:
 
     def pop(self):
         return <size_t>freelist_pop(self.idle)
+
+    def push_own(self, size_t block):
+        cdef OwnFreelist* same = self.idle
+        return own_push(same, <void*>block)
+
+    def pop_own(self):
+        return <size_t>own_pop(self.idle)
+
+    def count_made(self):
+        """Once by each of the function's two names."""
+        freelist_count(self.idle, MADE, 1)
+        freelist_note(self.idle, MADE, 1)
 
     def resize(self, Py_ssize_t limit):
         return freelist_resize(self.idle, limit)

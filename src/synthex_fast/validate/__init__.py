@@ -1,13 +1,15 @@
-"""The report's workload in three versions, side by side on the reader's own machine.
+"""Runs one workload through three versions of the same service and compares them on the user's machine.
+
+"The report" is the performance report on the original system that this package was written to answer. It describes
+that system's workload, states its current figures and sets targets.
 
 What happens when ``synthex-fast validate`` runs, and where to read it:
 
 - `corpus` makes the requests from a seed; every arm gets the same ones.
-- `arms` holds the three versions of the service: as the report found it, as the report recommends, with this
+- `arms` holds the three versions of the service: as the report found it, as the report recommends, and with this
   package.
-- `worker` is one arm's process: it makes the corpus, waits to be told, runs a round and says what it
-  measured.
-- `rounds` starts the processes and has them take turns, one at a time, so that drift hits all alike.
-- `figures` turns the rounds into rows: medians, their spread, and what the report promised beside them.
+- `worker` is an arm's process: it makes the corpus, waits for commands, runs rounds and returns measurements.
+- `rounds` starts the processes and has them take turns, one at a time, so that drift affects all arms alike.
+- `figures` turns the rounds into rows: medians and spread beside the report's figures and targets.
 - `report` prints the table and writes the JSON.
 """

@@ -1,10 +1,9 @@
-"""Bytes requested from Python's allocators, counted exactly.
+"""Counts the bytes requested from Python's allocators exactly.
 
-tracemalloc knows what is alive, not what was ever asked for, and what a pool saves is the asking. So for the
-length of one untimed pass this module stands in front of the interpreter's three allocation domains (PEP 445)
-and adds up the sizes that one thread requests. What an extension takes straight from C's ``malloc``
-(pydantic-core's Rust, for one) isn't seen, nor is an object that the interpreter hands out from a free list
-of its own.
+tracemalloc reports live memory, not every request, and a pool saves requests. So during one untimed pass this
+module hooks the interpreter's three allocation domains (PEP 445) and adds up the sizes that one thread requests.
+It does not see what an extension takes directly from C's ``malloc`` (pydantic-core's Rust code, for example), or
+objects that the interpreter reuses from its own free lists.
 """
 
 

@@ -1,4 +1,4 @@
-"""A service's background tasks, run by a thread while there is load and at rest while there is none."""
+"""Runs a service's background tasks in a thread, which pauses while there is no load."""
 
 import threading
 import time

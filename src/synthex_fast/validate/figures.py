@@ -1,4 +1,4 @@
-"""From rounds to rows: medians with their spread, and what the report says beside them."""
+"""Turns rounds into table rows: medians with their spread, beside the report's figures and targets."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 BASELINE = "current"
-# The report's load; what happens by the hour is reckoned at it.
+# Requests a second in the report; hourly figures assume this load.
 REPORT_RATE = 1_000
 SECONDS_OF_A_DAY = 86_400
 
@@ -20,7 +20,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     2.5
     """
     if not ordered:
-        raise ValueError("no values, no percentile")
+        raise ValueError("percentile of no values")
     place = (len(ordered) - 1) * share / 100
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
@@ -29,7 +29,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of a measurement's rounds, and the least and the greatest of them."""
+    """A measurement's values, one for each round."""
 
     values: tuple[float, ...]
 
@@ -39,13 +39,13 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the least and the greatest."""
+        """Half the range of the values."""
         return (max(self.values) - min(self.values)) / 2
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the report says shall be reached: a change against the current system, or a figure as such."""
+    """A target set by the report: a change relative to the current system, or an absolute figure."""
 
     kind: str  # "less" or "more": percent of change; "below" or "above": the figure itself
     amount: float
@@ -113,7 +113,7 @@ def _reuse(done: dict) -> float:
 
 
 def _pause(share: float) -> Callable[[dict], float]:
-    # A round without a collection had no pause, and that is what 0 says.
+    # A round without a collection had no pause: 0.
     return lambda done: 1e3 * percentile(sorted(done["pauses"]), share) if done["pauses"] else 0.0
 
 
@@ -251,7 +251,7 @@ MEASURES = (
     ),
     Measure(
         "cache_bytes",
-        "caches and pools hold [4]",
+        "bytes in caches and pools [4]",
         "MB",
         _once("held", lambda found: found["bytes"] / 1e6),
         "14.4 MB",
@@ -260,7 +260,7 @@ MEASURES = (
     ),
     Measure(
         "cache_account",
-        "caches believe they hold [4]",
+        "bytes counted by the caches [4]",
         "MB",
         _once("held", lambda found: found["account"] / 1e6),
         more_is_better=None,

@@ -1,4 +1,4 @@
-"""What the operating system says this process holds: resident bytes now, and at the most."""
+"""This process's resident memory according to the operating system: current and peak, in bytes."""
 
 import sys
 from pathlib import Path

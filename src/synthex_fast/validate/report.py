@@ -26,9 +26,7 @@ def table(results: Any, plus_minus: str = "±", *, measured: bool = True, judged
     finished = f"{results.finished()} round{'s' * (results.finished() != 1)}"
     drawn = Table(
         title=_title(results),
-        caption=f"medians of {finished}, {plus_minus} half the distance of the extremes"
-        if measured
-        else None,
+        caption=f"medians of {finished}, {plus_minus} half the range" if measured else None,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -75,11 +73,11 @@ def _lines(table: list[Row]) -> list[list[Row]]:
 def _title(results: Any) -> str:
     if results.complete:
         return f"The report's workload, seed {results.seed}"
-    return f"The report's workload, seed {results.seed}: interrupted, this is what was finished"
+    return f"The report's workload, seed {results.seed}: interrupted, finished rounds only"
 
 
 def number(value: float) -> str:
-    """Three figures that count, and no more.
+    """Format a number with three significant digits.
 
     >>> number(12345.678), number(12.3456), number(0.01234), number(0.0)
     ('12,346', '12.3', '0.0123', '0')
@@ -105,7 +103,7 @@ def _cell(figure: Figure | None, plus_minus: str) -> str:
 
 def _verdict(row: Row, arm: str) -> Text:
     change, met = row.verdicts.get(arm, (None, None))
-    # Cut, not rounded: 59.6 % is not the 60 % that were asked.
+    # Truncated, not rounded: 59.6 % does not meet a target of 60 %.
     shown = "-" if change is None else f"{int(change):+,d} %"
     if met is None:
         return Text(shown)
@@ -113,65 +111,68 @@ def _verdict(row: Row, arm: str) -> Text:
 
 
 def footnotes(results: Any) -> list[str]:
-    """What the table needs said beside it, the report's slips included."""
+    """Notes on how to read the table, including the report's errors."""
     notes = [
-        "[1] The report makes 0.1056 KB times 1,000 requests/s into 105.6 MB/s; it is 105.6 KB/s. Here a "
-        "request's kB are MB/s at 1,000 requests/s. Counted at Python's own allocators, so what pydantic's "
-        "Rust code takes from the C library is not in it."
+        "[1] 'The report' is the performance report on the original system, whose figures and targets are shown. "
+        "It equates 0.1056 KB at 1,000 requests/s with 105.6 MB/s; the product is 105.6 KB/s. At 1,000 "
+        "requests/s, kB per request equal MB/s. Only Python's allocators are counted, so memory that "
+        "pydantic's Rust code takes from the C library is excluded."
     ]
     served = {arm: sum(done["requests"] for done in rounds) for arm, rounds in results.rounds.items()}
     if served:
         one = ", ".join(f"{arm} {3_600 * REPORT_RATE / count:,.1f}" for arm, count in served.items())
         notes.append(
-            "[2] On full caches the workload frees what it makes and leaves no cycles, so the collector has "
-            "little to run for. It runs while the caches fill: for the first time, and again after the mass "
-            "expiry that begins each round (1,100 requests each). A single full collection under load in the "
-            f"whole run would read as: {one}. Pauses are of refill and load."
+            "[2] With full caches the workload frees everything it allocates and creates no cycles, so the "
+            "collector rarely runs. It runs while the caches fill: once at the start, and again after the mass "
+            "expiry that begins each round (1,100 requests each). One full collection under load in the "
+            f"whole run would show as: {one}. Pauses are those of refill and load."
         )
     if results.started:
         resident = ", ".join(
-            f"{arm} {number(begun['before_load_rss'] / 1e6)} MB, {number(begun['import_rss'] / 1e6)} of them "
-            "its imports"
+            f"{arm} {number(begun['before_load_rss'] / 1e6)} MB, of which imports "
+            f"{number(begun['import_rss'] / 1e6)} MB"
             for arm, begun in results.started.items()
         )
         notes.append(
-            "[3] Resident before the load, with the interpreter, the corpus, the harness and this package in "
-            f"every arm: {resident}. The texts are the corpus's and shared, so what the load adds is the "
-            "service's own."
+            "[3] RSS before the load, including the interpreter, the corpus, the harness and this package in "
+            f"every arm: {resident}. Requests share the corpus's strings, so the growth under load is the "
+            "service's own memory."
         )
     if results.held:
         notes.append(
-            "[4] The service with full caches, by tracemalloc, each request's texts its own; then what the "
-            "caches' own account says. The report's figure is its estimate for the responses alone."
+            "[4] The service with full caches, measured by tracemalloc with fresh strings for every request, then "
+            "as counted by the caches themselves. The report's figure is an estimate for the responses alone."
         )
     if results.sampling:
         notes.append(
-            "[5] With steady memory: what a sample takes, as often as the version then samples; the thread's "
-            "wake-ups are not in it. Bytes are those requested from Python's allocators; the report's figure "
-            "is its estimate of the data that its samples are."
+            "[5] With steady memory: the cost of a sample times the samples a day at the interval each version "
+            "settles on, without thread wake-ups. Bytes are those requested from Python's allocators; the "
+            "report's figure is an estimate of the size of its samples."
         )
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
-        notes.append("This system can't reset a peak: each round's peak RSS is the highest since the start.")
+        notes.append(
+            "This system cannot reset the peak RSS: each round shows the peak since the process started."
+        )
     notes.append(
-        "Other slips of the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance "
-        "of 0.01 needs a unit. Its current figures are from another machine under another load."
+        "Other errors in the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance "
+        "of 0.01 needs a unit. Its current figures come from a different machine and load."
     )
     if "synthex_fast" in results.arms:
         notes.append(
-            "synthex_fast collects garbage when a response has gone out: that is in requests/s and CPU, not in "
-            "latency. What it does to requests that wait meanwhile is measured in bench/bench_gc_tuner.py."
+            "synthex_fast collects garbage after sending a response, so that time counts towards requests/s and "
+            "CPU, not latency. Its effect on waiting requests is measured in bench/bench_gc_tuner.py."
         )
     if "recommended" in results.arms:
         notes.append(
-            "recommended skips validation, since the report's reset() sets what its models would refuse if "
-            "asked; the other two check every field."
+            "recommended skips validation, because the report's reset() sets values that its models would "
+            "reject; the other two arms validate every field."
         )
     notes.append("Not measured here: growth per day, leaks, out-of-memory errors.")
     return notes
 
 
 def environment(arguments: list[str]) -> dict:
-    """Where and with what the figures were made."""
+    """The interpreter, machine and package versions behind the figures."""
     versions = {}
     for package in ("synthex-fast", "pydantic", "pydantic-core", "psutil", "rich"):
         try:
@@ -195,7 +196,7 @@ def environment(arguments: list[str]) -> dict:
 
 
 def as_json(results: Any, arguments: list[str]) -> dict:
-    """Everything that was measured, and what was made of it, for a program to read."""
+    """All measurements and derived figures as JSON-serializable data."""
     return {
         "format": 1,
         "complete": results.complete,

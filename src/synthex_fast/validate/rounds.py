@@ -1,8 +1,8 @@
-"""Has the arms take turns, each in its own process, and gathers what they measure.
+"""Runs the arms in turns, each in its own process, and collects their measurements.
 
-Every arm gets the same corpus, and only one of them works at a time: in each round every arm serves once, and
-who begins rotates, so that a machine that slows down or speeds up does so for all. The processes are started
-afresh (never forked), wait idle for their turn, and end when the pipe from this process closes.
+Every arm gets the same corpus, and only one of them works at a time. Each round runs every arm once, and the order
+rotates, so that changes in the machine's speed affect all arms alike. The processes are started fresh (never forked),
+wait idle for their turn, and exit when the pipe from this process closes.
 """
 
 import math
@@ -30,12 +30,12 @@ COMPARED_REQUESTS = 200
 # What a run may take when nobody says how much load there shall be: everything included, within a minute.
 DEFAULT_LOAD = 45.0
 DEFAULT_TOTAL = 54.0
-# A process that says nothing for so long beyond what it was asked is taken to hang.
+# Seconds beyond the requested duration after which a silent process counts as hung.
 PATIENCE = 120.0
 
 
 class ValidationError(Exception):
-    """The comparison can't go on; the message says why in one line."""
+    """The comparison cannot continue; the message gives the reason in one line."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Process:
 
     def __init__(self, arm: str, seed: int):
         self.arm = arm
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (`end` closes it)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (`end` closes it)
         # In a group of its own, so that a Ctrl-C reaches this process alone, which then ends the others.
         apart = (
             {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -77,7 +77,7 @@ class Process:
             [sys.executable, "-m", "synthex_fast.validate.worker", arm, str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._stderr,
             env=_environment(),
             **apart,
         )
@@ -112,7 +112,7 @@ class Process:
             except queue.Empty:
                 tick()
                 if time.monotonic() > deadline:
-                    raise ValidationError(f"the process of arm {self.arm!r} does not answer") from None
+                    raise ValidationError(f"the process of arm {self.arm!r} does not respond") from None
                 continue
             if answer is None:
                 raise ValidationError(f"the process of arm {self.arm!r} {self._how_it_ended()}")
@@ -122,9 +122,9 @@ class Process:
 
     def _how_it_ended(self) -> str:
         status = self._popen.wait()
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         return f"{how}: {lines[-1].strip()}" if lines else how
 
     def kill(self) -> None:
@@ -138,7 +138,7 @@ class Process:
         self._popen.stdout.close()
         with suppress(OSError):
             self._popen.stdin.close()
-        self._complaints.close()
+        self._stderr.close()
 
 
 def _environment() -> dict[str, str]:
@@ -197,7 +197,7 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
     """
     began = time.monotonic()
     arms = results.arms
-    say("filling the caches once to weigh them", 0.0)
+    say("filling the caches once to measure their size", 0.0)
     with processes(arms, results.seed) as weighing:
         for process in weighing.values():
             process.answer()

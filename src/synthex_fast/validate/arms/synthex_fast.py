@@ -5,9 +5,8 @@
   to forget.
 - Caches: `TTLDict`s of the same sizes and TTLs, with the memory limit that the report asks for; here the
   account is deep.
-- Buffer: `ResponseBuffer` of the same capacity; the consensus is a row of its `aggregate()`. The service
-  hands the buffer over at the same threshold, after the aggregation, so that a request's own responses are
-  still there for it.
+- Buffer: `ResponseBuffer` of the same capacity, which also gives the consensus. The service empties it at
+  the same threshold, but after it has read the consensus, while a request's own responses are still in it.
 - Garbage collector: a `GCTuner`, to which a request lasts until its response has gone out. It freezes nothing
   here, since the harness has frozen what is its own in every arm.
 - Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
@@ -85,7 +84,7 @@ class Service:
         ]
         self._buffer.add_batch(responses)
         self._responses[query_id] = responses
-        row = self._buffer.aggregate()[query_id]
+        row = self._buffer.consensus(query_id)
         if len(self._buffer) >= self._flush_size:
             self.flush()
         return Consensus(row.count, row.mean, row.variance, row.consensus)

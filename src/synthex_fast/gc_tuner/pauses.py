@@ -1,0 +1,184 @@
+"""Pause statistics: the callback in ``gc.callbacks`` that measures each collection, and histograms of the pauses."""
+
+from __future__ import annotations
+
+from synthex_fast.gc_tuner.memory import READING_LEAST_NS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from synthex_fast.gc_tuner.memory import MemoryWatch
+
+# What made a collection happen.
+AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
+CAUSES = ("automatic", "boundary", "debt", "idle", "watermark", "forced", "trim")
+
+# A collection inside a request may take 1 ms; half of it is left for the machine's slow moments.
+PAUSE_BUDGET_NS = 500_000
+
+# Buckets of a pause in nanoseconds: eight for each power of two, each at most an eighth as wide as its values.
+BUCKETS = 8 * 64
+
+
+def _upper_bound(bucket: int) -> int:
+    """The longest pause, in nanoseconds, that falls into a bucket."""
+    if bucket < 8:
+        return bucket
+    bits, eighth = divmod(bucket, 8)
+    return max(((9 + eighth) << (bits - 4)) - 1, 8)
+
+
+def quantile(counts: list[int], share: float) -> float:
+    """In seconds, at most an eighth too high; 0 without any pauses."""
+    rank = share * sum(counts)
+    seen = 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if count and seen >= rank:
+            return _upper_bound(bucket) / 1e9
+    return 0.0
+
+
+class PauseStatistics:
+    """Pauses by generation, and inside requests. Written by the callback, which takes no lock.
+
+    The callback runs at every collection, so each of its statements counts: it is a closure, it makes a container only
+    where it reads memory, and what the histograms already tell is not counted separately.
+    """
+
+    __slots__ = (
+        "armed",
+        "callback",
+        "counts",
+        "explicit",
+        "freed",
+        "in_flight",
+        "in_request",
+        "longest",
+        "longest_in_request",
+        "over_budget",
+        "taken",
+        "taken_freed",
+        "total",
+        "unforced",
+    )
+
+    def __init__(
+        self,
+        now: Callable[[], int],
+        memory: MemoryWatch,
+        read_memory: Callable[[int], bool],
+        disarm: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        # By generation: nanoseconds, objects, nanoseconds; and a histogram for each, one after the other.
+        self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
+        self.counts = [0] * (3 * BUCKETS)
+        self.in_request = [0] * BUCKETS
+        # Kept, because each access to a method makes a new object, and the list of callbacks is searched by identity.
+        self.callback = self._make_callback(now, memory, read_memory, disarm, wake)
+        self.reset()
+
+    def reset(self) -> None:
+        # In place: the callback holds these lists.
+        for figures in (self.total, self.freed, self.longest, self.counts, self.in_request):
+            figures[:] = [0] * len(figures)
+        # Collections that the tuner asked for, by cause.
+        self.explicit = [0] * len(CAUSES)
+        self.longest_in_request = self.over_budget = 0
+        self.in_flight = 0
+        # False while the tuner makes a forced collection, which is not counted against requests.
+        self.unforced = True
+        # Whether the interpreter's next collection is set to be a full one; nanoseconds and objects of the one it
+        # made, until the tuner has followed up on it.
+        self.armed = False
+        self.taken = self.taken_freed = 0
+
+    def _make_callback(
+        self,
+        now: Callable[[], int],
+        memory: MemoryWatch,
+        read_memory: Callable[[int], bool],
+        disarm: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> Callable[[str, dict[str, int]], None]:
+        total, freed, longest, counts = self.total, self.freed, self.longest, self.counts
+        began = now()
+        attention = full_asked = False
+
+        def callback(phase: str, info: dict[str, int]) -> None:
+            nonlocal began, attention, full_asked
+            if phase == "start":
+                began = now()
+                if began >= memory.due:
+                    # Before the collection, when memory is at its highest.
+                    attention = read_memory(began)
+                    began = now()
+                # The watcher may disarm it during the collection.
+                full_asked = self.armed
+                return
+            pause = now() - began
+            generation = info["generation"]
+            bits = pause.bit_length()
+            bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
+            counts[generation << 9 | bucket] += 1
+            total[generation] += pause
+            if info["collected"]:
+                freed[generation] += info["collected"]
+            if pause > longest[generation]:
+                longest[generation] = pause
+            if full_asked and generation == 2:
+                disarm()
+                self.explicit[FORCED if self.in_flight else WATERMARK] += 1
+                self.taken, self.taken_freed = pause, info["collected"]
+                attention = True
+            elif self.in_flight and self.unforced:
+                self.in_request[bucket] += 1
+                if pause > self.longest_in_request:
+                    self.longest_in_request = pause
+                if pause > PAUSE_BUDGET_NS:
+                    self.over_budget += 1
+            if attention:
+                attention = False
+                # Reading lets other threads run. The watcher could not collect if it ran inside the callback.
+                memory.due = began + pause + 4 * READING_LEAST_NS
+                wake()
+
+        return callback
+
+    def collecting(self) -> int:
+        """Nanoseconds spent in collections of any kind."""
+        return sum(self.total)
+
+    def _histogram(self, generation: int) -> list[int]:
+        return self.counts[generation * BUCKETS : (generation + 1) * BUCKETS]
+
+    def by_generation(self) -> list[dict[str, Any]]:
+        """A dict for each generation: collections, objects freed, and seconds."""
+        return [
+            {
+                "collections": sum(counts),
+                "freed": self.freed[generation],
+                "seconds": self.total[generation] / 1e9,
+                "p50": quantile(counts, 0.5),
+                "p99": quantile(counts, 0.99),
+                "max": self.longest[generation] / 1e9,
+            }
+            for generation, counts in enumerate(map(self._histogram, range(3)))
+        ]
+
+    def inside_requests(self) -> dict[str, Any]:
+        return {
+            "collections": sum(self.in_request),
+            "p50": quantile(self.in_request, 0.5),
+            "p99": quantile(self.in_request, 0.99),
+            "max": self.longest_in_request / 1e9,
+        }
+
+    def by_cause(self, collections: int) -> dict[str, int]:
+        causes = dict(zip(CAUSES, self.explicit, strict=True))
+        # A collection that was asked for while another thread collected has not taken place.
+        causes["automatic"] = max(0, collections - sum(self.explicit))
+        return causes
