@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 
 from synthex_fast import _lifecycle
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         def total(self) -> int: ...
 
 
-__all__ = ["Readings", "memory_limit", "parse_size", "requested_limit"]
+__all__ = ["Readings", "container_state", "memory_limit", "parse_size", "requested_limit"]
 
 # Units are binary with or without the "i", as in Docker and the JVM.
 _UNITS = {"": 1, "b": 1}
@@ -438,6 +439,16 @@ class Readings:
         return None if group is None else (group.version, group.directory)
 
     @property
+    def container_state(self) -> str:
+        """``"limited"``, ``"none"`` if nothing but the host limits this process, or ``"unknown"``.
+
+        Unknown is a process in a control group whose limits can't be read: that there is no limit is then not certain.
+        """
+        if not self.container_known:
+            return "unknown"
+        return "none" if self.limit() is None else "limited"
+
+    @property
     def container_known(self) -> bool:
         """False if this process may be in a control group whose limits can't be read; no limit is then no promise."""
         return not self._current().unknown
@@ -661,9 +672,26 @@ def memory_limit(limit: int | float | str | None, readings: HasLimit, name: str 
         warnings.warn(
             f"{name} is {size} bytes, more than this machine has: {total} bytes are used instead",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=_caller_level(),
         )
     return min(size, total)
+
+
+def container_state(readings: object) -> str:
+    """What is known of the container's limit: ``limited``, ``none`` or ``unknown``, as in `Readings`."""
+    if isinstance(readings, Readings):
+        return readings.container_state
+    return "none" if readings.limit() is None else "limited"  # type: ignore[attr-defined]
+
+
+def _caller_level() -> int:
+    """The ``stacklevel`` at which a warning of `memory_limit` names the line that called into the package."""
+    level, frame = 1, sys._getframe(1)
+    while (
+        frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "synthex_fast"
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def requested_limit(limit: int | float | str | None, readings: HasLimit, name: str = "memory_limit") -> int:

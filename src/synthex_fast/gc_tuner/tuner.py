@@ -648,6 +648,8 @@ class GCTuner:
         histogram and are at most an eighth too high. ``causes`` counts collections by what made them happen, ``forced``
         those above the watermark with a request in flight, ``limited`` those put off because collection is capped at
         50 % of wall time. ``decisions`` are the last 32 changes of the young threshold, each with its reason.
+        ``memory_limit`` is in force, ``requested_limit`` what was asked for: more than the machine has is clamped.
+        ``container`` is ``limited``, ``none``, or ``unknown`` if the container's limits can't be read.
         """
         pauses, memory, young = self._pauses, self._memory, self._young
         now = self._now() if self._epoch else self._ended
@@ -671,6 +673,8 @@ class GCTuner:
             "young_threshold": young.value,
             "memory": memory.rss,
             "memory_limit": memory.limit,
+            "requested_limit": memory.requested,
+            "container": memory.container_state,
             "memory_share": memory.share,
             "decisions": [dict(decision) for decision in list(young.decisions)],
         }

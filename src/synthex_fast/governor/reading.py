@@ -53,6 +53,8 @@ class MemoryReader:
         self._readings = readings
         self._clock = clock
         self.limit = _readings.memory_limit(limit, readings, name="limit")
+        # More than `limit` if the machine has less.
+        self.requested = _readings.requested_limit(limit, readings, name="limit")
         container = readings.limit()
         self.follows = limit is None and container is not None
         # False if the limit is merely all of the machine's memory.
@@ -61,6 +63,10 @@ class MemoryReader:
         self._container_at = -math.inf
         # Unix time at which the latest reading was taken or acted on: an older sample shows memory before that.
         self._latest = -math.inf
+
+    @property
+    def container_state(self) -> str:
+        return _readings.container_state(self._readings)
 
     def acted(self) -> None:
         """Memory has been acted on: samples taken until now no longer show what it is."""

@@ -26,7 +26,7 @@ from synthex_fast._pressure import (
     on_host,
     working_set,
 )
-from synthex_fast._readings import Readings, memory_limit, parse_size
+from synthex_fast._readings import Readings, memory_limit, parse_size, requested_limit
 from synthex_fast.errors import type_error
 from synthex_fast.monitor.history import DAY, MINUTE
 
@@ -105,9 +105,11 @@ class MemorySampler:
         self.readings = readings
         self.kernel: KernelReadings = readings if isinstance(readings, Readings) else _OneByOne(readings)
         self._given: int | None = None
+        self.requested: int | None = None
         self._share: float | None = None
         if limit is not None:
             self._given = memory_limit(limit, readings, "limit")
+            self.requested = requested_limit(limit, readings, "limit")
             if isinstance(limit, str) and limit.strip().endswith("%"):
                 # The limit that it is a share of may change.
                 self._share = parse_size(limit, "limit", 1 << 40) / (1 << 40)
