@@ -540,6 +540,39 @@ def test_a_real_control_group(group):
     ]
 
 
+def test_page_cache_in_use_in_a_real_control_group(group, tmp_path):
+    (group / "memory.limit_in_bytes").write_text(str(96 * MB))
+    file = tmp_path / "data"
+    file.write_bytes(bytes(1 * MB) * 70)
+    out = run(
+        f"""
+        import os
+        from synthex_fast import MemoryGovernor, TTLDict
+        from synthex_fast._readings import Readings
+        with open({str(group / "cgroup.procs")!r}, "w") as file:
+            file.write(str(os.getpid()))
+        cache = TTLDict(memory_limit={8 * MB})
+        for n in range(1000):
+            cache[n] = bytes(1000)
+        governor = MemoryGovernor()
+        governor.register(cache)
+        levels = set()
+        # What is cached already is another group's.
+        with open({str(file)!r}, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # Read more than once, pages are no longer "inactive".
+        for _ in range(5):
+            with open({str(file)!r}, "rb") as file:
+                while file.read({4 * MB}):
+                    levels.add(governor.check())
+        readings = Readings()
+        print(sorted(levels), len(cache), readings.charge() > {70 * MB}, readings.reclaimable() > {40 * MB})
+        """
+    )
+    assert out == "['normal'] 1000 True True\n"
+
+
 # Limits as users write them
 
 
@@ -637,7 +670,13 @@ def test_whatever_counts_as_an_integer_is_one():
 
 
 def test_the_module_is_on_nobodys_way():
-    assert _readings.__all__ == ["Readings", "memory_limit", "parse_size", "requested_limit"]
+    assert _readings.__all__ == [
+        "Readings",
+        "container_state",
+        "memory_limit",
+        "parse_size",
+        "requested_limit",
+    ]
 
 
 def test_a_limit_above_what_the_machine_has_is_clamped():
