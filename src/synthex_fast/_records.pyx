@@ -91,8 +91,8 @@ cdef extern from *:
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, content) == 4 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, reasoning) == 5 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, _metadata) == 6 ? 1 : -1]))
 
-    /* Serial numbers to give out, as long as the fork count is `forks`. The free-threaded build has some for each thread,
-       so that constructions don't contend for one counter. */
+    /* Serial numbers to give out, as long as the fork count is `forks`. The free-threaded build has some for each
+       thread, so that constructions don't contend for one counter. */
     typedef struct {
         uint64_t next, end;
         uint32_t forks;
@@ -1721,7 +1721,8 @@ cdef class PooledExpertResponse:
 
     ``confidence`` is a number from 0 to 1. ``metadata`` is stored by reference, not copied. ``id`` defaults to a
     version-4 UUID, which forked children and unpickled copies share, ``timestamp``, a timezone-aware datetime, to the
-    time of construction in UTC. Setting an attribute applies the same checks. An error names the field and leaves the response unchanged.
+    time of construction in UTC. Setting an attribute applies the same checks. An error names the field and leaves the
+    response unchanged.
 
     Construction takes constant time. Responses are mutable and compare by value, so they are unhashable.
     `PooledExpertResponse.stats` counts how often memory was reused.

@@ -40,12 +40,12 @@ from libc.string cimport memset
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
 
-from synthex_fast._arguments cimport check_callable, check_choice, integer, real, seconds
+from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds
 from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
+    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
     PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyObject_CallFunctionObjArgs, PyObject_RichCompareBool, PyTypeObject,
     PyUnicode_CheckExact, defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
 )
@@ -374,7 +374,8 @@ cdef class TTLDict:
         """The key's value. If the key is missing, ``factory()`` is called and its result stored for `ttl` seconds.
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
-        raises, nothing is stored and the error passes to the caller.
+        raises, nothing is stored and the error passes to the caller. `ArgumentTypeError` if it is a coroutine function
+        or returns a coroutine, which only one caller could await: await it and store its result.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
@@ -385,6 +386,7 @@ cdef class TTLDict:
         present = self.lookup(<PyObject*>key)
         if present == NULL:
             made = factory()
+            refuse_awaitable("factory", made, True)
             self.store(<PyObject*>key, <PyObject*>made, life, KEEP, &present)
         return owned(present)
 
