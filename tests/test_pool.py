@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 import weakref
 from functools import partial
 
@@ -25,7 +26,7 @@ from synthex_fast import _pool
 from synthex_fast._pool import Lease, ObjectPool
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, FactoryError, SynthexFastError
 
-STATS = {"created", "reused", "released", "discarded", "aliased", "pool_size", "reuse_rate"}
+STATS = {"created", "reused", "released", "discarded", "aliased", "pool_size", "reuse_rate", "held_elsewhere"}
 
 
 class Thing:
@@ -206,6 +207,163 @@ def test_goes_past_aliased_objects_to_one_that_is_free():
     assert counts(pool, "aliased", "reused", "pool_size") == (4, 1, 0)
 
 
+class BoundToItself(Thing):
+    def __init__(self):
+        self.call = self.method
+
+    def method(self):
+        return self
+
+
+class InAClosure(Thing):
+    def __init__(self):
+        self.call = lambda: self
+
+
+class WithChildren(Thing):
+    def __init__(self):
+        self.children = [Thing(), Thing()]
+        self.by_name = dict(enumerate(self.children))
+        for child in self.children:
+            child.owner = self
+        self.itself = self
+
+
+class WithSlots:
+    __slots__ = ("call",)
+
+    def __init__(self):
+        self.call = partial(WithSlots.method, self)
+
+    def method(self):
+        return self
+
+
+SELF_REFERRING = [BoundToItself, InAClosure, WithChildren, WithSlots]
+without_gil = pytest.mark.skipif(
+    FREE_THREADED, reason="needs the GIL: reference counts must not change meanwhile"
+)
+
+
+@without_gil
+@pytest.mark.parametrize("max_idle", [None, 1000.0])
+@pytest.mark.parametrize("kind", SELF_REFERRING)
+def test_an_object_that_refers_to_itself_is_reused(kind, max_idle):
+    pool = ObjectPool(kind, prefill=0, max_idle=max_idle)
+    for _ in range(1000):
+        with pool.lease() as thing:
+            assert type(thing) is kind
+        del thing
+    assert counts(pool, "created", "reused", "aliased", "held_elsewhere") == (1, 999, 0, False)
+
+
+@without_gil
+def test_an_object_that_comes_to_refer_to_itself_is_reused():
+    pool = ObjectPool(Thing, prefill=0)
+    for _ in range(100):
+        thing = pool.acquire()
+        thing.cached = thing.__eq__
+        pool.release(thing)
+        del thing
+    assert counts(pool, "created", "aliased") == (1, 0)
+
+
+@pytest.mark.parametrize("kind", SELF_REFERRING)
+def test_an_object_held_through_one_of_its_parts_is_not_handed_out(kind):
+    def part_of(thing):
+        if kind is WithChildren:
+            return thing.children[0]
+        return thing.call
+
+    pool = ObjectPool(kind, prefill=0)
+    for hold in (lambda thing: thing, lambda thing: vars(thing) if kind is not WithSlots else thing, part_of):
+        thing = pool.acquire()
+        address = id(thing)
+        held = hold(thing)
+        pool.release(thing)
+        del thing
+        other = pool.acquire()
+        assert id(other) != address
+        assert held is not None
+        del other, held
+
+
+@without_gil
+def test_a_self_reference_that_is_dropped_hides_no_holder():
+    pool = ObjectPool(BoundToItself, prefill=0)
+    thing = pool.acquire()
+    pool.release(thing)
+    # As many references as before: this one in the place of the method's.
+    del thing.call
+    assert pool.acquire() is not thing
+    assert counts(pool, "aliased") == (1,)
+
+
+@without_gil
+def test_releasing_an_object_that_refers_to_itself_twice_is_harmless():
+    pool = ObjectPool(BoundToItself, prefill=0)
+    thing = pool.acquire()
+    assert pool.release(thing)
+    assert pool.release(thing)
+    del thing
+    first, second = pool.acquire(), pool.acquire()
+    assert first is not second
+
+
+@pytest.mark.parametrize("max_idle", [None, 1000.0])
+def test_objects_that_something_holds_from_the_start_are_reported_once(max_idle):
+    registry = []
+
+    def factory():
+        thing = Thing()
+        registry.append(thing)
+        return thing
+
+    pool = ObjectPool(factory, prefill=0, max_idle=max_idle)
+    pool.release(pool.acquire())
+    assert pool.stats["held_elsewhere"] is True
+    with pytest.warns(
+        RuntimeWarning, match="can't reuse its Thing objects: something still refers to each"
+    ) as seen:
+        for _ in range(10):
+            pool.release(pool.acquire())
+    assert len(seen) == 1
+    assert counts(pool, "reused", "aliased") == (0, 10)
+
+
+def test_a_warning_made_an_error_harms_no_pool():
+    registry = []
+
+    def factory():
+        registry.append(Thing())
+        return registry[-1]
+
+    pool = ObjectPool(factory, prefill=0)
+    pool.release(pool.acquire())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning):
+            pool.acquire()
+    assert type(pool.acquire()) is Thing
+    assert counts(pool, "pool_size", "aliased", "created") == (0, 1, 2)
+
+
+def test_a_reset_may_drop_what_holds_an_object():
+    registry = []
+
+    def factory():
+        registry.append(Thing())
+        return registry[-1]
+
+    pool = ObjectPool(factory, prefill=0, reset=lambda thing: registry.clear())
+    for _ in range(10):
+        pool.release(pool.acquire())
+    held = pool.acquire()
+    pool.release(held)
+    pool.acquire()
+    assert counts(pool, "reused", "aliased") == (10, 1)
+
+
 @pytest.mark.parametrize("max_idle", [None, 1000.0])
 def test_a_name_that_lives_on_in_a_loop_costs_no_object(max_idle):
     pool = ObjectPool(Thing, prefill=10, max_idle=max_idle)
@@ -230,6 +388,7 @@ def test_releasing_twice_is_harmless():
 
 
 @pytest.mark.parametrize("shared", [5, "text", (), Thing, Thing(), None.__class__])
+@pytest.mark.filterwarnings("ignore:this pool can't reuse:RuntimeWarning")
 def test_an_object_shared_with_the_whole_program_is_never_reused(shared):
     pool = ObjectPool(lambda: shared, prefill=3)
     assert pool.acquire() is shared
@@ -776,6 +935,7 @@ def test_idle_times_stay_with_their_objects_when_memory_moves():
 # --- being a Python object ---
 
 
+@pytest.mark.filterwarnings("ignore:this pool can't reuse:RuntimeWarning")
 def test_generic_subclassable_weakrefable():
     class Named(ObjectPool[Thing]):
         def __init__(self, name):
@@ -1321,7 +1481,9 @@ class PoolAgainstAModel(RuleBasedStateMachine):
         self.held = {}
         self.number = 0
         self.fails = False
-        self.counts = collections.Counter(dict.fromkeys(STATS - {"pool_size", "reuse_rate"}, 0))
+        self.counts = collections.Counter(
+            dict.fromkeys(STATS - {"pool_size", "reuse_rate", "held_elsewhere"}, 0)
+        )
 
     def make(self):
         thing = Thing()

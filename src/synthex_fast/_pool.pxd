@@ -25,6 +25,9 @@ cdef class ObjectPool:
     cdef bint calls_reset     # a `reset` was given
     cdef bint scheduled       # the sweeper will visit this pool
     cdef bint ready           # __init__ has succeeded
+    cdef bint probed          # the first object has been examined
+    cdef bint held_elsewhere  # and something else referred to it as soon as it was made
+    cdef bint warned          # the user has been told
     cdef object __weakref__
 
 

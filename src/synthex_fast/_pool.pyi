@@ -17,6 +17,7 @@ class _PoolStats(TypedDict):
     aliased: int
     pool_size: int
     reuse_rate: float
+    held_elsewhere: bool
 
 @disjoint_base
 class ObjectPool(Generic[_T]):

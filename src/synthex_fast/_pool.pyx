@@ -1,8 +1,9 @@
 """`ObjectPool`: idle Python objects on a freelist, and `Lease`, its context manager.
 
 The freelist (`_freelist.pyx`) owns one reference to each idle object. `acquire` takes that reference over if it is the
-object's only one; any other object is still referenced elsewhere and is discarded. `release` resets an object before
-it becomes idle; an object whose reset raises is discarded.
+object's only one, or if all others come from the object's own parts, such as a bound method of its own that it stores
+(`refers_to_itself_only`). Any other object is still referenced elsewhere and is discarded. `release` resets an object
+before it becomes idle; an object whose reset raises is discarded.
 
 On the free-threaded build the freelist is pinned: only the thread that made an object can tell whether a reference is
 the only one, so each object stays with its thread.
@@ -23,7 +24,7 @@ from cpython.object cimport PyObject
 from synthex_fast._arguments cimport check_callable, check_text, refuse_awaitable, seconds, size
 from synthex_fast._clock cimport monotonic_coarse
 from synthex_fast._freelist cimport (
-    ALIASED, Borrowed, DISCARDED, MADE, RELEASED, REUSED, freelist_borrow, freelist_count, freelist_delete,
+    ALIASED, Borrowed, COUNTS, DISCARDED, MADE, RELEASED, REUSED, freelist_borrow, freelist_count, freelist_delete,
     freelist_discard, freelist_give_back, freelist_new, freelist_oldest, freelist_pop_as, freelist_push,
     freelist_push_since, freelist_resize, freelist_stats, freelist_take, freelist_take_own, freelist_trim,
     freelist_visit,
@@ -60,6 +61,70 @@ cdef extern from *:
     uint64_t type_version "SYNTHEX_TYPE_VERSION"(PyObject*) noexcept
 
 
+cdef extern from *:
+    """
+    #define SYNTHEX_PARTS 64
+    #define SYNTHEX_VISITS 4096
+
+    typedef struct {
+        PyObject *object;
+        Py_ssize_t found;               /* references to it from its parts and itself */
+        int visits, count;
+        struct { PyObject *object; Py_ssize_t found; int entered; } parts[SYNTHEX_PARTS];
+    } synthex_search;
+
+    static int synthex_search_visit(PyObject *op, void *arg) {
+        synthex_search *search = (synthex_search *)arg;
+        int i;
+        if (++search->visits > SYNTHEX_VISITS) return 1;
+        if (op == search->object) {
+            search->found++;
+            return 0;
+        }
+        if (!PyObject_IS_GC(op)) return 0;
+        for (i = 0; i < search->count; i++) {
+            if (search->parts[i].object == op) {
+                search->parts[i].found++;
+                return 0;
+            }
+        }
+        /* Others are left out: references from them then count as those of strangers. */
+        if (search->count < SYNTHEX_PARTS) {
+            search->parts[search->count].object = op;
+            search->parts[search->count].found = 1;
+            search->parts[search->count++].entered = 0;
+        }
+        return 0;
+    }
+
+    /* Whether all references to the object but `own` come from itself and its parts. A part is an object to which only
+       the object and its parts refer. May answer no where this is so, never yes where it isn't. Runs no Python code. */
+    static int synthex_refers_to_itself_only(PyObject *op, Py_ssize_t own) {
+    #ifdef Py_GIL_DISABLED
+        return 0;                       /* other threads change reference counts meanwhile */
+    #else
+        synthex_search search;
+        int i;
+        if (!PyObject_IS_GC(op) || Py_TYPE(op)->tp_traverse == NULL) return 0;
+        search.object = op;
+        search.found = 0;
+        search.visits = search.count = 0;
+        if (Py_TYPE(op)->tp_traverse(op, synthex_search_visit, &search)) return 0;
+        for (i = 0; search.found < Py_REFCNT(op) - own && i < search.count; i++) {
+            PyObject *part = search.parts[i].object;
+            if (search.parts[i].entered || search.parts[i].found != Py_REFCNT(part)) continue;
+            search.parts[i].entered = 1;
+            if (Py_TYPE(part)->tp_traverse == NULL) continue;
+            if (Py_TYPE(part)->tp_traverse(part, synthex_search_visit, &search)) return 0;
+            i = -1;                     /* what it refers to may now be a part, too */
+        }
+        return search.found == Py_REFCNT(op) - own;
+    #endif
+    }
+    """
+    bint refers_to_itself_only "synthex_refers_to_itself_only"(PyObject*, Py_ssize_t own) noexcept
+
+
 cdef enum:
     SAMPLES = 64        # objects whose size is taken for one reading of nbytes
     MOST_EXPIRED = 8    # expired objects that one acquire or release discards
@@ -87,6 +152,9 @@ cdef object pool_make(ObjectPool pool):
     if obj is None:
         raise FactoryError("factory must return an object, not None")
     refuse_awaitable("factory", obj, True)
+    if unlikely(not pool.probed):
+        pool.probed = True
+        pool.held_elsewhere = not is_unshared(<PyObject*>obj)
     freelist_count(pool.idle, MADE, 1)
     if FREE_THREADED and not owned_by_this_thread(<PyObject*>pool):
         # Two threads that count references to one object contend for its cache line. With deferred counting they
@@ -140,18 +208,51 @@ cdef object pool_acquire_timed(ObjectPool pool):
             freelist_count(pool.idle, REUSED, -1)
             freelist_count(pool.idle, DISCARDED, 1)
             Py_DECREF(obj)
-        elif likely(uniquely_referenced(obj)):
+        elif is_unshared(obj):
             return owned(obj)
         else:
             pool_discard_alias(pool, obj)
     return pool_make(pool)
 
 
-cdef void pool_discard_alias(ObjectPool pool, PyObject* obj) noexcept:
+cdef inline bint is_unshared(PyObject* obj) noexcept:
+    """Whether the caller's reference is the only one, apart from those of the object's own parts."""
+    return uniquely_referenced(obj) or refers_to_itself_only(obj, 1)
+
+
+cdef int pool_discard_alias(ObjectPool pool, PyObject* obj) except -1:
     freelist_count(pool.idle, REUSED, -1)
     # Another thread's object: the collector may change an object's owner, which is no alias of the caller's.
     freelist_count(pool.idle, ALIASED if owned_by_this_thread(obj) else DISCARDED, 1)
+    cls = type(<object>obj)
     Py_DECREF(obj)
+    # A reset may drop what held the object at first; then some have been reused.
+    if pool.held_elsewhere and not pool.warned and not pool_has_reused(pool):
+        pool.warned = True
+        warn_of_held_objects(cls)
+    return 0
+
+
+cdef bint pool_has_reused(ObjectPool pool) noexcept:
+    cdef int64_t counts[COUNTS]
+    freelist_stats(pool.idle, counts)
+    return counts[<int>REUSED] > 0
+
+
+cdef int warn_of_held_objects(object cls) except -1:
+    from warnings import warn
+    cause = (
+        "or, without the GIL, the object refers to itself through its own attributes"
+        if FREE_THREADED
+        else "such as a registry, a list or a running thread that the factory passes it to"
+    )
+    warn(
+        f"this pool can't reuse its {cls.__name__} objects: something still refers to each when "
+        f"the factory returns it, {cause}",
+        RuntimeWarning,
+        2,
+    )
+    return 0
 
 
 cdef object pool_acquire(ObjectPool pool):
@@ -163,7 +264,7 @@ cdef object pool_acquire(ObjectPool pool):
         obj = <PyObject*>freelist_pop_as(pool.idle, NULL, True)
         if unlikely(obj == NULL):
             return pool_make(pool)
-        if likely(uniquely_referenced(obj)):
+        if likely(uniquely_referenced(obj)) or refers_to_itself_only(obj, 1):
             return owned(obj)
         pool_discard_alias(pool, obj)
 
@@ -266,8 +367,10 @@ cdef class ObjectPool:
     identifies the pool in its repr.
 
     `acquire` never returns an object that is still referenced elsewhere: it discards that one and takes
-    another. Releasing an object twice is therefore harmless. An acquired object need not be released: without
-    references it is freed like any other.
+    another. Releasing an object twice is therefore harmless. References from the object's own parts, such as
+    a bound method of its own that it stores, don't count, except without the GIL. If something else refers to
+    an object as soon as the factory returns it, none can be reused, and the pool warns once (RuntimeWarning).
+    An acquired object need not be released: without references it is freed like any other.
 
     Without the GIL each thread has its own magazine (Bonwick and Adams, "Magazines and Vmem", USENIX 2001),
     and an object is reused only by the thread that made it; `release` in another thread discards it. Once a
@@ -480,7 +583,8 @@ cdef class ObjectPool:
         `created`: objects made. `reused`: acquisitions served by an idle object. `released`: released objects
         that were kept. `discarded`: objects refused (no room, a reset that raised, another thread's) or removed
         (expired, cleared, trimmed). `aliased`: objects discarded because they were still referenced elsewhere.
-        `pool_size`: idle objects now. `reuse_rate`: `reused` / (`created` + `reused`).
+        `pool_size`: idle objects now. `reuse_rate`: `reused` / (`created` + `reused`). `held_elsewhere`:
+        whether something besides the pool referred to the first object as soon as the factory returned it.
 
         >>> pool = ObjectPool(list, prefill=1)
         >>> pool.release(pool.acquire())
@@ -503,6 +607,7 @@ cdef class ObjectPool:
             "aliased": counts[<int>ALIASED],
             "pool_size": idle,
             "reuse_rate": <double>reused / <double>max(<int64_t>1, made + reused),
+            "held_elsewhere": bool(self.held_elsewhere),
         }
 
 

@@ -1461,7 +1461,7 @@ cdef dict counts(Shape* shape):
 
 
 class RecordStats(dict):
-    """Counts of a record type since the import, under the keys that `ObjectPool.stats` has; a dict.
+    """Counts of a record type since the import, under the names that `ObjectPool.stats` gives them; a dict.
 
     ``created`` counts the records whose memory was newly allocated, ``reused`` those built in memory used before.
     ``aliased`` is always 0, because memory is reused only once nothing refers to the record. Instances of subclasses
