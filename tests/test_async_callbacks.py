@@ -12,6 +12,7 @@ import types
 import warnings
 
 import pytest
+from support import in_child, needs_fork, quiet_fork
 
 from synthex_fast import (
     AdaptiveMemoryMonitor,
@@ -23,7 +24,7 @@ from synthex_fast import (
     TTLDict,
 )
 from synthex_fast._arguments import refuse_awaited, want_callable
-from synthex_fast.errors import ArgumentTypeError
+from synthex_fast.errors import ArgumentTypeError, BufferFullError
 from synthex_fast.gc_tuner import GCTuner
 
 
@@ -290,3 +291,141 @@ def test_a_pause_is_no_coroutine():
     with pytest.raises(ArgumentTypeError, match="wait must not be async"):
         buffer.add(PooledExpertResponse("q", "e"))
     buffer.resume()
+
+
+# --- aflush ---
+
+
+def filled(cls=ResponseBuffer, count=3, **options):
+    made = cls(**options)
+    for n in range(count):
+        made.add(PooledExpertResponse("q", f"e{n}"))
+    return made
+
+
+def buffered(made):
+    return len(made) if isinstance(made, ResponseBuffer) else made.buffered
+
+
+either = pytest.mark.parametrize("cls", [ResponseBuffer, ResponseCollector])
+
+
+@either
+def test_aflush_removes_what_the_handler_has_taken(cls):
+    made = filled(cls, on_flush=lambda responses: pytest.fail("on_flush was called"))
+    seen = []
+
+    async def handler(responses):
+        assert buffered(made) == 3
+        seen.append([response.expert_id for response in responses])
+        responses.clear()
+        await asyncio.sleep(0)
+        assert buffered(made) == 3
+
+    taken = asyncio.run(made.aflush(handler))
+    assert seen == [["e0", "e1", "e2"]]
+    assert [response.expert_id for response in taken] == ["e0", "e1", "e2"]
+    assert buffered(made) == 0
+    assert asyncio.run(made.aflush(handler)) == []
+    assert len(seen) == 1
+
+
+@either
+@pytest.mark.parametrize("error", [OSError, asyncio.CancelledError, KeyboardInterrupt])
+def test_aflush_loses_nothing_if_the_handler_raises(cls, error):
+    made = filled(cls)
+
+    async def handler(responses):
+        await asyncio.sleep(0)
+        raise error
+
+    with pytest.raises(error):
+        asyncio.run(made.aflush(handler))
+    assert buffered(made) == 3
+    assert made.stats["failed"] == 1
+    assert len(made.flush()) == 3
+
+
+def test_aflush_loses_nothing_if_it_is_cancelled_or_dropped():
+    buffer = filled()
+
+    async def main():
+        task = asyncio.ensure_future(buffer.aflush(lambda responses: asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        assert buffer.flush() == []
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert len(buffer) == 3
+    running = buffer.aflush(lambda responses: Awaitable())
+    running.send(None)
+    assert buffer.flush() == []
+    del running
+    gc.collect()
+    assert len(buffer.flush()) == 3
+
+
+def test_what_is_added_during_aflush_stays():
+    buffer = filled()
+    counted = []
+
+    async def handler(responses):
+        counted.append(buffer.consensus("q").count)
+        buffer.add(PooledExpertResponse("q", "late", confidence=0.5))
+        assert buffer.flush() == []
+        assert await buffer.aflush(handler) == []
+
+    asyncio.run(buffer.aflush(handler))
+    assert counted == [3]
+    assert buffer.consensus("q").experts == {"late"}
+    assert [response.expert_id for response in buffer.flush()] == ["late"]
+
+
+def test_a_full_buffer_refuses_during_aflush():
+    buffer = filled(count=10, capacity=10)
+
+    async def handler(responses):
+        with pytest.raises(BufferFullError):
+            buffer.add(PooledExpertResponse("q", "late"))
+
+    asyncio.run(buffer.aflush(handler))
+    assert len(buffer) == 0
+
+
+def test_aflush_checks_its_handler():
+    buffer = filled()
+    with pytest.raises(ArgumentTypeError, match="handler must be callable"):
+        buffer.aflush(None)
+    with pytest.raises(ArgumentTypeError, match=r"handler\(responses\) must be something to await"):
+        asyncio.run(buffer.aflush(len))
+    assert len(buffer.flush()) == 3
+
+
+def test_aflush_is_an_ordinary_coroutine():
+    coroutine = ResponseBuffer().aflush(function)
+    assert inspect.iscoroutine(coroutine)
+    coroutine.close()
+
+
+@needs_fork
+@quiet_fork
+def test_a_child_forked_during_aflush_can_flush():
+    buffer = filled()
+    running = buffer.aflush(lambda responses: Awaitable())
+    running.send(None)
+
+    def child():
+        assert len(buffer.flush()) == 3
+        buffer.add(PooledExpertResponse("q", "own"))
+        with pytest.raises(StopIteration):
+            running.send(None)
+        assert len(buffer) == 1
+
+    in_child(child)
+    assert buffer.flush() == []
+    with pytest.raises(StopIteration) as ended:
+        running.send(None)
+    assert len(ended.value.value) == 3
+    assert len(buffer) == 0

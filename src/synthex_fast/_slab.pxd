@@ -1,6 +1,6 @@
 """The slab (a table of responses in one block of memory) and the buffer that fills it."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from cpython.object cimport PyObject
 
@@ -76,8 +76,9 @@ cdef class ResponseBuffer:
     cdef readonly double flush_threshold
     cdef readonly object on_flush
     cdef Py_ssize_t flush_at  # an addition that reaches this many rows flushes; out of reach without a handler
-    cdef bint flushing        # a thread is between choosing the rows to flush and removing them
-    cdef unsigned long flusher      # that thread
+    cdef bint flushing        # between choosing the rows to flush and removing them
+    cdef uint64_t ticket            # how many flushes have begun: tells a flush whether it is the running one
+    cdef unsigned long flusher      # the thread that runs it, or 0 if an awaited handler does
     cdef uint32_t generation        # and the process it runs in, as a number of forks
     cdef int64_t added
     cdef int64_t batches
@@ -100,7 +101,11 @@ cdef class ResponseBuffer:
     cdef object too_large_error(self, str n)
     cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1
     cdef list collect(self, object iterable)
-    cdef Py_ssize_t begin_flush(self) noexcept
+    cdef Py_ssize_t begin_flush(self, unsigned long flusher) noexcept
+    cdef int prepare_flush(self) except -1
+    cdef tuple responses_of(self, Py_ssize_t rows)
+    cdef void abandon_flush(self) noexcept
+    cdef void finish_flush(self, Py_ssize_t rows, tuple kept, list result) noexcept
     cdef list flush_rows(self, bint wanted, Py_ssize_t* freed=*)
     cdef bint needs_spare(self) noexcept
     cdef int prepare_spare(self) except -1

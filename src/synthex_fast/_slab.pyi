@@ -1,4 +1,14 @@
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
 from typing import (
     Any,
     Final,
@@ -84,6 +94,11 @@ class ResponseBuffer:
     def _admit(self, responses: tuple[PooledExpertResponse, ...]) -> str | list[str]: ...
     def _store_batch(self, responses: tuple[PooledExpertResponse, ...]) -> bool: ...
     def flush(self) -> list[PooledExpertResponse]: ...
+    def aflush(
+        self, handler: Callable[[list[PooledExpertResponse]], Awaitable[object]]
+    ) -> Coroutine[Any, Any, list[PooledExpertResponse]]: ...
+    def _begin_async_flush(self) -> tuple[int, tuple[PooledExpertResponse, ...]] | None: ...
+    def _end_async_flush(self, ticket: int, kept: tuple[PooledExpertResponse, ...], done: bool) -> None: ...
     def trim(self, nbytes: SupportsIndex) -> int: ...
     def pause(
         self, wait: SupportsFloat | SupportsIndex | Callable[[], SupportsFloat | SupportsIndex] = True

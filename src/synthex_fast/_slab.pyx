@@ -13,7 +13,8 @@ time.
 **Flushing.** The rows to flush are chosen first, then everything that may fail is done (allocating the result and a
 spare slab, running the handler), and the rows are removed last, which cannot fail. Additions meanwhile go behind the
 chosen rows; these are moved to the front when the others are removed, with new codes and new figures. One flush runs at
-a time. A flush that was begun by a thread that a fork left behind never ends and is ignored.
+a time. A flush that was begun by a thread that a fork left behind never ends and is ignored, and so is one whose
+handler was being awaited at a fork: it belongs to the parent's event loop.
 
 **Locking.** `guard` protects every field that changes. It does not exist on the standard build, where the interpreter's
 lock has the same effect: the sections between `lock` and `unlock` run no Python code. Nothing in such a section may
@@ -844,59 +845,84 @@ cdef class ResponseBuffer:
             items.append(item)
         return items
 
-    cdef Py_ssize_t begin_flush(self) noexcept:
+    cdef Py_ssize_t begin_flush(self, unsigned long flusher) noexcept:
         """Start a flush and return the number of rows it takes: 0 if one is running. The caller holds the lock."""
         if self.flushing and (self.generation == forks_seen or self.flusher == surviving_thread):
             return 0
         # A flush that was begun before a fork, by a thread that this process does not have, never ends.
         self.flushing = self.fill.count > 0
-        self.flusher = PyThread_get_thread_ident()
+        self.ticket += 1
+        self.flusher = flusher
         self.generation = forks_seen
         return self.fill.count
 
     cdef list flush_rows(self, bint wanted, Py_ssize_t* freed=NULL):
         """Flush, and return the responses if wanted. Everything that may fail is done before anything changes."""
         cdef Py_ssize_t rows
-        cdef Py_ssize_t left
         cdef Py_ssize_t i
-        cdef bint shared = False
-        cdef Slab* old = NULL
-        cdef Slab* spare = NULL
         cdef tuple kept = None
         cdef list result = None
         lock(&self.guard)
-        rows = self.begin_flush()
+        rows = self.begin_flush(PyThread_get_thread_ident())
         unlock(&self.guard)
         if rows == 0:
             return []
         try:
-            # Before the question whether the slab is shared: readers hold it.
-            answers_detach_readers(&self.fill.slab.answers)
-            lock(&self.guard)
-            shared = self.needs_spare()
-            unlock(&self.guard)
-            if shared:
-                self.prepare_spare()
+            self.prepare_flush()
             if self.on_flush is None:
                 result = PyList_New(rows)
             else:
-                # These references outlive those of the rows, so removing the rows frees no response.
-                kept = PyTuple_New(rows)
-                for i in range(rows):
-                    Py_INCREF(self.fill.slab.responses[i])
-                    PyTuple_SET_ITEM(<PyObject*>kept, i, self.fill.slab.responses[i])
+                kept = self.responses_of(rows)
                 if wanted:
                     result = list(kept)
                 refuse_awaitable("on_flush", self.on_flush(list(kept)))
         except BaseException:
-            lock(&self.guard)
-            self.flushing = False
-            self.failed += 1
-            spare = self.fill.spare
-            self.fill.spare = NULL
-            unlock(&self.guard)
-            slab_release(spare)
+            self.abandon_flush()
             raise
+        self.finish_flush(rows, kept, result)
+        if freed != NULL:
+            for i in range(rows):
+                freed[0] += sole_nbytes(PySequence_Fast_ITEMS(<PyObject*>kept)[i])
+        return result
+
+    cdef int prepare_flush(self) except -1:
+        """Allocate what removing the rows will need."""
+        cdef bint shared
+        # Before the question whether the slab is shared: readers hold it.
+        answers_detach_readers(&self.fill.slab.answers)
+        lock(&self.guard)
+        shared = self.needs_spare()
+        unlock(&self.guard)
+        if shared:
+            self.prepare_spare()
+        return 0
+
+    cdef tuple responses_of(self, Py_ssize_t rows):
+        """The first rows' responses. The references outlive those of the rows, so removing these frees no response."""
+        cdef tuple kept = PyTuple_New(rows)
+        cdef Py_ssize_t i
+        for i in range(rows):
+            Py_INCREF(self.fill.slab.responses[i])
+            PyTuple_SET_ITEM(<PyObject*>kept, i, self.fill.slab.responses[i])
+        return kept
+
+    cdef void abandon_flush(self) noexcept:
+        """End the running flush without removing anything."""
+        cdef Slab* spare
+        lock(&self.guard)
+        self.flushing = False
+        self.failed += 1
+        spare = self.fill.spare
+        self.fill.spare = NULL
+        unlock(&self.guard)
+        slab_release(spare)
+
+    cdef void finish_flush(self, Py_ssize_t rows, tuple kept, list result) noexcept:
+        """Remove the rows. Their responses are in `kept`; if that is None, their references move to `result`."""
+        cdef Py_ssize_t left
+        cdef Py_ssize_t i
+        cdef Slab* old = NULL
+        cdef Slab* spare = NULL
         lock(&self.guard)
         if kept is None:
             for i in range(rows):
@@ -921,10 +947,6 @@ cdef class ResponseBuffer:
             # The rows' references; `kept` still has its own.
             for i in range(rows):
                 Py_DECREF(PySequence_Fast_ITEMS(<PyObject*>kept)[i])
-        if freed != NULL:
-            for i in range(rows):
-                freed[0] += sole_nbytes(PySequence_Fast_ITEMS(<PyObject*>kept)[i])
-        return result
 
     cdef inline bint needs_spare(self) noexcept:
         """Whether the running flush still has to allocate a fresh slab. The caller holds the lock.
@@ -1010,6 +1032,62 @@ cdef class ResponseBuffer:
         taken them. Raises MemoryError, with nothing changed, if allocation fails.
         """
         return self.flush_rows(True)
+
+    def aflush(self, handler):
+        """A coroutine: await ``handler(responses)``, then remove the responses and return them as a list. O(n).
+
+        They stay in the buffer until the handler is done, and for good if it raises or is cancelled. Those added
+        meanwhile go behind them and stay too, and other flushes return an empty list. So does this one while
+        another flush is running. `on_flush` is not called. `ArgumentTypeError` if the handler is not callable.
+
+        >>> import asyncio
+        >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
+        >>> async def send(responses):
+        ...     print(len(responses), "sent")
+        >>> buffer = ResponseBuffer()
+        >>> buffer.add(PooledExpertResponse("q1", "ada"))
+        >>> len(asyncio.run(buffer.aflush(send))), len(buffer)
+        1 sent
+        (1, 0)
+        """
+        check_callable("handler", handler, False, True)
+        from synthex_fast._async_flush import flush
+        return flush(self, handler)
+
+    def _begin_async_flush(self):
+        """Start a flush whose handler is awaited. Returns its ticket and responses, or None if there is nothing to do.
+
+        The responses stay in the buffer until `_end_async_flush`.
+        """
+        cdef Py_ssize_t rows
+        cdef uint64_t ticket
+        lock(&self.guard)
+        # No thread runs it: after a fork, the child has no event loop that would end it.
+        rows = self.begin_flush(0)
+        ticket = self.ticket
+        unlock(&self.guard)
+        if rows == 0:
+            return None
+        try:
+            self.prepare_flush()
+            return ticket, self.responses_of(rows)
+        except BaseException:
+            self.abandon_flush()
+            raise
+
+    def _end_async_flush(self, uint64_t ticket, tuple kept, bint done):
+        """Remove the responses if the handler is done with them; otherwise leave them."""
+        cdef bint running
+        lock(&self.guard)
+        # In a forked child another flush may have taken these rows.
+        running = self.flushing and self.ticket == ticket
+        unlock(&self.guard)
+        if not running:
+            return
+        if done:
+            self.finish_flush(PySequence_Fast_GET_SIZE(<PyObject*>kept), kept, None)
+        else:
+            self.abandon_flush()
 
     def trim(self, nbytes):
         """Flush through the handler, if there is one and `nbytes` is not 0; return at least how many bytes were freed.

@@ -33,7 +33,7 @@ from synthex_fast.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from typing import Any, Literal, NoReturn, Self, SupportsFloat, SupportsIndex
 
     from synthex_fast._slab import Aggregate, AggregateRow, Columns
@@ -504,6 +504,18 @@ class ResponseCollector:
         if self._holder() is None:
             raise self._refusal()
         return self._buffer.flush()
+
+    def aflush(
+        self, handler: Callable[[list[PooledExpertResponse]], Awaitable[object]]
+    ) -> Coroutine[Any, Any, list[PooledExpertResponse]]:
+        """A coroutine: await ``handler(responses)`` with the buffered responses, remove and return them. O(buffered).
+
+        If the handler raises or is cancelled, everything stays in the buffer. `on_flush` is not called. The rest is as
+        in `ResponseBuffer.aflush`.
+        """
+        if self._holder() is None:
+            raise self._refusal()
+        return self._buffer.aflush(handler)
 
     def pop(self, query_id: str) -> tuple[PooledExpertResponse, ...]:
         """Stop keeping the answers to a query, and return them; empty if there are none. O(answers).
