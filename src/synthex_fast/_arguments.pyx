@@ -4,7 +4,7 @@ Each check takes the argument's name first and raises `ArgumentTypeError` or `Ar
 value received and what is allowed. Neither a bool nor a string is accepted as a number. Exceptions from the value's own
 ``__index__`` or ``__float__`` propagate, except `OverflowError`, which means out of range.
 
-Cython code cimports the ``cdef`` functions; the ``def`` functions below are their faces for Python code.
+Cython code cimports the ``cdef`` functions; the ``def`` functions below wrap them for Python code.
 """
 
 from libc.math cimport INFINITY, isnan
@@ -136,7 +136,7 @@ def positive_seconds(name, value, *, optional=False):
 
 
 def finite_number(name, value, allowed="a finite number", *, least=-INFINITY, most=INFINITY):
-    """The value as a finite float from `least` to `most`; `allowed` says so in the error.
+    """The value as a finite float from `least` to `most`; `allowed` describes that in the error.
 
     >>> finite_number("weight", 2, "a number, 0 or more", least=0)
     2.0

@@ -235,7 +235,7 @@ cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
             from synthex_fast._sweeper import schedule
             schedule(pool, now + pool.idle_seconds)
         except BaseException:
-            # No memory, or no thread can be started. The next release retries; operations expire objects meanwhile.
+            # No memory, or no thread can be started. The next release retries; until then operations expire objects.
             pool.scheduled = False
     return kept
 
@@ -515,7 +515,7 @@ cdef class Lease:
                 self.leased = obj
         if free:
             return obj
-        # Another thread has entered it meanwhile.
+        # Another thread has entered it in the meantime.
         pool.release(obj)
         raise SynthexFastError("this lease already holds an object")
 

@@ -168,7 +168,7 @@ class _Files:
             try:
                 self.groups.append(_Group(version, directory))
             except OSError:
-                # Removed meanwhile, or not permitted.
+                # Removed in the meantime, or not permitted.
                 continue
         if self.groups:
             self.group = self.groups[0]
@@ -291,7 +291,7 @@ class Readings:
             return 0
 
     def available(self) -> int:
-        """What the host can give out without swapping (``MemAvailable``), whatever the container's limit."""
+        """What the host can give out without swapping (``MemAvailable``), regardless of the container's limit."""
         return self._host(b"MemAvailable:", "available")
 
     def total(self) -> int:

@@ -1394,7 +1394,7 @@ cdef tuple response_values(PyObject* op):
 
 
 cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
-    """Whether the identifiers alone tell two records apart; one that nobody has read yet is like no other."""
+    """Whether the identifiers alone make two records differ; one that was never read differs from any other."""
     cdef object a = taken(peek(one, ID))
     cdef object b = taken(peek(other, ID))
     return a is None or b is None or a != b
@@ -1402,7 +1402,7 @@ cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
 
 cdef str shown(object self, tuple fields, tuple values):
     cdef list parts = []
-    # No comprehension: Cython 3.3.1 drops an item twice where appending it fails for want of memory.
+    # No comprehension: Cython 3.3.1 drops an item twice if allocation fails while appending it.
     for name, value in zip(fields, values):
         part = f"{name}={value!r}"
         parts.append(part)
@@ -1455,7 +1455,7 @@ cdef object reduced(object self):
 
 
 cdef object copied(object self):
-    """A shallow copy by way of the pickling protocol, so that subclasses have their say."""
+    """A shallow copy by way of the pickling protocol, so that a subclass can customise it."""
     make, arguments, state = self.__reduce__()
     twin = make(*arguments)
     twin.__setstate__(state)

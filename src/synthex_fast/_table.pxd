@@ -215,7 +215,7 @@ cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item)
     if not FREE_THREADED:
         grown = PyMem_RawRealloc(old, room * item)
     else:
-        # An allocator with a lock of its own (tracemalloc's) may wait in here, and the garbage collector run meanwhile:
+        # An allocator with a lock of its own (tracemalloc's) may wait in here while the garbage collector runs:
         # it must find the old array intact.
         grown = PyMem_RawMalloc(room * item)
         if grown != NULL and old != NULL:
@@ -229,7 +229,7 @@ cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item)
 
 
 cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
-    """Make the index `size` entries large and enter every live slot anew. False: no memory, and nothing changed."""
+    """Make the index `size` entries large and re-enter every live slot. False: allocation failed, nothing changed."""
     cdef uint32_t* old = NULL
     cdef uint32_t* index
     cdef uint32_t slot, bits = 1, most = size if size > t.room else t.room
@@ -252,13 +252,13 @@ cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
     for slot in range(t.used):
         if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
             index_insert(t, slot)
-    # Last: the allocator may wait in here, and a process forked meanwhile must find a table that is whole.
+    # Last: the allocator may wait in here, and a process forked during the wait must find a consistent table.
     PyMem_RawFree(old)
     return True
 
 
 cdef inline bint reserve_slot(Table* t) noexcept nogil:
-    """Make room for one more slot and index entry. False: no memory, and no entry has moved."""
+    """Make room for one more slot and index entry. False: allocation failed, no entry has moved."""
     cdef uint32_t room, before = t.room
     cdef uint64_t size
     if t.free == NONE and t.used == t.room:
@@ -280,7 +280,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
         if t.index != NULL and (room + 1) >> t.slot_bits and not index_rebuild(t, t.index_size):
             t.room = before
             return False
-    # At most 5/8 full: a removal then looks at four entries to the right on average; at 6/8 it would look at nine.
+    # At most 5/8 full: a removal then examines four entries to the right on average; at 6/8 it would examine nine.
     if (<uint64_t>t.live + 1) * 8 > <uint64_t>t.index_size * 5:
         size = <uint64_t>t.index_size * 2 + 16
         if t.limit != NONE and <uint64_t>t.limit * 8 // 5 + 4 > t.index_size:
@@ -291,7 +291,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
 
 
 cdef inline bint reserve_node(Table* t) noexcept nogil:
-    """Make room for one more node in the heap. False: no memory, and nothing changed."""
+    """Make room for one more node in the heap. False: allocation failed, nothing changed."""
     cdef uint32_t room
     # A full table evicts before it inserts, so it never has more nodes than its limit.
     if t.scheduled < t.heap_room or t.heap_room >= t.limit:
@@ -306,7 +306,7 @@ cdef inline bint reserve_node(Table* t) noexcept nogil:
 
 
 cdef inline bint reserve_wide(Table* t) noexcept nogil:
-    """Make room for a size over INLINE_SIZE_MAX. False: no memory, and nothing changed."""
+    """Make room for a size over INLINE_SIZE_MAX. False: allocation failed, nothing changed."""
     cdef uint32_t slot
     if t.wide != NULL:
         return True
@@ -466,7 +466,7 @@ cdef inline void heap_rebuild(Table* t) noexcept nogil:
 
 
 cdef inline void heap_rebase(Table* t, double base) noexcept nogil:
-    """Count ticks from another time on."""
+    """Change the time from which ticks are counted."""
     cdef uint32_t at
     t.base = base
     for at in range(t.scheduled):
@@ -500,7 +500,7 @@ cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept 
 
 
 cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept nogil:
-    """A slot that is due, or NONE. Each node looked at takes one of `steps`; NONE is also returned if they run out."""
+    """A slot that is due, or NONE. Each node examined takes one of `steps`; NONE is also returned if they run out."""
     cdef uint32_t tick, slot
     cdef double due
     cdef Node node
@@ -532,7 +532,7 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
 
 
 cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, uint32_t at, int* steps) noexcept nogil:
-    """A slot at or below node `at` that is due within its tick, or NONE. Each node looked at takes one of `steps`."""
+    """A slot at or below node `at` that is due within its tick, or NONE. Each node examined takes one of `steps`."""
     cdef uint32_t slot, child, last
     cdef uint64_t first
     if at >= t.scheduled or t.heap[at].tick > tick or steps[0] <= 0:
@@ -695,7 +695,7 @@ cdef inline void slot_free(Table* t, uint32_t slot) noexcept nogil:
 
 
 cdef inline void dead_push(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
-    """Add a removed slot to the dead queue, which keeps its key and value until somebody releases them."""
+    """Add a removed slot to the dead queue, which keeps its key and value until they are released."""
     t.slots[slot].meta |= DEAD
     t.links[slot].prev = reason
     t.links[slot].next = NONE

@@ -1,8 +1,8 @@
 """TTLDict: a mapping whose entries expire, limited in entries and in bytes.
 
 The table itself (hash index, expiry heap, eviction order, byte account) is a C struct in ``_table.pxd`` that knows
-nothing of reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that the
-hot paths inline, and reads in this order:
+nothing about reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that
+the hot paths inline, and reads in this order:
 
 - ``_ttl_locking.pxi``: the locks of the free-threaded build;
 - ``_ttl_lookup.pxi``: the clock, the search for a key, reads;
@@ -93,7 +93,7 @@ cdef extern from *:
 cdef enum:
     # Entries that a `Victims` record holds before the dead queue is used.
     VICTIMS = 8
-    # Due entries that one lookup, insertion or deletion looks at. An insertion adds one, so a backlog shrinks.
+    # Due entries that one lookup, insertion or deletion examines. An insertion adds one, so a backlog shrinks.
     EXPIRE_STEPS = 4
     # Due entries that `expire_due` takes off the heap one by one before it scans the whole heap instead.
     EXPIRE_DUE_STEPS = 64
@@ -812,7 +812,7 @@ cdef int configure(
         try:
             import_sweeper()
         except Exception:
-            # Probably no memory. The first store tries again.
+            # Probably out of memory. The first store tries again.
             pass
     start = monotonic_coarse() if timer is None else read_timer(timer)
     # The code of an argument may have initialised this dict, or used it.

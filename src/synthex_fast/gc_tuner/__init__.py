@@ -19,10 +19,10 @@ every now and then, reads memory. Collections happen where a request ends, in ``
 which the callback wakes. The watcher sleeps on a queue: without collections there is no cyclic garbage to watch.
 
 Locks. ``_lock`` guards the run's number (``_epoch``), the requests in flight and the interpreter's thresholds: they
-always agree when it is released. ``_work`` is held by whoever decides on or makes a full collection, so there is one at
-a time; it is taken before ``_lock``. ``_guard``, one per process, guards which tuner runs, and is taken before both.
-All are reentrant, since a finaliser or a signal handler can begin a request anywhere. Code inside the callback never
-waits for a lock.
+always agree when it is released. ``_work`` is held by the thread that decides on or makes a full collection, so there
+is one at a time; it is taken before ``_lock``. ``_guard``, one per process, guards which tuner runs, and is taken
+before both. All are reentrant, since a finaliser or a signal handler can begin a request anywhere. Code inside the
+callback never waits for a lock.
 """
 
 from synthex_fast.gc_tuner.collector import (

@@ -268,7 +268,7 @@ class FullCollections:
         self.forced_from = memory.high
         if memory.is_high:
             # Freed memory may still belong to the process, in holes: any growth means that they are full again. After a
-            # fruitless one, wait for an eighth of what is left; for more if that is no use, but well before the end.
+            # fruitless one, wait for an eighth of what is left, or more if that did not help, but at most half.
             left = max(1 - memory.share, 0.0)
             step = 1 / 256
             if self._fruitless:

@@ -45,7 +45,7 @@ class PauseStatistics:
     """Pauses by generation, and inside requests. Written by the callback, which takes no lock.
 
     The callback runs at every collection, so each of its statements counts: it is a closure, it makes a container only
-    where it reads memory, and what the histograms already tell is not counted separately.
+    where it reads memory, and what the histograms already show is not counted separately.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
 """Requests in flight: the context manager and decorator, and the ASGI and WSGI middleware.
 
 Each way of marking a request calls the tuner's ``_begin_request()``, keeps the number of the run that it returns, and
-hands it to ``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without
+passes it to ``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without
 effect.
 """
 

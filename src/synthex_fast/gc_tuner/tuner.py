@@ -1,4 +1,4 @@
-"""GCTuner itself: starts and stops, counts requests, and collects when the pacing says so."""
+"""GCTuner itself: starts and stops, counts requests, and collects when `pacing` finds it due."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class GCTuner:
                 return
             if _running is not None:
                 raise TunerRunningError("another GCTuner runs in this process: stop it first")
-            # Now, because an import takes long in a process that runs out of memory.
+            # Now, because an import is slow in a process that runs out of memory.
             _pressure.find_malloc_trim()
             self._start()
             _running = self
@@ -330,7 +330,7 @@ class GCTuner:
     # Collecting
 
     def idle(self) -> int:
-        """Say that the service is idle: garbage is collected now. Returns the number of unreachable objects found.
+        """Collect garbage now, while the service is idle. Returns the number of unreachable objects found.
 
         No effect while a request is in flight, nor so soon after another full collection that the two would take more
         than ``target_overhead`` of the time.
@@ -438,7 +438,7 @@ class GCTuner:
         now = self._now()
         self._read_memory(now)
         full.record(now, before, freed, pause, memory)
-        # From here on the interpreter may be told to make another, should memory go on growing.
+        # From here on the interpreter may be told to make another, if memory goes on growing.
         self._pauses.taken = 0
         if memory.is_high and freed >= FEW_FREED:
             _pressure.malloc_trim()
@@ -612,7 +612,7 @@ class GCTuner:
         try:
             self._start_watcher()
         except Exception as error:
-            # The tuner works without: requests end, and the callback does what it can.
+            # The tuner works without it: requests end, and the callback does what it can.
             _unraisable.report(error, self)
 
     def _watch(self, epoch: int) -> float:
@@ -743,7 +743,7 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    """What is frozen stays so: nothing is collected any more but what the interpreter takes down."""
+    """Leave frozen objects frozen: the interpreter's own last collections should not visit them."""
     tuner = _running
     if tuner is not None:
         tuner._remove_callback()

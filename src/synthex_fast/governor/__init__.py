@@ -1,6 +1,6 @@
 """`MemoryGovernor`: one memory limit for a process, kept by shrinking its caches in good time.
 
-The kernel kills a container that reaches its limit, without asking it to free anything first. The governor reads the
+The OOM killer acts when a container reaches its limit, without asking it to free anything first. The governor reads the
 same figures and acts earlier. It frees expired entries and idle pools, evicts from caches, collects garbage, returns
 free memory to the system, and delays new work if all that is not enough.
 

@@ -97,7 +97,7 @@ class Pausable(Protocol):
 
     def pause(self, *, wait: Wait) -> object:
         """Delay additions (True), refuse them (False), or delay them for that many seconds; a callable is asked each
-        time. Return False if it is paused already: the governor then leaves it to whoever paused it.
+        time. Return False if it is paused already: the governor then leaves it to the code that paused it.
         """
         ...
 
@@ -324,13 +324,13 @@ class ComponentState:
             self.failed("resize", error)
             return False
         if self.removed:
-            # Unregistered meanwhile, by code that the eviction ran or by a thread that did not wait any longer.
+            # Unregistered in the meantime, by code that the eviction ran or by a thread that did not wait any longer.
             self.set_limit = set_limit
             self.restore(obj)
         return True
 
     def pause(self, obj: Any, wait: Wait) -> bool:
-        """Pause the object, unless somebody else has done so; True if it was paused here."""
+        """Pause the object, unless it is paused already; True if it was paused here."""
         try:
             self.paused = obj.pause(wait=wait) is not False
         except Exception as error:
@@ -342,7 +342,7 @@ class ComponentState:
         return paused
 
     def resume(self, obj: Any) -> bool:
-        """Resume the object; False if that raises, from lack of memory perhaps. It is then tried again later."""
+        """Resume the object; False if that raises, as it may if allocation fails. It is then tried again later."""
         self.paused = False
         try:
             obj.resume()
@@ -353,7 +353,7 @@ class ComponentState:
         return True
 
     def restore(self, obj: Any) -> None:
-        """Resume the object and give it back its own limit, unless somebody has set another one meanwhile."""
+        """Resume the object and give it back its own limit, unless it has been set elsewhere."""
         if self.paused:
             self.resume(obj)
         limit, self.set_limit = self.set_limit, None

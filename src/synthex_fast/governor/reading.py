@@ -89,7 +89,7 @@ class MemoryReader:
             return nearest(rss, limit, charge, container, held)
         if self.bounded:
             return MemoryUse(rss, charge, rss, limit)
-        # Everybody uses the machine's memory.
+        # All processes share the machine's memory.
         taken = known.used if known and known.limit == limit else limit - self._readings.available()
         return MemoryUse(rss, charge, max(rss, taken), limit)
 

@@ -25,7 +25,7 @@ class Subscription:
         self._cancels: list[Callable[[], object]] = []
 
     def attach(self, source: Any, callback: Callable[[str, Any], None]) -> None:
-        """Have the source call at each change of level, and run it. A source that can't be started is detached."""
+        """Make the source call at each change of level, and run it. A source that can't be started is detached."""
         if source is self.source:
             return
         self.detach()

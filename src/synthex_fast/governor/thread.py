@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Target(Protocol):
-        """What a worker needs of its governor."""
+        """What a worker needs from its governor."""
 
         _interval: float
         """Seconds until memory is to be read again."""
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "is_acting"]
 
-# How often one thread reads memory again because others have asked meanwhile; the rest is left to the governor's own.
+# How often one thread reads memory again because others asked during its turn; then the governor's own does it.
 ROUNDS = 3
 # How long one thread waits for another. Bounded: a callback may be waiting for a lock that the waiting thread holds.
 WAIT_SECONDS = 1.0

@@ -98,7 +98,7 @@ class SamplingThread:
         self.end()
 
     def end(self) -> None:
-        """Have the thread end. May be called anywhere, even during a garbage collection."""
+        """Make the thread end. May be called anywhere, even during a garbage collection."""
         self.abandon()
         self.waker.wake()
 
