@@ -2,7 +2,7 @@
 
     python bench/report.py [--quick] [--only WORD] [--json FILE] [--markdown] [--free-threaded PYTHON]
 
-Each claim is measured in a process of its own by a function ``claim_...`` of a ``bench_*.py`` beside this
+Each claim is measured in a process of its own by a function ``claim_...`` of a ``bench_*.py`` next to this
 file; what it measures against runs in the same process, in turns. Needs ``pip install '.[bench]'``. The rows
 for free-threaded Python run on the interpreter given, or on one found.
 """
@@ -214,7 +214,7 @@ def shown(row, result):
 
 
 def free_threaded_python(given):
-    """An interpreter without global lock that can import the package, made if need be; or None."""
+    """An interpreter without global lock that can import the package, built if necessary; or None."""
     shared = HERE.parents[1] / "shared/bin/python-from-source"
     cached = Path.home() / ".cache/python-from-source/3.14t/bin/python3.14t"
     candidates = [given, os.environ.get("SYNTHEX_FREE_THREADED"), shutil.which("python3.14t")]

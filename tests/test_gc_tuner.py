@@ -1,4 +1,4 @@
-"""GCTuner: what it measures, when it lets the collector run, what it leaves behind."""
+"""GCTuner: what it measures, when it collects, and what it restores."""
 
 import asyncio
 import contextlib
@@ -377,7 +377,7 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
     tuner.start()
 
     class Guard:
-        """Another thread comes in as soon as it is let go."""
+        """Another thread acquires it as soon as it is released."""
 
         def __enter__(self):
             guard.acquire()
@@ -1348,7 +1348,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.stats["forced"] == 1
             assert world.stats["in_request"]["collections"] == 1
-            # No other before this one has been looked at.
+            # No other before this one has been checked.
             world.pass_time(1)
             world.readings.rss_ = 990 * MB
             collector.collect(0)
@@ -1357,7 +1357,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.tuner._full.last_pause == pytest.approx(0.1e9)
             assert collector.collected == [0, 2, 0]
-        # Memory that was given back meanwhile.
+        # Memory that was returned in the meantime.
         world.pass_time(5)
         world.readings.rss_ = 900 * MB
         collector.collect(0)

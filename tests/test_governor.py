@@ -363,7 +363,7 @@ def test_what_only_collects_garbage_can_be_registered(monkeypatch):
 
 def test_a_getter_that_raises_exists():
     class Late:
-        """Can't say yet what it holds; some of what it offers comes by `__getattr__`."""
+        """Can't say yet what it holds; `__getattr__` provides some of its names."""
 
         @property
         def nbytes(self):
@@ -1342,7 +1342,7 @@ def test_it_acts_when_the_monitor_calls():
         governors = weakref.ref(made)
         late = lambda: governors()._worker.act(governors(), False)  # noqa: E731
     assert monitor.callbacks == []
-    # A call that was on its way when it was stopped.
+    # A call that had begun when it was stopped.
     machine.base, held = 900 * MB, cache.held
     late()
     assert cache.held == held

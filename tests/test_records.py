@@ -1,4 +1,4 @@
-"""The records: what they check and keep, how their memory is used again, and what hostile code can't do to them."""
+"""The records: what they check and keep, how their memory is reused, and what hostile code can't do to them."""
 
 import copy
 import gc
@@ -1000,7 +1000,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(pair=records)
     def forget_the_cycle(self, pair):
-        # Another dict, so that whoever holds the old one sees no cycle in it.
+        # Another dict, so that a holder of the old one sees no cycle in it.
         pair[0].context = {"self": pair[0]}
         model = copy.deepcopy(pair[1])
         model["title"] = model["title"] or "blank before"

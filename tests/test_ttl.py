@@ -278,7 +278,7 @@ class Model(RuleBasedStateMachine):
     def agrees(self):
         live = self.live()
         if self.serial % 3 == 0:
-            # Not always: looking frees what is due, and the states in between need testing too.
+            # Not always: reading frees what is due, and the states in between need testing too.
             assert len(self.d) == len(live)
             assert dict(self.d.items()) == live
             assert self.d.nbytes == sum(ENTRY + v[1] for v in live.values())
@@ -592,7 +592,7 @@ def test_a_clock_that_goes_back_hides_nothing_that_is_due():
 
 
 def test_comparisons_may_store_timed_entries_below_zero():
-    """A lookup that needs no time when it begins must not take what is stored meanwhile for expired."""
+    """A lookup that needs no time when it begins must not take what is stored during it for expired."""
     for operation in (
         lambda d, k: d.get(k),
         lambda d, k: d.setdefault(k, 3),

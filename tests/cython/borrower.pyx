@@ -15,7 +15,7 @@ cdef void release_block(void* block) noexcept:
     pass
 
 
-# Under nogil the compiler refuses whatever would call into Python.
+# Under nogil the compiler refuses anything that would call into Python.
 cdef int64_t cycle(Freelist* spare, int* blocks, int count, int rounds) noexcept nogil:
     cdef int64_t total = 0
     cdef int _round, _each, i
