@@ -86,7 +86,7 @@ def claim_query_vs_pydantic():
 
 
 def claim_full_vs_pydantic():
-    """With a context of five keys, three constraints and three tags, made anew for each."""
+    """With a context of five keys, three constraints and three tags, new ones for each."""
     return compare(
         statement(FULL, make=_query(), **TEXTS, **NAMES),
         statement(FULL, make=_model(), **TEXTS, **NAMES, inner=100),

@@ -1,4 +1,4 @@
-"""The byte account: `sizeof` against walkers in plain Python, and against `sys.getsizeof` of each part.
+"""Byte accounting: `sizeof` against walkers in plain Python, and against `sys.getsizeof` of each part.
 
 ``python bench/bench_sizeof.py`` prints nanoseconds per object and how far the account is from tracemalloc.
 """

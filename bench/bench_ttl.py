@@ -109,7 +109,7 @@ def _compare_overwrites(make_rival):
 
 
 def claim_overwrite_vs_cachebox():
-    """`mapping[key] = text` of a present key, byte account on."""
+    """`mapping[key] = text` of a present key, with byte accounting."""
     return _compare_overwrites(lambda: _cachebox_ttl(100_000))
 
 
@@ -209,7 +209,7 @@ def _bytes_per_entry(ours):
 
 
 def claim_bytes_per_entry_bounded():
-    """200,000 entries with a TTL each and the byte account on, `max_size` given."""
+    """200,000 entries with a TTL each, byte accounting and `max_size`."""
     return _bytes_per_entry("ours-bounded")
 
 

@@ -1,4 +1,4 @@
-"""Measures every claim the project makes about speed and memory, and prints them beside the targets.
+"""Measures every claim the project makes about speed and memory, and compares them with the targets.
 
     python bench/report.py [--quick] [--only WORD] [--json FILE] [--markdown] [--free-threaded PYTHON]
 
@@ -58,7 +58,7 @@ ROWS = [
     faster("", "cachebox.TTLCache", 1, "bench_ttl:claim_get_vs_cachebox"),
     at_most("TTLDict[key], hit, 100,000 text keys", "dict", 1.3, "bench_ttl:claim_subscript_vs_dict"),
     at_most(
-        "TTLDict overwrite, text, byte account",
+        "TTLDict overwrite, text, byte accounting",
         "cachebox.TTLCache",
         0.8,
         "bench_ttl:claim_overwrite_vs_cachebox",

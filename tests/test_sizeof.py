@@ -1,4 +1,4 @@
-"""The byte account against tracemalloc, against a plain model, and against values that misbehave."""
+"""Byte accounting against tracemalloc, against a plain model, and against values that misbehave."""
 
 import array
 import collections

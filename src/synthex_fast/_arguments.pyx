@@ -66,7 +66,7 @@ cdef double real(str name, object value, str allowed) except? -1.0:
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
-    """A positive number of seconds. Infinity, and None if `optional`, mean for ever; finite values must fit doubles."""
+    """A positive number of seconds. Infinity, and None if `optional`, mean forever; finite values must fit doubles."""
     cdef double number
     cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
@@ -127,7 +127,7 @@ def whole_number(name, value, least=1, most=PY_SSIZE_T_MAX, *, unit="", optional
 
 
 def positive_seconds(name, value, *, optional=False):
-    """The value as a float above 0. `math.inf`, and None if `optional`, mean for ever and are returned as infinity.
+    """The value as a float above 0. `math.inf`, and None if `optional`, mean forever and are returned as infinity.
 
     >>> positive_seconds("ttl", 3), positive_seconds("ttl", None, optional=True)
     (3.0, inf)

@@ -223,7 +223,7 @@ cdef class Aggregate:
         PyMem_RawFree(self.tallies)
 
     cdef int reserve(self, size_t queries) except -1:
-        """Make room for so many tallies; no size overflows, as the slab itself is larger."""
+        """Make room for that many tallies; no size overflows, as the slab itself is larger."""
         PyMem_RawFree(self.tallies)
         self.reserved = 0
         self.tallies = <Tally*>PyMem_RawMalloc((queries + (queries == 0)) * sizeof(Tally))

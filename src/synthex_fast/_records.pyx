@@ -1450,7 +1450,7 @@ cdef object reduced(object self):
 
 
 cdef object copied(object self):
-    """A shallow copy by way of the pickling protocol, so that a subclass can customise it."""
+    """A shallow copy made through the pickling protocol, so that a subclass can customise it."""
     make, arguments, state = self.__reduce__()
     twin = make(*arguments)
     twin.__setstate__(state)

@@ -232,9 +232,9 @@ cdef enum:
     NOTHING = 1               # they belong to the process: nothing is counted
     SHALLOW = 2               # themselves, without what they refer to
     DEEP = 3                  # themselves and everything that they refer to
-    ARRAY = 4                 # numpy.ndarray: besides, the memory that a view keeps alive
+    ARRAY = 4                 # numpy.ndarray: the same, and the memory that a view keeps alive
     MAPPING = 5               # a dict subclass: its traversal doesn't show the keys
-    PLAIN_MAPPING = 6         # the same, with nothing worth a traversal besides
+    PLAIN_MAPPING = 6         # the same, with nothing else worth a traversal
     EXTERNAL = 7              # themselves, and memory that neither __sizeof__ nor a traversal shows
     OWN_SIZER = 8             # added to the others: __sizeof__ is looked up and called each time
 
@@ -343,7 +343,7 @@ cdef bint grow_seen(Walk* w) noexcept:
         w.seen = w.seen_store
         w.seen_mask = SEEN_SLOTS - 1
         memset(w.seen, 0, sizeof(w.seen_store))
-        # A root is counted as a root: wherever else it turns up, it was met before.
+        # A root is counted as a root: anywhere else it counts as met before.
         remember(w, w.roots[0])
         if w.roots[1] != NULL:
             remember(w, w.roots[1])
@@ -711,7 +711,7 @@ cdef int enter_array(Walk* w, object array) except -1:
                 hold_referent(w, <PyObject*>base)
                 expected = 1
         else:
-            # A mapped file or another library's buffer: the array's own extent is all that is known of it.
+            # A mapped file or another library's buffer: only the array's own extent is known.
             add(w, of_class.nbytes.__get__(array))
     elif of_class.dtype.__get__(array).char == "O":
         PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT)
@@ -988,7 +988,7 @@ cdef int read_all(Walk* w) except -1:
         if w.left <= 0:
             if children(frame) > frame.done:
                 estimate(w, frame)
-                # What comes beside the part cut short may differ in kind: each level gets half the reserve.
+                # What comes next to the part cut short may differ in kind: each level gets half the reserve.
                 w.left = w.reserve >> 1
                 w.reserve -= w.left
             leave_frame(w)

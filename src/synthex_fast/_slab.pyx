@@ -133,7 +133,7 @@ NOTHING.answers.queries.entries = NOTHING.answers.experts.entries = &NO_ENTRY
 
 
 cdef Slab* slab_new(Py_ssize_t capacity) except NULL:
-    """A slab for so many rows and as many distinct ids in each code table, or MemoryError.
+    """A slab for `capacity` rows and as many distinct ids in each code table, or MemoryError.
 
     The memory arrives zeroed, and large blocks come from the system page by page as they are touched.
     """
@@ -688,7 +688,7 @@ cdef class ResponseBuffer:
         )
 
     cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1:
-        """Add responses by way of rows: references are taken to all of them before Python code can change the items."""
+        """Add responses through rows: references are taken to all of them before Python code can change the items."""
         cdef Row few[STAGED]
         cdef Row* rows = few
         cdef Py_ssize_t done = 0
@@ -1262,8 +1262,8 @@ cdef int clear(PyObject* self) noexcept:
 
 
 cdef void dealloc(PyObject* self) noexcept:
-    # Weak references go first: Python code that runs as the responses are freed must not reach the buffer through
-    # one. That rules out __dealloc__, which Cython calls with a reference count that is not 0.
+    # Weak references are cleared first: Python code that runs as the responses are freed must not reach the buffer
+    # through one. That rules out __dealloc__, which Cython calls with a reference count that is not 0.
     cdef Fill* fill = fill_of(self)
     PyObject_GC_UnTrack(self)
     PyObject_ClearWeakRefs(self)

@@ -1,4 +1,4 @@
-"""The package's one background thread, which frees due entries of dicts and pools that nobody touches.
+"""The package's one background thread, which frees due entries of dicts and pools that are not used.
 
 The thread starts when the first client is scheduled and sleeps until the next entry is due. It holds its clients
 weakly. Before a fork it ends, so that a preloading server forks a single-threaded process, and it starts again in

@@ -1,4 +1,4 @@
-"""The table behind TTLDict: hash index, expiry heap, eviction order and byte account over one set of slots.
+"""The table behind TTLDict: hash index, expiry heap, eviction order and byte accounting over one set of slots.
 
 Plain C structs with inline functions that touch no reference count and run no Python code, so that other Cython code
 can cimport them and use them without the interpreter. Keys are compared by the caller: `table_probe` yields the slots
@@ -8,7 +8,7 @@ are not resident. With a limit in entries, the last step is exact.
 
 The index is open-addressed with linear probing and backward-shift deletion (Knuth, TAOCP 3, 6.4, algorithm R). Homes
 are found by range reduction, so its size need not be a power of two. The heap is 4-ary. A node's tick may be earlier
-than its slot's deadline (a refreshed entry is moved only when it comes up), but never later by more than one tick.
+than its slot's deadline (a refreshed entry is moved when it reaches the top), but never later by more than one tick.
 Policies: FIFO, LRU, SIEVE (Zhang et al., NSDI 2024) and S3-FIFO (Yang et al., SOSP 2023).
 """
 
@@ -234,7 +234,7 @@ cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
     cdef uint32_t* index
     cdef uint32_t slot, bits = 1, most = size if size > t.room else t.room
     if not FREE_THREADED:
-        # In place: a new array beside the old one would leave a hole in the heap that stays resident.
+        # In place: a second array would leave a hole in the heap that stays resident.
         if not grow(<void**>&t.index, 0, size, sizeof(uint32_t)):
             return False
         memset(t.index, 0, size * sizeof(uint32_t))
@@ -318,7 +318,7 @@ cdef inline bint reserve_wide(Table* t) noexcept nogil:
     return True
 
 
-# ---- byte account ----
+# ---- byte accounting ----
 
 cdef inline uint64_t slot_size(const Table* t, uint32_t slot) noexcept nogil:
     return t.wide[slot] if t.wide != NULL else t.slots[slot].meta >> SIZE_SHIFT
@@ -477,7 +477,7 @@ cdef inline void heap_rebase(Table* t, double base) noexcept nogil:
 cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept nogil:
     """Update the heap for a slot whose deadline was `before` until now. The heap must have room (`reserve_node`).
 
-    A node that would only move later stays where it is until it comes up.
+    A node that would only move later stays where it is until it reaches the top.
     """
     cdef double due = slot_due(t, slot)
     cdef Node node

@@ -1,6 +1,6 @@
 """TTLDict: a mapping whose entries expire, limited in entries and in bytes.
 
-The table itself (hash index, expiry heap, eviction order, byte account) is a C struct in ``_table.pxd`` that knows
+The table itself (hash index, expiry heap, eviction order, byte accounting) is a C struct in ``_table.pxd`` that knows
 nothing about reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that
 the hot paths inline, and reads in this order:
 
@@ -29,7 +29,7 @@ collector traverses the table without a lock, since it stops every other thread.
 
 How expiry stays cheap. An operation frees a few due entries (`expire_some`); only calls that count or show all entries
 free all that are due (`expire_due`). An operation that runs inside a callback or finaliser frees none
-(`callback_depth`), or callbacks would nest. Entries that nobody touches are freed by the package's sweeper thread.
+(`callback_depth`), or callbacks would nest. Entries of an unused dict are freed by the package's sweeper thread.
 """
 
 cimport cython
@@ -100,7 +100,7 @@ cdef enum:
     # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, and the rest
     # for pages that are not full. Measured by `bench_ttl.py`; without `max_size` the index may be half as dense.
     ENTRY_COST = 60
-    # A reason besides those of Reason: `on_evict` is not called.
+    # A reason in addition to those of Reason: `on_evict` is not called.
     SILENT = 4
     # Free-threaded build: hits by other threads than the dict's own before it counts as shared.
     SHARED_HITS = 1024
@@ -160,7 +160,7 @@ cdef class TTLDict:
     dict's own cost per entry take together. ``ttl`` is how many seconds an entry lives, ``idle`` how many seconds it
     lives without being read or replaced. ``None`` means no limit. An expired value is never returned, counted or shown.
     It is freed by the operations that follow, a few entries each, or within about a second by the package's sweeper if
-    nobody touches the dict (``sweep=False`` turns that off).
+    the dict is not used (``sweep=False`` turns that off).
 
     ``policy`` says which entry a full dict evicts: ``"s3fifo"`` (Yang et al., SOSP 2023; the default, with the best hit
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
@@ -474,7 +474,7 @@ cdef class TTLDict:
         return due
 
     def touch(self, key, ttl=None):
-        """Let the entry live for `ttl` seconds from now (None: the dict's own ttl). O(log n).
+        """Make the entry live for `ttl` seconds from now (None: the dict's own ttl). O(log n).
 
         Returns whether the key was present.
 
@@ -733,7 +733,7 @@ cdef class TTLDict:
     # ---- copies ----
 
     def copy(self):
-        """A shallow copy with the same limits, deadlines and sizes. Idle times start anew. O(n)."""
+        """A shallow copy with the same limits, deadlines and sizes. Idle times start over. O(n)."""
         cdef TTLDict other = type(self).__new__(type(self))
         cdef double now = now_if_needed(self)
         TTLDict.__init__(other, **settings(self))

@@ -168,7 +168,7 @@ class ResponseCollector:
     def add(self, response: PooledExpertResponse) -> None:
         """Add one response to the answers to its query and to the buffer, or to neither.
 
-        Raises what `add_batch` raises. O(1), or O(answers so far) if the query has some: their size is computed anew.
+        Raises what `add_batch` raises. O(1), or O(answers so far) if the query has some: their size is recomputed.
 
         >>> collector = ResponseCollector()
         >>> collector.add(PooledExpertResponse("q1", "ada", confidence=0.5))

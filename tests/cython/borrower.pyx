@@ -41,7 +41,7 @@ def use_freelist(int rounds):
 
 
 cdef uint32_t find(Table* table, size_t key) noexcept nogil:
-    # The table compares no keys; here they are numbers in the place of pointers.
+    # The table compares no keys; here they are numbers instead of pointers.
     cdef uint32_t hash = mix_hash(<Py_hash_t>key, 1), slot, at
     if table.live == 0:
         return NONE

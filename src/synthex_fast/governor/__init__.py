@@ -1,4 +1,4 @@
-"""`MemoryGovernor`: one memory limit for a process, kept by shrinking its caches in good time.
+"""`MemoryGovernor`: one memory limit for a process, kept by shrinking its caches in time.
 
 The OOM killer acts when a container reaches its limit, without asking it to free anything first. The governor reads the
 same figures and acts earlier. It frees expired entries and idle pools, evicts from caches, collects garbage, returns

@@ -155,7 +155,7 @@ class MemoryGovernor:
     # Components
 
     def register(self, obj: T, weight: float = 1.0, *, name: str | None = None) -> T:
-        """Let the governor count and shrink ``obj``, and return it. O(components).
+        """Have the governor count and shrink ``obj``, and return it. O(components).
 
         Accepts a `Component`, which has ``nbytes`` and ``trim(nbytes) -> int``: a TTLDict, a pool, a buffer, a
         collector, an object of your own. Also a `GarbageCollector` (a tuner) and a `PressureSource` (a monitor).

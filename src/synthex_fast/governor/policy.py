@@ -101,7 +101,7 @@ class Policy:
     """What one governor has learned since it started, and the decisions that follow from it."""
 
     def __init__(self, now: float, limit: int, bounded: bool) -> None:
-        # The process's own limit, and False if that is merely all of the machine's memory.
+        # The process's own limit, and False if that is only the whole machine's memory.
         self._limit = limit
         self._bounded = bounded
         self.overhead = OVERHEAD

@@ -55,7 +55,7 @@ class MemoryReader:
         self.limit = _readings.memory_limit(limit, readings, name="limit")
         container = readings.limit()
         self.follows = limit is None and container is not None
-        # False if the limit is merely all of the machine's memory.
+        # False if the limit is only the whole machine's memory.
         self.bounded = limit is not None or container is not None
         self._container: int | None = None
         self._container_at = -math.inf

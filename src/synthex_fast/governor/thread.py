@@ -1,7 +1,7 @@
 """Who acts for a governor and when: turns, the thread, forks and the interpreter's exit.
 
 A governor acts in whichever thread asks: its own (`Worker`), its monitor's, or the caller's of `check`. One at a time
-does, the *actor*. A thread that finds another one acting returns at once, and the actor reads memory once more for it.
+does, the *actor*. A thread that finds another one acting returns at once, and the actor reads memory again for it.
 
 ``state`` is the only lock. It guards the fields of `Worker`, and is never held while memory is read, a component is
 called or a callback runs. It is reentrant, since a finaliser may run wherever Python code does, in a critical section

@@ -135,7 +135,7 @@ class MemorySampler:
         use = self._compare(rss, charge, held)
         level = classify(use.share, before)
         if level != before and self._slow_at != now:
-            # Page cache that has grown in the last minute is no pressure, and callbacks get current figures.
+            # Page cache that has grown in the last minute is not pressure, and callbacks get current figures.
             self._read_slow(now, rss)
             held = self._working_set(charge)
             use = self._compare(rss, charge, held)

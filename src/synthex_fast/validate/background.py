@@ -10,7 +10,7 @@ Task = tuple[float, Callable[[], float]]
 class Background:
     """Runs each task when it is due, counted in seconds of load: no time passes during another arm's turn.
 
-    A service samples its memory every so many seconds for as long as it runs. Counting only the seconds of
+    A service samples its memory at intervals for as long as it runs. Counting only the seconds of
     its own rounds keeps that rate unchanged, and keeps the samples out of the other arms' rounds.
     """
 

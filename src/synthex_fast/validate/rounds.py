@@ -185,7 +185,7 @@ def plan(arms: int, seconds: float) -> tuple[int, float]:
 
 
 def least_seconds(arms: int) -> float:
-    """The least load that `plan` can share out among so many arms."""
+    """The least load that `plan` can share out among that many arms."""
     return FEWEST_ROUNDS * SHORTEST_ROUND * arms
 
 
