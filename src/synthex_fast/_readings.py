@@ -318,8 +318,8 @@ class Readings:
     def charge(self) -> int | None:
         """Memory charged to the container, page cache included; None outside of one.
 
-        The container is the control group with the least limit among this process's own and those around it (of equal
-        ones the outermost, which fills first), or the process's own if none has a limit.
+        The container is the control group with the least room below its limit, among this process's own and those
+        around it (of equal ones the outermost, which fills first), or the process's own if none has a limit.
         """
         files = self._files
         if files is None or files.forks != _forks:
@@ -335,7 +335,9 @@ class Readings:
             return None if group is None else int(group.usage.read(32))
 
     def limit(self) -> int | None:
-        """The least limit of the process's control group and those around it; None if none is below `total`."""
+        """The limit with the least room below it, of this process's control group and those around it; None if none is
+        below `total`.
+        """
         total = self.total()
         files = self._current()
         if files.moved():
@@ -344,9 +346,9 @@ class Readings:
         return files.limit(total)
 
     def reclaimable(self) -> int:
-        """The part of `charge` that the kernel reclaims before the OOM killer acts: file pages not used recently.
+        """The part of `charge` that the kernel reclaims before the OOM killer acts: mostly clean file pages.
 
-        0 outside of a container. Kubernetes and Docker subtract the same to get the working set.
+        0 outside of a container. Kubernetes and Docker subtract less: only the file pages not used recently.
         """
         group = self._current().group
         try:

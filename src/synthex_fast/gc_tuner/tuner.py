@@ -75,8 +75,8 @@ class GCTuner:
     plenty of garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the
     first request the old generation is left to the interpreter.
 
-    One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
-    `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+    One tuner runs in a process at a time, and it is kept alive while it runs. A request costs one to two microseconds.
+    Raises `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
@@ -134,7 +134,7 @@ class GCTuner:
         )
         self._lock = RLock()
         self._work = RLock()
-        # 0 while it doesn't run; otherwise unique to each start and each forked child.
+        # 0 while it isn't running; otherwise unique to each start and each forked child.
         self._epoch = 0
         self._reset()
 
@@ -154,17 +154,17 @@ class GCTuner:
     # Start and stop
 
     def start(self) -> None:
-        """Take the collector over; no effect on a tuner that runs.
+        """Take over the garbage collector. No effect if the tuner is already running.
 
         With ``freeze`` it costs one full collection, except in a forked child: there it freezes without one, and
-        ``stats["collected_at_start"]`` is False. Raises `TunerRunningError` if another tuner runs.
+        ``stats["collected_at_start"]`` is False. Raises `TunerRunningError` if another tuner is running.
         """
         global _running
         with _guard:
             if _running is self:
                 return
             if _running is not None:
-                raise TunerRunningError("another GCTuner runs in this process: stop it first")
+                raise TunerRunningError("another GCTuner is running in this process: stop it first")
             # Now, because an import is slow in a process that runs out of memory.
             _pressure.find_malloc_trim()
             self._start()
@@ -198,7 +198,7 @@ class GCTuner:
         self._full.mark_growth(memory)
 
     def stop(self) -> None:
-        """Restore the collector's settings; no effect on a tuner that doesn't run.
+        """Restore the collector's settings. No effect if the tuner isn't running.
 
         Requests in flight may end later; `stats` keeps its figures.
         """
@@ -245,7 +245,7 @@ class GCTuner:
         """A request, in flight inside ``with``; the same object is a decorator.
 
         A call of a decorated coroutine function or generator is in flight until it ends. No effect while the tuner
-        doesn't run.
+        isn't running.
 
         >>> from synthex_fast import GCTuner
         >>> tuner = GCTuner()
@@ -269,7 +269,7 @@ class GCTuner:
         return requests.wsgi(self, want_callable("app", app))
 
     def _begin_request(self) -> int:
-        """The number of the run to which the request belongs, for `_end_request`; 0 while the tuner doesn't run."""
+        """The number of the run to which the request belongs, for `_end_request`; 0 while the tuner isn't running."""
         epoch = self._epoch
         if not epoch:
             return 0
@@ -355,8 +355,8 @@ class GCTuner:
         """One full collection now; returns the bytes by which resident memory fell.
 
         ``nbytes`` is how much memory the caller would like; a collection frees all that it finds. Returns 0 without
-        collecting if that is 0, the tuner doesn't run, another thread is collecting, or the cap of 50 % of wall time is
-        reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
+        collecting if that is 0, the tuner isn't running, another thread is collecting, or the cap of 50 % of wall time
+        is reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
 
         >>> from synthex_fast import GCTuner
         >>> with GCTuner() as tuner:

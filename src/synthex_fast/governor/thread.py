@@ -60,7 +60,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.state = threading.Condition()
-        # The governor while it runs, else None.
+        # The governor while it is running, else None.
         self.target: Target | None = None
         self.thread: threading.Thread | None = None
         # When the thread is to act next, by `time.monotonic`.
@@ -152,7 +152,7 @@ class Worker:
                 self.state.wait_for(lambda: self.actor is None or self.turns != turns, WAIT_SECONDS)
 
     def start(self, target: Target) -> bool:
-        """Run for ``target`` from now on; False if it runs already or the interpreter is exiting."""
+        """Run for ``target`` from now on; False if it is already running or the interpreter is exiting."""
         with self.state:
             if self.running or _lifecycle.is_exiting():
                 return False
@@ -219,7 +219,7 @@ def join(thread: threading.Thread | None) -> None:
         thread.join(WAIT_SECONDS)
 
 
-# The workers that run. Their governors stay alive.
+# The running workers. They keep their governors alive.
 running: set[Worker] = set()
 _forking = False
 # The locks that a forking thread holds over its fork: each thread its own, since several may fork at once.
