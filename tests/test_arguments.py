@@ -376,6 +376,7 @@ MEANINGFUL = {
         for function in ("node_heap_flags", "node_options")
         for name, values in (("memory_limit", takes("None")), ("share", takes()), ("readings", takes("None")))
     },
+    "node_options(existing)": takes("text"),
 }
 
 

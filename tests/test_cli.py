@@ -145,7 +145,7 @@ class TestArguments:
             (["node-flags", "--memory-limit", "much"], "not 'much'"),
             (["node-flags", "--memory-limit", "0"], "not '0'"),
             (["node-flags", "--memory-limit=-5MB"], "not '-5MB'"),
-            (["node-flags", "--memory-limit", "999999GB"], "the host's memory"),
+            (["node-flags", "--memory-limit", "9999999999GB"], "memory_limit must be"),
             (["node-flags", "--memory-limit", "120%"], "not '120%'"),
             (["node-flags", "--memory-limit", "20MB"], "32 MB or more"),
             (["node-flags", "--memory-limit", "x\ny"], "memory_limit"),
@@ -223,6 +223,13 @@ class TestNodeFlags:
     def test_the_environments_form(self, capsys):
         assert cli.main(["node-flags", "--memory-limit", "512MB", "--env"]) == 0
         assert capsys.readouterr().out == "NODE_OPTIONS=--max-old-space-size=336 --max-semi-space-size=16\n"
+
+    def test_the_environments_own_options_stay_and_win(self, capsys, monkeypatch):
+        monkeypatch.setenv("NODE_OPTIONS", "--enable-source-maps --max_semi_space_size=8")
+        assert cli.main(["node-flags", "--memory-limit", "512MB", "--env"]) == 0
+        assert capsys.readouterr().out == (
+            "NODE_OPTIONS=--enable-source-maps --max_semi_space_size=8 --max-old-space-size=336\n"
+        )
 
     @pytest.mark.skipif(shutil.which("node") is None or os.name == "nt", reason="needs node and a shell")
     @pytest.mark.parametrize("form", ["$({}) ", "", 'env "$({} --env)" '])

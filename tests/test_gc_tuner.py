@@ -438,7 +438,7 @@ def test_a_running_tuner_that_nobody_holds_goes_on():
         ({"memory_limit": -1}, ValueError, "memory_limit"),
         ({"memory_limit": 0}, ValueError, "memory_limit"),
         ({"memory_limit": math.nan}, ValueError, "memory_limit"),
-        ({"memory_limit": 1 << 60}, ValueError, "memory_limit"),
+        ({"memory_limit": 1 << 62}, ValueError, "memory_limit"),
         ({"memory_limit": True}, TypeError, "memory_limit"),
         ({"target_overhead": 10**400}, ValueError, "target_overhead"),
         ({"target_overhead": None}, TypeError, "target_overhead"),

@@ -216,9 +216,7 @@ def test_the_limit(limit, container, expected):
     assert made.limit == made.stats["limit"] == expected
 
 
-@pytest.mark.parametrize(
-    "limit", [0, -1, math.nan, math.inf, -0.5, "0", "-5MB", "101%", "much", 17000 * MB, ""]
-)
+@pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf, -0.5, "0", "-5MB", "101%", "much", 1 << 62, ""])
 def test_an_absurd_limit_is_refused(limit):
     with pytest.raises(ArgumentValueError, match="limit must be"):
         Machine().governor(limit=limit)

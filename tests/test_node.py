@@ -167,7 +167,7 @@ def test_the_one_string_is_the_flags():
     ("limit", "share", "name"),
     [
         (-1, 0.75, "memory_limit"), (0, 0.75, "memory_limit"), (math.nan, 0.75, "memory_limit"),
-        (math.inf, 0.75, "memory_limit"), (65 * GB, 0.75, "memory_limit"), ("65GB", 0.75, "memory_limit"),
+        (math.inf, 0.75, "memory_limit"), (1 << 62, 0.75, "memory_limit"),
         ("101%", 0.75, "memory_limit"), ("much", 0.75, "memory_limit"), ("", 0.75, "memory_limit"),
         ("42MB", 0.75, "memory_limit"), (64 * MB, 0.4, "memory_limit"), (1, 1, "memory_limit"),
         (True, 0.75, "memory_limit"), ([], 0.75, "memory_limit"),

@@ -56,7 +56,7 @@ class Tree:
         self.write(
             f"{path}/memory.stat",
             f"cache 1\ninactive_file 1\nhierarchical_memory_limit {least}\n"
-            f"total_swap {swap}\ntotal_inactive_file {inactive}\ntotal_active_file 5\n",
+            f"total_swap {swap}\ntotal_inactive_file {inactive}\ntotal_active_file 0\n",
         )
 
     def v2(self, path, usage=100 * MB, limit="max", inactive=7 * MB, swap=3 * MB):
@@ -205,9 +205,92 @@ def test_v2_mount_from_outside_of_the_namespace(tree):
     tree.belong("0::/", V2_MOUNT.format(part="/../.."))
     tree.v2("sys/fs/cgroup", limit=400 * MB)
     assert tree.readings().limit() == 400 * MB
+    assert not tree.readings().container_known
     # The process is outside of what is mounted here.
     tree.belong("0::/../other", V2_MOUNT.format(part="/"))
     assert tree.readings().limit() is None
+    assert not tree.readings().container_known
+
+
+def test_v2_rootless_container_is_found_by_its_members(tree):
+    tree.belong("0::/", V2_MOUNT.format(part="/../.."))
+    tree.v2("sys/fs/cgroup", limit=4000 * MB, usage=900 * MB)
+    tree.v2("sys/fs/cgroup/user", limit="max", usage=800 * MB)
+    tree.v2("sys/fs/cgroup/user/pod", limit=500 * MB, usage=100 * MB)
+    tree.write("sys/fs/cgroup/user/pod/cgroup.procs", f"1\n{os.getpid()}\n")
+    tree.v2("sys/fs/cgroup/user/other", limit=50 * MB)
+    tree.write("sys/fs/cgroup/user/other/cgroup.procs", f"1{os.getpid()}\n")
+    readings = tree.readings()
+    assert readings.container_known
+    assert readings.limit() == 500 * MB
+    assert readings.container == (2, str(tree.root / "sys/fs/cgroup/user/pod"))
+
+
+def test_a_membership_longer_than_a_page_is_read_whole(tree):
+    others = "".join(f"{n}:name{n}:/{'x' * 100}\n" for n in range(20, 90))
+    assert len(others) > 4096
+    tree.belong(others + "4:memory:/pod", V1_MOUNT.format(part="/"))
+    tree.v1("sys/fs/cgroup/memory/pod", limit=512 * MB)
+    assert tree.readings().limit() == 512 * MB
+
+
+# What counts against which limit
+
+
+def test_v2_file_pages_in_use_are_reclaimable(tree):
+    tree.belong("0::/", V2_MOUNT.format(part="/"))
+    tree.v2("sys/fs/cgroup", usage=990 * MB, limit=1000 * MB)
+    tree.write(
+        "sys/fs/cgroup/memory.stat",
+        f"anon {300 * MB}\nfile {690 * MB}\nshmem {40 * MB}\nfile_dirty {15 * MB}\nfile_writeback {5 * MB}\n"
+        f"inactive_file {20 * MB}\nactive_file {600 * MB}\nunevictable {30 * MB}\nslab_reclaimable {10 * MB}\n",
+    )
+    readings = tree.readings()
+    assert readings.limit() == 1000 * MB
+    assert readings.reclaimable() == (20 + 600 + 10 - 15 - 5) * MB
+
+
+def test_v1_file_pages_in_use_are_reclaimable(tree):
+    tree.belong("4:memory:/", V1_MOUNT.format(part="/"))
+    tree.v1("sys/fs/cgroup/memory", usage=230 * MB, limit=240 * MB)
+    tree.write(
+        "sys/fs/cgroup/memory/memory.stat",
+        f"cache 1\nhierarchical_memory_limit {240 * MB}\ntotal_shmem {9 * MB}\ntotal_dirty {3 * MB}\n"
+        f"total_writeback {1 * MB}\ntotal_inactive_file {50 * MB}\ntotal_active_file {150 * MB}\n"
+        f"total_unevictable {2 * MB}\n",
+    )
+    assert tree.readings().reclaimable() == (50 + 150 - 3 - 1) * MB
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_with_the_least_room_counts(tree, version):
+    if version == 1:
+        tree.belong("4:memory:/pod/app", V1_MOUNT.format(part="/"))
+        add, top = tree.v1, "sys/fs/cgroup/memory"
+        tree.write(f"{top}/release_agent", "")
+    else:
+        tree.belong("0::/pod/app", V2_MOUNT.format(part="/"))
+        add, top = tree.v2, "sys/fs/cgroup"
+    add(f"{top}/pod/app", usage=410 * MB, limit=2000 * MB, inactive=0)
+    add(f"{top}/pod", usage=3960 * MB, limit=4000 * MB, inactive=0)
+    readings = tree.readings()
+    assert (readings.limit(), readings.charge()) == (4000 * MB, 3960 * MB)
+    # What the one around it could give back is room.
+    add(f"{top}/pod", usage=3960 * MB, limit=4000 * MB, inactive=3000 * MB)
+    assert (readings.limit(), readings.charge()) == (2000 * MB, 410 * MB)
+    assert readings.slow()[0] == 2000 * MB
+
+
+@pytest.mark.parametrize("hard", [1000 * MB, "max"])
+def test_v2_soft_limit_counts_where_it_is_the_lower(tree, hard):
+    tree.belong("0::/", V2_MOUNT.format(part="/"))
+    tree.v2("sys/fs/cgroup", usage=599 * MB, limit=hard)
+    tree.write("sys/fs/cgroup/memory.high", f"{600 * MB}\n")
+    readings = tree.readings()
+    assert readings.limit() == 600 * MB
+    assert readings.slow()[0] == 600 * MB
+    tree.write("sys/fs/cgroup/memory.high", "max\n")
+    assert readings.limit() == (None if hard == "max" else hard)
 
 
 def test_hybrid_host_has_the_controller_in_version_1(tree):
@@ -457,6 +540,39 @@ def test_a_real_control_group(group):
     ]
 
 
+def test_page_cache_in_use_in_a_real_control_group(group, tmp_path):
+    (group / "memory.limit_in_bytes").write_text(str(96 * MB))
+    file = tmp_path / "data"
+    file.write_bytes(bytes(1 * MB) * 70)
+    out = run(
+        f"""
+        import os
+        from synthex_fast import MemoryGovernor, TTLDict
+        from synthex_fast._readings import Readings
+        with open({str(group / "cgroup.procs")!r}, "w") as file:
+            file.write(str(os.getpid()))
+        cache = TTLDict(memory_limit={8 * MB})
+        for n in range(1000):
+            cache[n] = bytes(1000)
+        governor = MemoryGovernor()
+        governor.register(cache)
+        levels = set()
+        # What is cached already is another group's.
+        with open({str(file)!r}, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # Read more than once, pages are no longer "inactive".
+        for _ in range(5):
+            with open({str(file)!r}, "rb") as file:
+                while file.read({4 * MB}):
+                    levels.add(governor.check())
+        readings = Readings()
+        print(sorted(levels), len(cache), readings.charge() > {70 * MB}, readings.reclaimable() > {40 * MB})
+        """
+    )
+    assert out == "['normal'] 1000 True True\n"
+
+
 # Limits as users write them
 
 
@@ -526,9 +642,9 @@ def test_memory_limits(limit, container, expected):
         math.nan,
         math.inf,
         -math.inf,
-        (16 << 30) + 1,
+        1 << 62,
         1e30,
-        "17GB",
+        "9000000000GB",
         "0%",
         "101%",
         "-5%",
@@ -543,7 +659,7 @@ def test_limits_out_of_reach(limit):
 
 @pytest.mark.parametrize("limit", [True, False, b"1GB", [1], 1j, object()])
 def test_limits_of_another_type(limit):
-    with pytest.raises(TypeError, match="limit must be bytes from 1 to"):
+    with pytest.raises(TypeError, match="limit must be 1 byte or more"):
         memory_limit(limit, FakeReadings(), "limit")
 
 
@@ -554,4 +670,18 @@ def test_whatever_counts_as_an_integer_is_one():
 
 
 def test_the_module_is_on_nobodys_way():
-    assert _readings.__all__ == ["Readings", "memory_limit", "parse_size"]
+    assert _readings.__all__ == [
+        "Readings",
+        "container_state",
+        "memory_limit",
+        "parse_size",
+        "requested_limit",
+    ]
+
+
+def test_a_limit_above_what_the_machine_has_is_clamped():
+    with pytest.warns(RuntimeWarning, match="limit is 687194767360 bytes, more than this machine has"):
+        assert memory_limit("640GB", FakeReadings(), "limit") == 16 << 30
+    with pytest.warns(RuntimeWarning):
+        assert memory_limit((16 << 30) + 1, FakeReadings()) == 16 << 30
+    assert _readings.requested_limit("640GB", FakeReadings()) == 640 << 30

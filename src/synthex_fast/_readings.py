@@ -11,9 +11,13 @@ proc(5), and the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgro
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import warnings
 
 from synthex_fast import _lifecycle
+from synthex_fast._pressure import RECLAIMABLE_FROM
 from synthex_fast.errors import type_error, value_error
 
 TYPE_CHECKING = False
@@ -26,12 +30,15 @@ if TYPE_CHECKING:
         def total(self) -> int: ...
 
 
-__all__ = ["Readings", "memory_limit", "parse_size"]
+__all__ = ["Readings", "container_state", "memory_limit", "parse_size", "requested_limit"]
 
 # Units are binary with or without the "i", as in Docker and the JVM.
 _UNITS = {"": 1, "b": 1}
 for _exponent, _letter in enumerate("kmgt", 1):
     _UNITS |= dict.fromkeys((_letter, f"{_letter}b", f"{_letter}i", f"{_letter}ib"), 1 << 10 * _exponent)
+
+# A limit above this is a mistake: no machine has so much memory.
+_MOST_BYTES = 1 << 62
 
 # Number of forks that led to this process. Descriptors opened before the last one show the parent's memory.
 _forks = 0
@@ -59,6 +66,13 @@ class _File:
     def read(self, size: int) -> bytes:
         return os.pread(self.fd, size, 0)
 
+    def read_all(self) -> bytes:
+        """The whole file: a process in many hierarchies has a long list of them."""
+        parts = [os.pread(self.fd, 4096, 0)]
+        while parts[-1]:
+            parts.append(os.pread(self.fd, 65536, sum(map(len, parts))))
+        return b"".join(parts)
+
     def __del__(
         self, fstat: Callable[[int], os.stat_result] = os.fstat, close: Callable[[int], None] = os.close
     ) -> None:
@@ -71,10 +85,21 @@ class _File:
             pass
 
 
+_RECLAIMABLE = {
+    1: (b"\ntotal_active_file ", b"\ntotal_inactive_file "),
+    2: (b"\nactive_file ", b"\ninactive_file ", b"\nslab_reclaimable "),
+}
+_DIRTY = {1: (b"\ntotal_dirty ", b"\ntotal_writeback "), 2: (b"\nfile_dirty ", b"\nfile_writeback ")}
+# How many groups to search if only their lists of members can tell which one is ours.
+_MOST_DIRECTORIES = 4_096
+# Enough for the statistics of either version.
+_STAT_SIZE = 8192
+
+
 class _Group:
     """The open files of a control group of the memory controller."""
 
-    __slots__ = ("directory", "limit", "stat", "swap", "usage", "version")
+    __slots__ = ("directory", "high", "limit", "stat", "swap", "usage", "version")
 
     def __init__(self, version: int, directory: str) -> None:
         self.version = version
@@ -89,6 +114,12 @@ class _Group:
         self.usage = _File(os.path.join(directory, usage))
         self.limit = _File(os.path.join(directory, limit))
         self.stat = _File(os.path.join(directory, "memory.stat"))
+        # Above this limit the kernel throttles and reclaims (version 2; systemd's MemoryHigh). The OOM killer stays
+        # away, but a process that stays above it makes hardly any progress.
+        self.high: _File | None = None
+        if version == 2:
+            with contextlib.suppress(OSError):
+                self.high = _File(os.path.join(directory, "memory.high"))
         # Version 1 counts memory and swap together.
         self.swap: _File | None
         try:
@@ -104,7 +135,34 @@ class _Group:
         return swap if self.version == 2 else max(0, swap - usage)
 
     def reclaimable(self, stat: bytes) -> int:
-        return _field(stat, b"\ntotal_inactive_file " if self.version == 1 else b"\ninactive_file ") or 0
+        """What the kernel reclaims before the OOM killer acts: file pages, recently used or not, and reclaimable slab.
+
+        Dirty pages don't count, since they must be written first. Shared memory and locked pages are on other lists.
+        """
+        found = 0
+        for key in _RECLAIMABLE[self.version]:
+            found += _field(stat, key) or 0
+        for key in _DIRTY[self.version]:
+            found -= _field(stat, key) or 0
+        return max(0, found)
+
+    def working_set(self, limit: int) -> int:
+        """Its charge, less what the kernel can reclaim if that matters under this limit."""
+        usage = int(self.usage.read(32))
+        if usage > RECLAIMABLE_FROM * limit:
+            usage -= min(usage, self.reclaimable(self.stat.read(_STAT_SIZE)))
+        return usage
+
+    def ceiling(self) -> int | None:
+        """The lower of its hard and its soft limit; None where it has neither."""
+        least = None
+        for file in (self.limit, self.high):
+            if file is not None:
+                text = file.read(32)
+                # "max" is version 2's.
+                if text[:1] != b"m" and (least is None or int(text) < least):
+                    least = int(text)
+        return least
 
 
 class _Files:
@@ -121,6 +179,7 @@ class _Files:
         "path",
         "process",
         "statm",
+        "unknown",
         "visits",
     )
 
@@ -133,6 +192,8 @@ class _Files:
         self.group: _Group | None = None
         # The limit of a group that is not visible here; only version 1 reports it.
         self.hidden: int | None = None
+        # Whether the process may be in a group that could not be found.
+        self.unknown = False
         self.visits = 0
         # The host's total and available memory and the text they come from, as of the last slow reading.
         self.host: tuple[int, int, bytes] | None = None
@@ -158,12 +219,13 @@ class _Files:
     def enter_groups(self, root: str) -> None:
         try:
             self.membership = _File(os.path.join(root, "proc/self/cgroup"))
-            self.path = self.membership.read(4096)
+            self.path = self.membership.read_all()
             mounts = _read(os.path.join(root, "proc/self/mountinfo"))
         except OSError:
             self.membership = None
             return
-        version, directories = find_groups(self.path.decode(errors="surrogateescape"), mounts, root)
+        version, directories, known = find_groups(self.path.decode(errors="surrogateescape"), mounts, root)
+        self.unknown = not known
         for directory in directories:
             try:
                 self.groups.append(_Group(version, directory))
@@ -177,36 +239,38 @@ class _Files:
         """Read the least limit of the whole hierarchy, which includes groups that a container can't see."""
         try:
             if self.groups and self.groups[0].version == 1:
-                self.hidden = _field(self.groups[0].stat.read(4096), b"\nhierarchical_memory_limit ")
+                self.hidden = _field(self.groups[0].stat.read(_STAT_SIZE), b"\nhierarchical_memory_limit ")
         except OSError:
             pass
 
     def limit(self, total: int) -> int | None:
-        """The least limit; sets `group` to the group that has it."""
+        """The limit with the least room below it; sets `group` to the group that has it."""
         groups = self.groups
         if not groups:
             return None
         # A limit above the host's memory has no effect; version 1 writes "no limit" as such a number.
-        least, chosen = total, groups[0]
+        chosen, least, room = groups[0], total, None
         try:
             for group in groups:
-                text = group.limit.read(32)
-                # Version 2 writes "max" for no limit.
-                if text[:1] != b"m" and (limit := int(text)) <= least and limit < total:
-                    least, chosen = limit, group
+                limit = group.ceiling()
+                if group is groups[0] and self.hidden is not None and (limit is None or self.hidden < limit):
+                    limit = self.hidden
+                if limit is None or limit >= total:
+                    continue
+                left = limit - group.working_set(limit)
+                # Of equals the outermost: it fills first.
+                if room is None or left <= room:
+                    chosen, least, room = group, limit, left
         except OSError:
             # Removed just now; the next reading finds the process's new group.
             return None
-        hidden = self.hidden
-        if hidden is not None and hidden < least:
-            least, chosen = hidden, groups[0]
         self.group = chosen
         return least if least < total else None
 
     def moved(self) -> bool:
         """Whether the process has been moved to another group."""
         try:
-            return self.membership is not None and self.membership.read(4096) != self.path
+            return self.membership is not None and self.membership.read_all() != self.path
         except OSError:
             return True
 
@@ -286,7 +350,7 @@ class Readings:
         """
         group = self._current().group
         try:
-            return 0 if group is None else group.reclaimable(group.stat.read(4096))
+            return 0 if group is None else group.reclaimable(group.stat.read(_STAT_SIZE))
         except OSError:
             return 0
 
@@ -334,7 +398,7 @@ class Readings:
             try:
                 usage = int(group.usage.read(32))
                 if usage >= near:
-                    stat = group.stat.read(4096)
+                    stat = group.stat.read(_STAT_SIZE)
             except OSError:
                 # Removed just now.
                 pass
@@ -362,7 +426,7 @@ class Readings:
             if files.group is not group and files.group is not None and (stat or near <= 0):
                 # The limit has turned out to be another group's.
                 group = files.group
-                stat = group.stat.read(4096)
+                stat = group.stat.read(_STAT_SIZE)
         except OSError:
             swap = None
         reclaimable = group.reclaimable(stat) if stat else 0
@@ -373,6 +437,21 @@ class Readings:
         """The version and directory of the control group whose charge counts."""
         group = self._current().group
         return None if group is None else (group.version, group.directory)
+
+    @property
+    def container_state(self) -> str:
+        """``"limited"``, ``"none"`` if nothing but the host limits this process, or ``"unknown"``.
+
+        Unknown is a process in a control group whose limits can't be read: that there is no limit is then not certain.
+        """
+        if not self.container_known:
+            return "unknown"
+        return "none" if self.limit() is None else "limited"
+
+    @property
+    def container_known(self) -> bool:
+        """False if this process may be in a control group whose limits can't be read; no limit is then no promise."""
+        return not self._current().unknown
 
     def _current(self) -> _Files:
         files = self._files
@@ -424,13 +503,17 @@ def _host_swap(meminfo: bytes) -> int:
 # Control groups
 
 
-def find_groups(membership: str, mounts: str, root: str = "/") -> tuple[int, list[str]]:
-    """The version of the memory controller and the directories of this process's groups, its own first.
+def find_groups(
+    membership: str, mounts: str, root: str = "/", pid: int | None = None
+) -> tuple[int, list[str], bool]:
+    """The version of the memory controller, the directories of this process's groups, innermost first, and whether
+    they are complete.
 
     ``membership`` and ``mounts`` are the texts of ``/proc/self/cgroup`` and ``/proc/self/mountinfo``. On hosts with
-    both versions the controller is in one hierarchy only: in version 1 if it is listed there. Without a mounted
-    controller there are no directories.
+    both versions the controller is in one hierarchy only: in version 1 if it is listed there. Groups are missing if
+    the hierarchy is not mounted, or if the mounted part says nothing about this process.
     """
+    pid = os.getpid() if pid is None else pid
     paths = {}
     for line in membership.splitlines():
         number, _, rest = line.partition(":")
@@ -441,25 +524,52 @@ def find_groups(membership: str, mounts: str, root: str = "/") -> tuple[int, lis
             paths[2] = path
     version = 1 if 1 in paths else 2
     if version not in paths:
-        return version, []
+        return version, [], True
     path = paths[version].removesuffix(" (deleted)")
     usage = "memory.usage_in_bytes" if version == 1 else "memory.current"
     # The mount that shows the largest part of the hierarchy contains most of the surrounding groups.
     for part, point in sorted(_mounts(mounts, version), key=lambda mount: len(mount[0])):
         top = os.path.join(root, point.lstrip("/"))
+        if part.startswith("/.."):
+            # The mount begins above our namespace (rootless containers), and the names in between are hidden from us.
+            directory = _find_process(top, pid)
+            if directory is not None:
+                return version, _outwards(directory, top, usage), True
+            if not part.strip("/."):
+                # Our own group stays unknown, but the mounted one surrounds it.
+                return version, _outwards(top, top, usage), False
+            continue
         for inner in _inside(path, part):
             directory = os.path.join(top, inner) if inner else top
             if not os.path.isdir(directory) or (inner and not _any_exists(directory, top, usage)):
                 continue
-            directories = [directory]
-            while directory != top:
-                directory = os.path.dirname(directory)
-                directories.append(directory)
-            if version == 1 and os.path.exists(os.path.join(top, "release_agent")):
-                # The root of the whole hierarchy is the host, not a container.
-                directories.pop()
-            return version, [d for d in directories if os.path.exists(os.path.join(d, usage))]
-    return version, []
+            return version, _outwards(directory, top, usage), True
+    return version, [], False
+
+
+def _outwards(directory: str, top: str, usage: str) -> list[str]:
+    """The directory and those around it, up to the mount point, that account for memory."""
+    directories = [directory]
+    while directory != top:
+        directory = os.path.dirname(directory)
+        directories.append(directory)
+    if usage.startswith("memory.usage") and os.path.exists(os.path.join(top, "release_agent")):
+        # The root of a whole version 1 hierarchy is the host, not a container.
+        directories.pop()
+    return [d for d in directories if os.path.exists(os.path.join(d, usage))]
+
+
+def _find_process(top: str, pid: int) -> str | None:
+    """The group below ``top`` that has the process among its members; None if it can't be found."""
+    wanted = b"%d" % pid
+    for seen, (directory, children, _) in enumerate(os.walk(top)):
+        if seen >= _MOST_DIRECTORIES:
+            return None
+        children.sort()
+        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), "rb") as file:
+            if wanted in file.read().split():
+                return directory
+    return None
 
 
 def _any_exists(directory: str, top: str, name: str) -> bool:
@@ -544,34 +654,60 @@ def parse_size(text: str, name: str = "memory_limit", whole: int | Callable[[], 
         raise value_error(name, text, allowed)
     value = float(number)
     size = int(number) * int(scale) if number.isdigit() and scale == int(scale) else int(value * scale)
-    if value > most or size < 1:
+    if value > most or not 1 <= size < _MOST_BYTES:
         raise value_error(name, text, allowed)
     return size
 
 
 def memory_limit(limit: int | float | str | None, readings: HasLimit, name: str = "memory_limit") -> int:
-    """A memory limit in bytes: None, a number of bytes, or a string for `parse_size`.
+    """A memory limit in bytes: None, a number of bytes, or a string for `parse_size`; at most the host's memory.
 
-    None is the container's limit, or else the host's memory; a percentage is a share of it. Errors name the argument
-    ``name``; limits below one byte or above the host's memory are refused.
+    None is the container's limit, or else the host's memory; a percentage is a share of it. A limit above the host's
+    memory is clamped with a RuntimeWarning, so that one configuration serves machines of all sizes. Errors name the
+    argument ``name``; limits below one byte are refused.
     """
+    size = requested_limit(limit, readings, name)
     total = readings.total()
-    allowed = f'bytes from 1 to {total} (the host\'s memory), "512MB", "2GB", "80%" or None'
+    if size > total:
+        warnings.warn(
+            f"{name} is {size} bytes, more than this machine has: {total} bytes are used instead",
+            RuntimeWarning,
+            stacklevel=_caller_level(),
+        )
+    return min(size, total)
+
+
+def container_state(readings: object) -> str:
+    """What is known of the container's limit: ``limited``, ``none`` or ``unknown``, as in `Readings`."""
+    if isinstance(readings, Readings):
+        return readings.container_state
+    return "none" if readings.limit() is None else "limited"  # type: ignore[attr-defined]
+
+
+def _caller_level() -> int:
+    """The ``stacklevel`` at which a warning of `memory_limit` names the line that called into the package."""
+    level, frame = 1, sys._getframe(1)
+    while (
+        frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "synthex_fast"
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def requested_limit(limit: int | float | str | None, readings: HasLimit, name: str = "memory_limit") -> int:
+    """`memory_limit` before it is clamped to what the machine has."""
+    allowed = '1 byte or more, "512MB", "2GB", "80%" or None'
     if limit is None:
-        return readings.limit() or total
+        return readings.limit() or readings.total()
     if isinstance(limit, str):
-        size = parse_size(limit, name, lambda: readings.limit() or total)
-    elif isinstance(limit, bool) or not (isinstance(limit, (int, float)) or hasattr(limit, "__index__")):
+        return parse_size(limit, name, lambda: readings.limit() or readings.total())
+    if isinstance(limit, bool) or not (isinstance(limit, (int, float)) or hasattr(limit, "__index__")):
         raise type_error(name, limit, allowed)
-    elif isinstance(limit, float):
-        # NaN and the infinities fail here too.
-        if not 1 <= limit <= total:
-            raise value_error(name, limit, allowed)
-        size = int(limit)
-    else:
+    if not isinstance(limit, float):
         import operator
 
-        size = operator.index(limit)
-    if not 1 <= size <= total:
+        limit = operator.index(limit)
+    # NaN fails every comparison.
+    if not 1 <= limit < _MOST_BYTES:
         raise value_error(name, limit, allowed)
-    return size
+    return int(limit)

@@ -20,6 +20,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 from libc.string cimport memset, strcpy, strlen
 
+from synthex_fast._arguments cimport real
 from synthex_fast._clock cimport wall_clock
 from synthex_fast._ids cimport new_id
 from synthex_fast._pool cimport (
@@ -1053,18 +1054,12 @@ cdef int query_clear(PyObject* op) noexcept:
 # --- Responses ---------------------------------------------------------------------------------------------------
 
 
-cdef double number_of(PyObject* value) except? -1.0:
-    try:
-        return <object>value
-    except TypeError:
-        pass
-    except OverflowError:
-        return 2.0
-    wrong_type("confidence", value, "a number from 0 to 1")
-
-
 cdef double confidence_of(PyObject* value) except? -1.0:
-    cdef double number = PyFloat_AS_DOUBLE(value) if PyFloat_CheckExact(value) else number_of(value)
+    cdef double number
+    if PyFloat_CheckExact(value):
+        number = PyFloat_AS_DOUBLE(value)
+    else:
+        number = real("confidence", <object>value, "a number from 0 to 1")
     if unlikely(not (0.0 <= number <= 1.0)):
         wrong_value("confidence", value, "a number from 0 to 1")
     return number

@@ -5,6 +5,7 @@ A wrong argument ends it with status 2 and one line on stderr. What only one com
 
 import argparse
 import math
+import os
 import signal
 import sys
 import threading
@@ -110,7 +111,8 @@ def _add_node_flags(commands) -> None:
     node_flags.add_argument(
         "--env",
         action="store_true",
-        help='print NODE_OPTIONS=..., for use as: env "$(synthex-fast node-flags --env)" node app.js',
+        help="print NODE_OPTIONS=..., including its current value, for use as: "
+        'env "$(synthex-fast node-flags --env)" node app.js',
     )
     node_flags.set_defaults(run=lambda parsed, _: _node_flags(node_flags, parsed))
 
@@ -129,7 +131,8 @@ def _node_flags(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> 
     from synthex_fast.node import node_options
 
     try:
-        options = node_options(parsed.memory_limit, share=parsed.share)
+        existing = os.environ.get("NODE_OPTIONS", "") if parsed.env else ""
+        options = node_options(parsed.memory_limit, share=parsed.share, existing=existing)
     except ValueError as error:
         parser.error(str(error))
     print(f"NODE_OPTIONS={options}" if parsed.env else options)

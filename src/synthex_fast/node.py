@@ -8,10 +8,10 @@ objects. ``v8.getHeapStatistics().heap_size_limit`` is the sum of the old space 
 
 from __future__ import annotations
 
-from synthex_fast._arguments import share_of_one
+from synthex_fast._arguments import share_of_one, want_methods, want_text
 from synthex_fast._readings import Readings
 from synthex_fast._readings import memory_limit as limit_from
-from synthex_fast.errors import type_error, value_error
+from synthex_fast.errors import value_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,20 +73,31 @@ def node_options(
     *,
     share: float = 0.75,
     readings: HasLimit | None = None,
+    existing: str = "",
 ) -> str:
     """The flags of `node_heap_flags` as one string, for the environment variable ``NODE_OPTIONS``.
 
+    `existing` is what the variable holds already: it is kept, and wins where it sets the same flag.
+
     >>> node_options("1GB", share=0.5)
     '--max-old-space-size=464 --max-semi-space-size=16'
+    >>> node_options("1GB", share=0.5, existing="--max_semi_space_size=8 --enable-source-maps")
+    '--max_semi_space_size=8 --enable-source-maps --max-old-space-size=464'
     """
-    return " ".join(node_heap_flags(memory_limit, share=share, readings=readings))
+    want_text("existing", existing)
+    # V8 takes an underscore for a dash.
+    theirs = {option.partition("=")[0].replace("_", "-") for option in existing.split()}
+    ours = [
+        flag
+        for flag in node_heap_flags(memory_limit, share=share, readings=readings)
+        if flag.partition("=")[0] not in theirs
+    ]
+    return " ".join([existing.strip(), *ours]).strip()
 
 
 def _limit(given: int | float | str | None, readings: HasLimit | None) -> int:
     if readings is not None:
-        if not all(callable(getattr(readings, name, None)) for name in ("limit", "total")):
-            raise type_error("readings", readings, "an object with the methods limit and total, or None")
-        return limit_from(given, readings)
+        return limit_from(given, want_methods("readings", readings, ("limit", "total")))
     own = Readings()
     try:
         return limit_from(given, own)

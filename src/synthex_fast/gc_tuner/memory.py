@@ -49,6 +49,7 @@ class MemoryWatch:
         "limit",
         "lowest",
         "read_at",
+        "requested",
         "rss",
         "share",
     )
@@ -57,6 +58,8 @@ class MemoryWatch:
         self._readings = readings
         self._asked_limit = asked_limit
         self.limit = _readings.memory_limit(asked_limit, readings)
+        # More than `limit` if the machine has less.
+        self.requested = _readings.requested_limit(asked_limit, readings)
 
     def reset(self, now: int) -> None:
         self.high = watermark(self.limit)
@@ -94,7 +97,9 @@ class MemoryWatch:
             self._limit_due = now + LIMIT_NS
             self._container = readings.limit()
             with contextlib.suppress(errors.ArgumentValueError):
-                self.limit = _readings.memory_limit(self._asked_limit, readings)
+                # Without the warning of the start.
+                asked = _readings.requested_limit(self._asked_limit, readings)
+                self.limit = min(asked, readings.total())
             self.high = watermark(min(self.limit, self._container or self.limit))
         container, high = self._container, self.high
         charge = held = None
@@ -120,6 +125,10 @@ class MemoryWatch:
     def postpone(self, now: int) -> None:
         """Keep the last reading, which is recent, for another interval."""
         self.due = now + self._interval
+
+    @property
+    def container_state(self) -> str:
+        return _readings.container_state(self._readings)
 
     def resident(self) -> int:
         """Resident memory now; changes nothing else."""

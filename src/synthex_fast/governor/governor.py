@@ -470,12 +470,14 @@ class MemoryGovernor:
 
         ``rss``, ``charge`` (the container's; None outside one), ``limit``, ``used`` (share of the nearer limit),
         ``level``; ``nbytes``, the sum of what the components count, and ``rest``, the part of ``rss`` that is not
-        theirs; ``overhead``, the resident bytes learned for each counted one. ``components`` by name: ``type``,
-        ``nbytes``, ``weight``, ``memory_limit`` now, ``own_limit`` that will be restored, ``paused``, ``freed`` bytes,
-        ``errors``. ``actions`` by name: ``count``, ``freed`` (as counted by the components; entries for ``expire``),
-        ``returned`` (bytes by which memory fell), ``seconds_ago`` and ``why``. ``looks``, how often the governor has
-        considered memory, and ``cpu_seconds``, which that and everything that followed has taken. ``note``, the reason
-        if there is nothing to do.
+        theirs; ``overhead``, the resident bytes learned for each counted one. ``requested_limit`` is what was asked
+        for: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown`` if the
+        container's limits can't be read. ``components`` by name: ``type``, ``nbytes``, ``weight``, ``memory_limit``
+        now, ``own_limit`` that will be restored, ``paused``, ``freed`` bytes, ``errors``. ``actions`` by name:
+        ``count``, ``freed`` (as counted by the components; entries for ``expire``), ``returned`` (bytes by which memory
+        fell), ``seconds_ago`` and ``why``. ``looks``, how often the governor has considered memory, and
+        ``cpu_seconds``, which that and everything that followed has taken. ``note``, the reason if there is nothing to
+        do.
         """
         use = self._memory.read_memory()
         now = self._clock()
@@ -498,6 +500,8 @@ class MemoryGovernor:
             }
         return {
             "limit": self._memory.limit,
+            "requested_limit": self._memory.requested,
+            "container": self._memory.container_state,
             "rss": use.rss,
             "charge": use.charge,
             "used": use.share,

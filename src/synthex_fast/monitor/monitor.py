@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from synthex_fast import _lifecycle, _unraisable
 from synthex_fast._arguments import finite_number, one_of, want_callable, whole_number
 from synthex_fast._pressure import LEVELS, NORMAL
+from synthex_fast._readings import container_state
 from synthex_fast.monitor.history import DAY, History
 from synthex_fast.monitor.sampling import AdaptiveInterval, MemorySampler
 from synthex_fast.monitor.thread import SamplingThread
@@ -391,7 +392,9 @@ class AdaptiveMemoryMonitor:
 
         ``running``, ``level``, ``interval`` (seconds), ``samples``, ``wakeups`` (of the thread), ``events`` (wake-ups
         by the kernel), ``slow_readings`` (of the figures read once a minute), ``cpu_seconds`` (of the thread),
-        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``.
+        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``requested_limit`` is the limit asked for,
+        in bytes or None: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown``
+        if the container's limits can't be read.
         """
         with self._lock:
             thread, running = self._thread, self.running
@@ -408,6 +411,8 @@ class AdaptiveMemoryMonitor:
                 "nbytes": self.nbytes,
                 "wake": None if waker is None else waker.how,
                 "wake_cost": None if waker is None else waker.cost,
+                "requested_limit": self._sampler.requested,
+                "container": container_state(self._sampler.readings),
             }
 
 
