@@ -1,6 +1,7 @@
 """MemoryGovernor: each promise on a fake clock and fake readings, hostile parts, threads, forks, real containers."""
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import itertools
@@ -1070,6 +1071,21 @@ def test_malloc_trim_is_looked_for_only_where_it_can_be(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(_pressure, "_sought", False)
     assert _pressure.find_malloc_trim() == _pressure.malloc_trim()
+
+
+def test_malloc_trim_is_looked_for_again_after_allocation_failed(monkeypatch):
+    def fail(name):
+        raise MemoryError
+
+    monkeypatch.setattr(_pressure, "_sought", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "linux")
+        patch.setattr(ctypes, "CDLL", fail)
+        with pytest.raises(MemoryError):
+            _pressure.find_malloc_trim()
+    found = _pressure.find_malloc_trim()
+    monkeypatch.setattr(_pressure, "_sought", False)
+    assert found == _pressure.find_malloc_trim()
 
 
 # Emergency --------------------------------------------------------------------------------------------------

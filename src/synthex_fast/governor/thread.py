@@ -7,9 +7,9 @@ does, the *actor*. A thread that finds another one acting returns at once, and t
 called or a callback runs. It is reentrant, since a finaliser may run wherever Python code does, in a critical section
 too; each step leaves all fields consistent.
 
-Before a fork the threads end, so that a preloading server forks a process that has none. Then each ``state`` is held
-over the fork by the forking thread, so that the child can release it: only after the monitors' threads have ended, since
-one of them may be the actor and need it. Afterwards parent and child start threads of their own.
+Before a fork the threads end, so that a preloading server forks a process that has none. Then the forking thread takes
+each ``state`` and holds it over the fork, so that the child can release it. It does so after the monitors' threads have
+ended, since one of them may be the actor. Afterwards parent and child start threads of their own.
 """
 
 from __future__ import annotations
