@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python
+from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python, wait_for
 
 from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
 
@@ -1740,6 +1740,17 @@ def test_readings_that_fail_do_not_reach_a_request(monkeypatch):
         world.readings.rss_ = 900 * MB
         world.requests(10)
         assert 2 in world.collector.collected
+
+
+def test_what_fails_in_the_watcher_is_reported_with_the_tuner(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with GCTuner(freeze=False) as tuner:
+        tuner._collect_if_due = lambda epoch: 1 / 0
+        tuner._watcher.wake()
+        wait_for(lambda: reported)
+        assert reported[0].exc_type is ZeroDivisionError
+        assert repr(tuner) in f"{reported[0].object!r} {reported[0].err_msg}"
 
 
 def test_a_warning_that_is_an_error_does_not_reach_a_request(monkeypatch):

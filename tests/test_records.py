@@ -810,6 +810,14 @@ def test_stats_are_a_snapshot_and_the_call_counts_again():
     assert stats()["created"] + stats()["reused"] == before["created"] + before["reused"] + 3
 
 
+@pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
+def test_the_descriptor_behind_stats_cannot_be_made_without_a_record_type(cls):
+    kind = type(cls.__dict__["stats"])
+    for make in (kind, lambda: kind.__new__(kind)):
+        with pytest.raises(TypeError):
+            make().__get__(None, cls)
+
+
 def test_stats_copy_and_pickle_as_a_plain_dict():
     stats = PooledExpertQuery.stats
     for plain in (pickle.loads(pickle.dumps(stats)), copy.copy(stats), copy.deepcopy(stats)):

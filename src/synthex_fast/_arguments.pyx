@@ -55,15 +55,19 @@ cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") ex
 
 
 cdef double real(str name, object value, str allowed) except? -1.0:
-    """The value as a C double, infinite if it is out of range. NaN passes: the caller's range check refuses it."""
+    """The value as a C double. NaN passes, and what no double holds comes as infinity, even if it is negative.
+
+    The caller's range check refuses both; where infinity is allowed, it has to ask the value itself.
+    """
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+    if isinstance(value, (bool, str)) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
         raise type_error(name, value, allowed)
     try:
         return float(value)
     except OverflowError:
-        return INFINITY if value > 0 else -INFINITY
+        # Not compared with 0: an object that has `__index__` or `__float__` need not be comparable.
+        return INFINITY
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:

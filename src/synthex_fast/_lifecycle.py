@@ -13,6 +13,10 @@ from __future__ import annotations
 import atexit
 import os
 
+# It has a hook for forked children, which must run before those here: to it, every thread but the one that forked is
+# the parent's, even one that a part has just started.
+import threading  # noqa: F401
+
 from synthex_fast import _unraisable
 
 TYPE_CHECKING = False
@@ -31,7 +35,8 @@ class Stage:
     """
 
     READINGS = 0
-    COLLECTOR = 1
+    # Locks that the governor holds over the fork, taken once no thread of the package is left to wait for them.
+    GOVERNOR_LOCKS = 1
     SWEEPER = 2
     TUNER = 3
     MONITOR = 4
@@ -69,13 +74,12 @@ def register(
     after_in_child: Hook | None = None,
     at_exit: Hook | None = None,
 ) -> None:
-    """Register functions to call around each fork and at the interpreter's exit, once per stage.
+    """Register functions to call around each fork and at the interpreter's exit.
 
-    What a hook raises goes to ``sys.unraisablehook``, and the other hooks still run.
+    A stage has one registration, and the latest counts: a module whose import was interrupted is imported again. What a
+    hook raises goes to ``sys.unraisablehook``, and the other hooks still run.
     """
     global _hooks, _in_order, _last_first
-    if stage in _hooks:
-        raise RuntimeError(f"stage {stage} is already registered")
     # The dict last: if allocation fails, nothing has been registered, and the import may be repeated.
     added = {**_hooks, stage: _Hooks(before, after_in_parent, after_in_child, at_exit)}
     in_order = tuple(added[each] for each in sorted(added))

@@ -151,7 +151,6 @@ def find_malloc_trim() -> bool:
     """Find glibc's ``malloc_trim`` ahead of need, since loading ctypes takes memory too. Returns whether it exists."""
     global _sought, _trim
     if not _sought:
-        _sought = True
         if sys.platform == "linux":
             with contextlib.suppress(ImportError, OSError, AttributeError):
                 import ctypes
@@ -161,6 +160,8 @@ def find_malloc_trim() -> bool:
                 trim.argtypes = [ctypes.c_size_t]
                 trim.restype = ctypes.c_int
                 _trim = trim
+        # Last: if allocation fails above, the next call tries again.
+        _sought = True
     return _trim is not None
 
 

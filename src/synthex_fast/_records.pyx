@@ -1351,6 +1351,9 @@ cdef class StatsAttribute:
 
     cdef Shape* shape
 
+    def __cinit__(self, bint of_query):
+        self.shape = &QUERY if of_query else &RESPONSE
+
     def __get__(self, instance, owner):
         stats = RecordStats(counts(self.shape))
         stats._is_query = self.shape == &QUERY
@@ -1728,7 +1731,7 @@ cdef int install(
 ) except -1:
     cdef int i
     cdef PyTypeObject* cls = shape.type
-    cdef StatsAttribute stats = StatsAttribute()
+    cdef StatsAttribute stats = StatsAttribute(shape == &QUERY)
     cdef char* doc = <char*>PyMem_RawMalloc(strlen(signature) + strlen(cls.tp_doc) + 1)
     if doc == NULL:
         raise MemoryError()
@@ -1740,7 +1743,6 @@ cdef int install(
     acquiring.ml_meth = <PyCFunction>acquire
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
-    stats.shape = shape
     PyDict_SetItemString(cls.tp_dict, "stats", stats)
     PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(cls, acquiring))
     # inspect.signature() reads the signature from the start of the docstring. Never freed, like the type.

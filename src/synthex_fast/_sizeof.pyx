@@ -145,6 +145,14 @@ cdef extern from *:
     }
     #define synthex_set_entry sizeof(setentry)
 
+    /* Whether C code made the type under this full name. Its own __name__ is then the last part only, so a Python class
+       that was given the full name as its __name__ is told apart. */
+    static inline int synthex_has_c_name(PyTypeObject *type, const char *name) {
+        return strcmp(type->tp_name, name) == 0
+            && (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE)
+                || PyUnicode_CompareWithASCIIString(((PyHeapTypeObject *)type)->ht_name, name) != 0);
+    }
+
     /* How an io.StringIO begins. Once something but appending was done to it, it keeps four bytes a character. */
     typedef struct {
         PyObject_HEAD
@@ -191,6 +199,7 @@ cdef extern from *:
     bint set_outside "synthex_set_outside"(PyObject*) noexcept
     PyObject* set_key "synthex_set_key"(PyObject*, Py_ssize_t) noexcept
     const Py_ssize_t SET_ENTRY "synthex_set_entry"
+    bint has_c_name "synthex_has_c_name"(PyTypeObject*, const char*) noexcept
     int64_t string_io_bytes "synthex_string_io_bytes"(PyObject*) noexcept
 
     PyTypeObject PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type
@@ -480,19 +489,23 @@ cdef bint is_numpy_array(PyTypeObject* type) noexcept:
     return False
 
 
-cdef bint is_named(PyTypeObject* type, const char* name) noexcept:
-    """Whether the type is, or inherits from, one made in C under that name. Imports nothing."""
-    while type != NULL:
-        if strcmp(type.tp_name, name) == 0:
-            return True
+cdef PyTypeObject* base_named(PyTypeObject* type, const char* name) noexcept:
+    """The type, or the base of it, that C code made under that name; NULL if there is none. Imports nothing."""
+    while type != NULL and not has_c_name(type, name):
         type = type.tp_base
-    return False
+    return type
+
+
+cdef inline bint is_named(PyTypeObject* type, const char* name) noexcept:
+    return base_named(type, name) != NULL
 
 
 cdef int64_t external_bytes(PyObject* o) except -1:
     """Memory of an io.StringIO, an mmap or a pyarrow buffer that lies outside of the object itself."""
     cdef object value = <object>o
+    cdef PyTypeObject* base
     cdef int64_t nbytes
+    # The methods of the type made in C: those of a subclass may return or raise anything.
     try:
         if is_named(Py_TYPE(o), "_io.StringIO"):
             nbytes = string_io_bytes(o)
@@ -501,7 +514,11 @@ cdef int64_t external_bytes(PyObject* o) except -1:
                 text = io.StringIO.getvalue(value)
                 nbytes = max(leaf_bytes(<PyObject*>text), <int64_t>0)
             return nbytes
-        return checked_size(o, len(value) if is_named(Py_TYPE(o), "mmap.mmap") else value.size)
+        base = base_named(Py_TYPE(o), "mmap.mmap")
+        if base != NULL:
+            return checked_size(o, (<object>(<PyObject*>base)).__len__(value))
+        base = base_named(Py_TYPE(o), "pyarrow.lib.Buffer")
+        return checked_size(o, (<object>(<PyObject*>base)).size.__get__(value))
     except ValueError:
         # It has been closed.
         return 0
@@ -653,7 +670,7 @@ cdef Py_ssize_t children_of(PyObject* o, Py_ssize_t found) noexcept:
         n = set_used(o)
     elif PyType_IsSubtype(Py_TYPE(o), &PyList_Type) or PyType_IsSubtype(Py_TYPE(o), &PyTuple_Type):
         n = Py_SIZE(o)
-    elif strcmp(Py_TYPE(o).tp_name, "collections.deque") == 0:
+    elif is_named(Py_TYPE(o), "collections.deque"):
         n = Py_SIZE(o)
     return max(n, found)
 

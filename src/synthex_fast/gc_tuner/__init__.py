@@ -25,6 +25,7 @@ before both. All are reentrant, since a finaliser or a signal handler can begin 
 callback never waits for a lock.
 """
 
+from synthex_fast.gc_tuner import collector, memory, pacing, pauses, tuner, watcher
 from synthex_fast.gc_tuner.collector import (
     FREE_THREADED,
     GENERATIONAL,
@@ -35,3 +36,13 @@ from synthex_fast.gc_tuner.collector import (
 from synthex_fast.gc_tuner.tuner import GCTuner
 
 __all__ = ["FREE_THREADED", "GENERATIONAL", "INCREMENTAL", "OUT_OF_REACH", "GCTuner", "collector_kind"]
+
+TYPE_CHECKING = False
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        # The constants that this module had before it became a package.
+        for part in (collector, memory, pacing, pauses, tuner, watcher) if name.isupper() else ():
+            if hasattr(part, name):
+                return getattr(part, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -93,5 +93,5 @@ class Watcher:
                 time.sleep(WITHOUT_MEMORY_SECONDS)
                 seconds = WITHOUT_MEMORY_SECONDS
             except Exception as error:
-                _unraisable.report(error, self)
+                _unraisable.report(error, self._step)
                 seconds = 1.0

@@ -8,6 +8,8 @@ The protocols here define what the governor can use of an object. A component of
 is ``nbytes`` and ``trim(nbytes)``. Type checkers verify what is passed to `MemoryGovernor.register`.
 """
 
+from synthex_fast import _pressure
+from synthex_fast.governor import policy, reading, thread
 from synthex_fast.governor.components import (
     Component,
     Expirable,
@@ -31,3 +33,15 @@ __all__ = [
     "Pausable",
     "PressureSource",
 ]
+
+TYPE_CHECKING = False
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        # The constants that this module had before it became a package.
+        if name == "WORTH_IT":
+            return policy.WORTHWHILE
+        for part in (_pressure, policy, reading, thread) if name.isupper() else ():
+            if hasattr(part, name):
+                return getattr(part, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -209,9 +209,13 @@ def _has(obj: object, name: str, method: bool) -> bool:
 def limit_of(obj: Any) -> int | None:
     """The memory limit that an object has now; None if it has none or its getter raises."""
     try:
-        limit = obj.memory_limit
+        return _read_limit(obj)
     except Exception:
         return None
+
+
+def _read_limit(obj: Any) -> int | None:
+    limit = obj.memory_limit
     return limit if isinstance(limit, int) else None
 
 
@@ -314,6 +318,18 @@ class ComponentState:
             self.reported.add(what)
             _unraisable.report(error, f"{what} of {self.name}")
 
+    def note_limit(self, obj: Any) -> bool:
+        """Adopt a limit that somebody else has set as the one to restore; False if the limit can't be read."""
+        try:
+            current = _read_limit(obj)
+        except Exception as error:
+            # Not None: the caller's own limit would be forgotten.
+            self.failed("memory_limit", error)
+            return False
+        if current != (self.own_limit if self.set_limit is None else self.set_limit):
+            self.own_limit, self.set_limit = current, None
+        return True
+
     def change_limit(self, obj: Any, limit: int | None, set_limit: int | None) -> bool:
         """Resize the object; False if that raises, with the state as it was."""
         before, self.set_limit = self.set_limit, set_limit
@@ -357,13 +373,16 @@ class ComponentState:
         if self.paused:
             self.resume(obj)
         limit, self.set_limit = self.set_limit, None
-        if limit is not None and limit_of(obj) == limit:
+        if limit is not None:
+            what = "memory_limit"
             try:
-                obj.resize(memory_limit=self.own_limit)
+                if _read_limit(obj) == limit:
+                    what = "resize"
+                    obj.resize(memory_limit=self.own_limit)
             except Exception as error:
                 # The limit to restore must not be forgotten: the next stop tries again.
                 self.set_limit = limit
-                self.failed("resize", error)
+                self.failed(what, error)
 
 
 class Registry:

@@ -320,11 +320,7 @@ class MemoryGovernor:
         """Set the limits under which all caches can fill up to the target size and no further."""
         caches = []
         for state, obj in components:
-            if state.limited and state.weight and not state.removed:
-                current = limit_of(obj)
-                if current != (state.own_limit if state.set_limit is None else state.set_limit):
-                    # It has been set elsewhere since: that is the limit to restore.
-                    state.own_limit, state.set_limit = current, None
+            if state.limited and state.weight and not state.removed and state.note_limit(obj):
                 caches.append((state, obj))
         changes = self._policy.limits(use, [state for state, _ in caches], level, now)
         for n, limit, set_limit, action in changes:

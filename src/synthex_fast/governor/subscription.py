@@ -45,13 +45,17 @@ class Subscription:
         source, self.source = self.source, None
         cancels, self._cancels = self._cancels, []
         started, self._started = self._started, False
-        try:
-            for cancel in cancels:
+        # Each by itself: one that raises must not leave the others undone.
+        for cancel in cancels:
+            try:
                 cancel()
-            if started:
+            except Exception as error:
+                _unraisable.report(error, source)
+        if started:
+            try:
                 source.stop()
-        except Exception as error:
-            _unraisable.report(error, source)
+            except Exception as error:
+                _unraisable.report(error, source)
 
 
 def _is_running(source: Any) -> bool:

@@ -7,9 +7,9 @@ does, the *actor*. A thread that finds another one acting returns at once, and t
 called or a callback runs. It is reentrant, since a finaliser may run wherever Python code does, in a critical section
 too; each step leaves all fields consistent.
 
-Before a fork the threads end, so that a preloading server forks a process that has none, and each ``state`` is held
-over the fork by the forking thread, so that the child can release it. Afterwards parent and child start threads of
-their own.
+Before a fork the threads end, so that a preloading server forks a process that has none. Then the forking thread takes
+each ``state`` and holds it over the fork, so that the child can release it. It does so after the monitors' threads have
+ended, since one of them may be the actor. Afterwards parent and child start threads of their own.
 """
 
 from __future__ import annotations
@@ -234,25 +234,22 @@ def _before_fork() -> None:
             thread, worker.thread = worker.thread, None
             worker.state.notify_all()
         join(thread)
+
+
+def _hold_locks() -> None:
     held = _forker.__dict__.setdefault("held", [])
     for state in sorted((worker.state for worker in list(running)), key=id):
         state.acquire()
         held.append(state)
 
 
-def _after_fork() -> None:
-    global _forking
-    _forking = False
+def _release_locks() -> None:
     held = _forker.__dict__.get("held")
     while held:
         held.pop().release()
-    for worker in list(running):
-        # If no thread can be started, the monitor's next call tries again.
-        with contextlib.suppress(Exception):
-            worker.plan(max(0.0, worker.due - time.monotonic()))
 
 
-def _after_fork_in_child() -> None:
+def _release_locks_in_child() -> None:
     me = threading.get_ident()
     for worker in list(running):
         worker.thread = None
@@ -261,7 +258,16 @@ def _after_fork_in_child() -> None:
         if worker.actor not in (None, me):
             worker.actor = None
             worker.due = 0.0
-    _after_fork()
+    _release_locks()
+
+
+def _after_fork() -> None:
+    global _forking
+    _forking = False
+    for worker in list(running):
+        # If no thread can be started, the monitor's next call tries again.
+        with contextlib.suppress(Exception):
+            worker.plan(max(0.0, worker.due - time.monotonic()))
 
 
 def _at_exit() -> None:
@@ -275,6 +281,12 @@ _lifecycle.register(
     _lifecycle.Stage.GOVERNOR,
     before=_before_fork,
     after_in_parent=_after_fork,
-    after_in_child=_after_fork_in_child,
+    after_in_child=_after_fork,
     at_exit=_at_exit,
+)
+_lifecycle.register(
+    _lifecycle.Stage.GOVERNOR_LOCKS,
+    before=_hold_locks,
+    after_in_parent=_release_locks,
+    after_in_child=_release_locks_in_child,
 )
