@@ -55,7 +55,7 @@ cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") ex
 
 
 cdef double real(str name, object value, str allowed) except? -1.0:
-    """The value as a C double. NaN passes, and what no double holds comes as infinity, even if it is negative.
+    """The value as a C double. NaN passes, and a value too large for a double, even a negative one, becomes infinity.
 
     The caller's range check refuses both; where infinity is allowed, it has to ask the value itself.
     """

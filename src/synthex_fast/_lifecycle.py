@@ -13,8 +13,8 @@ from __future__ import annotations
 import atexit
 import os
 
-# It has a hook for forked children, which must run before those here: to it, every thread but the one that forked is
-# the parent's, even one that a part has just started.
+# Its hook for forked children must run before those here: it takes every thread but the one that forked for the
+# parent's, even one that a part has just started.
 import threading  # noqa: F401
 
 from synthex_fast import _unraisable

@@ -319,7 +319,7 @@ class ComponentState:
             _unraisable.report(error, f"{what} of {self.name}")
 
     def note_limit(self, obj: Any) -> bool:
-        """Adopt a limit that somebody else has set as the one to restore; False if the limit can't be read."""
+        """Adopt a limit that was set elsewhere as the one to restore; False if the limit can't be read."""
         try:
             current = _read_limit(obj)
         except Exception as error:
