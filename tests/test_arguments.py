@@ -22,7 +22,6 @@ from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 PACKAGE = Path(synthex_fast.__file__).parent
 
 
-
 class HugeIndex:
     """An integer to `operator.index`, which has no comparison of its own."""
 
