@@ -1267,6 +1267,27 @@ def test_a_dict_in_use_takes_no_other_state():
     assert ref() is None
 
 
+def test_the_policy_may_be_a_string_that_lies():
+    class Liar(str):
+        __slots__ = ()
+
+        def __str__(self):
+            raise KeyError("its own complaint")
+
+        def __hash__(self):
+            return hash("sieve")
+
+        def __eq__(self, other):
+            return True
+
+    assert TTLDict(policy=Liar("lru")).policy == "lru"
+    d = TTLDict.__new__(TTLDict)
+    with pytest.raises(ArgumentValueError, match="policy"):
+        d.__init__(policy=Liar("newest"))
+    d.__init__(policy="fifo")
+    assert d.policy == "fifo"
+
+
 def test_an_initialisation_that_fails_may_be_repeated():
     d = TTLDict.__new__(TTLDict)
     for bad in ({"max_size": 0}, {"ttl": -1}, {"policy": "x"}, {"timer": lambda: None}, {"idle": "x"}):

@@ -802,6 +802,9 @@ cdef int configure(
     cdef uint64_t most = bytes_from(memory_limit)
     ttl_seconds = seconds("ttl", ttl, True)
     idle_seconds = seconds("idle", idle, True)
+    if isinstance(policy, str):
+        # A subclass may define __str__, __hash__ and __eq__; an exact str of the same text does not.
+        policy = str.__str__(policy)
     check_choice("policy", policy, POLICIES)
     check_callable("sizeof", size_of, True)
     check_callable("timer", timer, True)
@@ -819,7 +822,7 @@ cdef int configure(
     require_unused(self)
     self.ready = True
     self.ttl_seconds = ttl_seconds
-    self.policy_name = str(policy)
+    self.policy_name = policy
     self.size_of = size_of
     self.clock = timer
     self.on_evict = on_evict
