@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Literal, Self
 
+    from synthex_fast._pressure import MemoryReadings
     from synthex_fast.governor.components import Live, Wait
-    from synthex_fast.governor.reading import MemoryReadings
 
     Pause = Literal["wait", "fail"] | Wait
 
