@@ -1103,8 +1103,6 @@ def test_changing_the_dict_while_iterating_raises():
         lambda d: d.pop(3),
         lambda d: d.clear(),
         lambda d: d.popitem(),
-        lambda d: d.trim(1),
-        lambda d: d.resize(max_size=2),
         lambda d: d.setdefault("new", 1),
     ):
         for view in (lambda d: d, lambda d: d.values(), lambda d: d.items(), lambda d: d.keys()):
@@ -1117,22 +1115,30 @@ def test_changing_the_dict_while_iterating_raises():
                 list(iterator)
 
 
-def test_eviction_ends_an_iteration_and_expiry_does_not():
+def test_eviction_and_expiry_do_not_end_an_iteration():
     sizes = {}
     for change in (
         lambda d: d.set(1, 800),
         lambda d: (sizes.update({1: 900}), d.recount(1)),
         lambda d: d.trim(1),
+        lambda d: d.resize(max_size=2),
     ):
         sizes.clear()
         d = TTLDict(memory_limit=1000, sizeof=lambda k, v: sizes.get(k, v) - ENTRY)
         for n in range(5):
             d[n] = 200
-        iterator = iter(d)
-        next(iterator)
-        change(d)
+        for view in (d, d.keys(), d.values(), d.items()):
+            iterator = iter(view)
+            seen = [next(iterator)]
+            change(d)
+            seen += list(iterator)
+            # What was evicted meanwhile is skipped.
+            assert 1 <= len(d) < 5
+            assert set(list(view)) <= set(seen)
+            assert len(seen) <= len(d) + 1
         with pytest.raises(RuntimeError, match="dictionary changed size during iteration"):
-            next(iterator)
+            for key in d:
+                del d[key]
     clock = Clock()
     for change in (lambda d: d.trim(1), lambda d: d.resize(max_size=5), lambda d: d.expire(1)):
         d = TTLDict(timer=clock)
@@ -1143,6 +1149,22 @@ def test_eviction_ends_an_iteration_and_expiry_does_not():
         clock.now += 1.0
         change(d)
         assert list(iterator) == [1, 2, 3]
+
+
+def test_a_slow_loop_goes_on_while_a_governor_empties_the_dict():
+    d = TTLDict()
+    d.update((n, bytes(1000)) for n in range(1000))
+    seen = 0
+    for key, value in d.items():
+        assert len(value) == 1000
+        seen += 1
+        # What a governor's thread does at any moment.
+        d.trim(d.nbytes // 4 + 1)
+    assert 1 < seen < 1000
+    assert len(d) < 10
+    iterator = iter(d)
+    d.trim(d.nbytes)
+    assert list(iterator) == []
 
 
 def test_iterators_outlive_their_end():

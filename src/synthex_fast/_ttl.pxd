@@ -37,7 +37,7 @@ cdef class TTLDict:
     cdef double ttl_seconds       # infinity: entries live until evicted
     cdef uint64_t most_bytes      # all bits set: no limit
     cdef Py_ssize_t most_entries  # as given; 0: no limit
-    cdef uint32_t changes         # counts what ends an iteration: insertions, deletions and evictions, not expiry
+    cdef uint32_t changes         # counts what ends an iteration: the user's insertions and deletions
     cdef int64_t sets
     cdef int64_t evicted[4]       # entries removed, by Reason
     cdef int64_t exhausted        # values whose size was estimated in part

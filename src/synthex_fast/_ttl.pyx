@@ -166,6 +166,9 @@ cdef class TTLDict:
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
     first. When ``memory_limit`` is exceeded, the dict evicts down to 80 % of it.
 
+    Inserting or deleting during an iteration raises RuntimeError, as with a dict. Eviction and expiry don't: the
+    iterator skips what is gone.
+
     ``sizeof(key, value)`` returns bytes and replaces the built-in estimate. ``timer()`` returns seconds as a float and
     replaces the coarse monotonic clock; a dict with its own timer isn't swept. ``on_evict(key, value, reason)`` is
     called after an entry was removed because it was ``"expired"`` or ``"idle"``, or because the dict was ``"full"`` or
