@@ -864,6 +864,36 @@ def test_bad_sizeof_results(bad):
     assert (dict(d), d.nbytes) == ({"a": 1}, ENTRY + 10)
 
 
+def test_get_or_set_returns_a_value_over_the_limit_uncached():
+    d = TTLDict(memory_limit=10_000)
+    d["kept"] = 1
+    calls = []
+
+    def load():
+        calls.append(1)
+        return bytes(20_000)
+
+    for _ in range(2):
+        assert d.get_or_set("big", load) == bytes(20_000)
+    assert len(calls) == 2
+    assert dict(d.items()) == {"kept": 1}
+    assert d.stats["uncacheable"] == 2
+    assert d.stats["sets"] == 1
+    # What the caller stores itself is refused, and so is an error of the factory's own.
+    for store in (lambda: d.__setitem__("big", load()), lambda: d.setdefault("big", load())):
+        with pytest.raises(ValueTooLargeError):
+            store()
+    with pytest.raises(ValueTooLargeError):
+        d.get_or_set("nested", lambda: d.set("big", load()))
+    assert d.stats["uncacheable"] == 2
+    value = object()
+    before = sys.getrefcount(value)
+    small = TTLDict(memory_limit=1)
+    for _ in range(100):
+        assert small.get_or_set("k", lambda: value) is value
+    assert sys.getrefcount(value) == before
+
+
 def test_trim_and_resize():
     gone = []
     d = TTLDict(sizeof=lambda k, v: 100 - ENTRY, on_evict=lambda k, v, why: gone.append(why))

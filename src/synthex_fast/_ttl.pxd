@@ -18,6 +18,7 @@ cdef enum Reason:
 cdef enum Presence:
     REPLACE = 0               # store: the new value wins
     KEEP = 1                  # store: a value that is present stays
+    OFFER = 2                 # like KEEP, and a value over the memory limit is returned but not stored
 
 
 cdef struct Stripe:
@@ -41,6 +42,7 @@ cdef class TTLDict:
     cdef int64_t sets
     cdef int64_t evicted[4]       # entries removed, by Reason
     cdef int64_t exhausted        # values whose size was estimated in part
+    cdef int64_t uncacheable      # values that get_or_set returned without storing them
     cdef bint sweepable
     cdef bint ready
     cdef double sweep_at          # the sweeper's next visit; infinity: none is scheduled

@@ -25,6 +25,7 @@ class _Stats(TypedDict):
     entries: int
     nbytes: int
     sizeof_exhausted: int
+    uncacheable: int
 
 @disjoint_base
 class TTLDict(MutableMapping[_K, _V]):

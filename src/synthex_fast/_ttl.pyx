@@ -377,7 +377,8 @@ cdef class TTLDict:
         """The key's value. If the key is missing, ``factory()`` is called and its result stored for `ttl` seconds.
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
-        raises, nothing is stored and the error passes to the caller.
+        raises, nothing is stored and the error passes to the caller. A result that alone exceeds the memory limit is
+        returned without being stored, and counted in ``stats["uncacheable"]``.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
@@ -388,7 +389,7 @@ cdef class TTLDict:
         present = self.lookup(<PyObject*>key)
         if present == NULL:
             made = factory()
-            self.store(<PyObject*>key, <PyObject*>made, life, KEEP, &present)
+            self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
         return owned(present)
 
     update = MutableMapping.update
@@ -708,7 +709,8 @@ cdef class TTLDict:
     def stats(self):
         """Counts since construction, as a dict: hits, misses, sets, and evictions by reason.
 
-        ``sizeof_exhausted`` counts values so large that part of their size was estimated.
+        ``sizeof_exhausted`` counts values so large that part of their size was estimated, ``uncacheable`` those that
+        `get_or_set` returned without storing them because they alone exceed the memory limit.
 
         >>> TTLDict().stats["hits"]
         0
@@ -731,6 +733,7 @@ cdef class TTLDict:
             "entries": self.table.live,
             "nbytes": self.table.nbytes,
             "sizeof_exhausted": self.exhausted,
+            "uncacheable": self.uncacheable,
         }
 
     # ---- copies ----
