@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import math
+import operator
 import pickle
 import random
 import sys
@@ -892,6 +893,16 @@ def test_get_or_set_returns_a_value_over_the_limit_uncached():
     for _ in range(100):
         assert small.get_or_set("k", lambda: value) is value
     assert sys.getrefcount(value) == before
+
+
+@pytest.mark.parametrize("builtin", [sys.getsizeof, operator.length_hint, next])
+def test_sizeof_refuses_builtins_that_take_a_default(builtin):
+    with pytest.raises(ArgumentValueError, match=r"^sizeof must be a function of \(key, value\)"):
+        TTLDict(sizeof=builtin)
+    d = TTLDict(memory_limit=10_000, sizeof=lambda key, value: sys.getsizeof(value))
+    for n in range(100):
+        d[n] = bytes(1000)
+    assert 5 <= len(d) <= 10
 
 
 def test_trim_and_resize():

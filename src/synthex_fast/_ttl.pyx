@@ -63,6 +63,8 @@ from synthex_fast._table cimport (
 
 import os
 from _collections_abc import ItemsView, KeysView, MutableMapping, ValuesView
+from operator import length_hint
+from sys import getsizeof
 from types import GenericAlias
 
 from synthex_fast._arguments import want_bool
@@ -169,7 +171,9 @@ cdef class TTLDict:
     Inserting or deleting during an iteration raises RuntimeError, as with a dict. Eviction and expiry don't: the
     iterator skips what is gone.
 
-    ``sizeof(key, value)`` returns bytes and replaces the built-in estimate. ``timer()`` returns seconds as a float and
+    ``sizeof(key, value)`` returns the bytes of both and replaces the built-in estimate. A function of the value alone
+    is passed as ``lambda key, value: measure(value)``; ``sys.getsizeof`` is refused, because it would measure the key
+    and take the value for its default. ``timer()`` returns seconds as a float and
     replaces the coarse monotonic clock; a dict with its own timer isn't swept. ``on_evict(key, value, reason)`` is
     called after an entry was removed because it was ``"expired"`` or ``"idle"``, or because the dict was ``"full"`` or
     out of ``"memory"``. It is not called for deletions and replacements. What it raises goes to
@@ -809,7 +813,7 @@ cdef int configure(
     ttl_seconds = seconds("ttl", ttl, True)
     idle_seconds = seconds("idle", idle, True)
     check_choice("policy", policy, POLICIES)
-    check_callable("sizeof", size_of, True)
+    check_sizeof(size_of)
     check_callable("timer", timer, True)
     check_callable("on_evict", on_evict, True)
     want_bool("sweep", sweep)
@@ -832,6 +836,14 @@ cdef int configure(
     self.sweepable = timer is None and sweep
     table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
     set_limits(self, entries, most)
+    return 0
+
+
+cdef int check_sizeof(object size_of) except -1:
+    check_callable("sizeof", size_of, True)
+    if size_of is getsizeof or size_of is length_hint or size_of is next:
+        # They would take the value for the default: sys.getsizeof would measure the key alone, without an error.
+        raise value_error("sizeof", size_of, "a function of (key, value), which this one's (object, default) is not")
     return 0
 
 
