@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import inspect
 import math
 import operator
 import pickle
@@ -10,6 +11,7 @@ import random
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import Mapping, MutableMapping
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import POLICIES, Clock, needs_fork, run, wait_for
 
-from synthex_fast import TTLDict, _sweeper, create_memory_aware_ttl_dict
+from synthex_fast import ResponseBuffer, TTLDict, _sweeper, create_memory_aware_ttl_dict
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, ValueTooLargeError
 
 # What the dict counts for an entry beyond key and value.
@@ -316,6 +318,62 @@ def test_is_a_mutable_mapping():
     assert repr(d) == "TTLDict({'a': 1, 'b': 2}, max_size=5)"
     with pytest.raises(TypeError):
         hash(d)
+
+
+def test_match_takes_a_ttldict_for_a_mapping():
+    class Derived(TTLDict):
+        pass
+
+    for cls in (TTLDict, Derived):
+        d = cls()
+        d.update(a=1, b=2)
+        match d:
+            case {"a": x, **rest}:
+                assert (x, rest) == (1, {"b": 2})
+            case _:
+                raise AssertionError("no mapping")
+
+
+def test_signatures_can_be_inspected():
+    for cls in (TTLDict, ResponseBuffer):
+        parameters = inspect.signature(cls).parameters
+        assert {name: p.default for name, p in parameters.items()} == {
+            TTLDict: {
+                "max_size": None,
+                "ttl": None,
+                "memory_limit": None,
+                "sizeof": None,
+                "policy": "s3fifo",
+                "idle": None,
+                "timer": None,
+                "on_evict": None,
+                "sweep": True,
+            },
+            ResponseBuffer: {"capacity": 1000, "max_batch": 100, "flush_threshold": 0.8, "on_flush": None},
+        }[cls]
+        assert not cls.__doc__.startswith(cls.__name__)
+
+
+def test_getsizeof_is_the_dicts_own_memory():
+    d = TTLDict(ttl=60.0)
+    empty = sys.getsizeof(d)
+    values = [bytes(100) for n in range(10_000)]
+    tracemalloc.start()
+    try:
+        d.update(enumerate(values))
+        allocated = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # Keys over 256 are ints of their own, held by the dict.
+    allocated -= sum(map(sys.getsizeof, range(257, 10_000)))
+    assert sys.getsizeof(d) - empty == pytest.approx(allocated, rel=0.05)
+    d.clear()
+    assert sys.getsizeof(d) == empty
+
+    class Derived(TTLDict):
+        pass
+
+    assert sys.getsizeof(Derived()) > sys.getsizeof(TTLDict())
 
 
 def test_report_spelling():

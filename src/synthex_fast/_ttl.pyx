@@ -57,7 +57,7 @@ from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
     ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
     reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_due, slot_free, slot_schedule, slot_set_size,
-    slot_size, table_free, table_init, table_insert, table_probe, table_remove, table_victim, tick_at_or_after,
+    slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim, tick_at_or_after,
     tick_at_or_before,
 )
 
@@ -155,8 +155,11 @@ cdef inline double life_from(TTLDict self, object ttl) except? -1.0:
 
 
 @cython.trashcan(True)
+@cython.collection_type("mapping")
 cdef class TTLDict:
-    """A mapping whose entries expire, and whose size in entries and bytes is limited.
+    """TTLDict(max_size=None, ttl=None, *, memory_limit=None, sizeof=None, policy='s3fifo', idle=None, \
+timer=None, on_evict=None, sweep=True)\n--\n
+    A mapping whose entries expire, and whose size in entries and bytes is limited.
 
     ``max_size`` limits the number of entries. ``memory_limit`` limits the bytes (``nbytes``) that keys, values and the
     dict's own cost per entry take together. ``ttl`` is how many seconds an entry lives, ``idle`` how many seconds it
@@ -739,6 +742,14 @@ cdef class TTLDict:
             "sizeof_exhausted": self.exhausted,
             "uncacheable": self.uncacheable,
         }
+
+    def __sizeof__(self):
+        """Bytes of the dict's own memory: the object and its arrays, without keys and values. O(1)."""
+        cdef size_t own
+        enter(self)
+        own = table_bytes(&self.table)
+        leave(self)
+        return object.__sizeof__(self) + (STRIPES + 1) * sizeof(Stripe) + own
 
     # ---- copies ----
 
