@@ -466,7 +466,8 @@ cdef class Gate:
 
 
 cdef class ResponseBuffer:
-    """A buffer of expert responses, of fixed size, with a cap on the batches it takes.
+    """ResponseBuffer(capacity=1000, max_batch=100, *, flush_threshold=0.8, on_flush=None)\n--\n
+    A buffer of expert responses, of fixed size, with a cap on the batches it takes.
 
     It holds `capacity` responses, and `add_batch` takes at most `max_batch` at a time. With `on_flush`, the
     buffer passes its responses to that handler, as a list, when an addition brings it to

@@ -69,9 +69,7 @@ cdef inline void remove_entry(TTLDict self, uint32_t slot, int reason, Victims* 
     cdef Table* t = &self.table
     table_remove(t, slot)
     self.evicted[reason] += 1
-    if reason == FULL or reason == MEMORY:
-        # Ends an iteration. Expiry does not: an iterator skips due entries anyway.
-        self.changes += 1
+    # Not counted in `changes`: an iterator skips what was evicted or is due, since the user removed none of it.
     if victims.count < VICTIMS:
         victims.keys[victims.count] = t.slots[slot].key
         victims.values[victims.count] = t.slots[slot].value
