@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 import warnings
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -930,6 +931,115 @@ def test_wsgi_in_a_real_server():
         handler = SimpleHandler(BytesIO(), out, StringIO(), {"SERVER_PROTOCOL": "HTTP/1.0"})
         handler.run(world.tuner.wsgi(app))
         assert out.getvalue().endswith(b"Content-Length: 6\r\n\r\nanswer")
+        assert world.stats["in_flight"] == 0
+
+
+class FileWrapper:
+    """As in gunicorn: only what has `close` is given one."""
+
+    def __init__(self, file):
+        self.file = file
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __getitem__(self, index):
+        data = self.file.read(2)
+        if data:
+            return data
+        raise IndexError
+
+
+@pytest.mark.parametrize("wrapper", [FileWrapper, lambda file: file], ids=["class", "function"])
+def test_wsgi_hands_a_file_to_the_server(wrapper):
+    class File:
+        def read(self, size=-1):
+            return b""
+
+        def close(self):
+            closed.append(world.stats["in_flight"])
+
+    class Open:
+        read = File.read
+
+    with World() as world:
+        for kind, expected in ((File, [1]), (Open, [])):
+            closed, made = [], []
+
+            def app(environ, start_response, kind=kind, made=made):
+                made.append(environ["wsgi.file_wrapper"](kind()))
+                return made[0]
+
+            response = world.tuner.wsgi(app)({"wsgi.file_wrapper": wrapper}, None)
+            assert response is made[0]
+            assert world.stats["in_flight"] == 1
+            response.close()
+            response.close()
+            assert closed == expected
+            assert world.stats["in_flight"] == 0
+            # Dropped without being closed.
+            del response
+            made.clear()
+            world.tuner.wsgi(app)({"wsgi.file_wrapper": wrapper}, None)
+            made.clear()
+            gc.collect()
+            assert world.stats["in_flight"] == 0
+        assert len(world.tuner.wsgi(lambda *_: [b"1"])({"wsgi.file_wrapper": wrapper}, None)) == 1
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_file_whose_close_cannot_be_replaced_ends_its_request_at_once():
+    class File:
+        __slots__ = ()
+
+        def close(self):
+            pass
+
+    with World() as world:
+        file = File()
+        assert world.tuner.wsgi(lambda *_: file)({"wsgi.file_wrapper": File}, None) is file
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_file_is_closed_without_leaving_a_cycle():
+    class Wrapper:
+        def read(self):
+            return b""
+
+        def close(self):
+            pass
+
+    with World() as world:
+        response = world.tuner.wsgi(lambda *_: Wrapper())({"wsgi.file_wrapper": Wrapper}, None)
+        response.close()
+        gone = weakref.ref(response)
+        del response
+        assert gone() is None
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_file_in_a_real_server(tmp_path):
+    from io import BytesIO, StringIO
+    from wsgiref.handlers import SimpleHandler
+
+    sent = []
+
+    class Handler(SimpleHandler):
+        def sendfile(self):
+            sent.append(self.result.filelike.name)
+            return False
+
+    path = tmp_path / "file"
+    path.write_bytes(b"answer")
+    with World() as world:
+
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return environ["wsgi.file_wrapper"](open(path, "rb"))
+
+        out = BytesIO()
+        Handler(BytesIO(), out, StringIO(), {"SERVER_PROTOCOL": "HTTP/1.0"}).run(world.tuner.wsgi(app))
+        assert out.getvalue().endswith(b"answer")
+        assert sent == [str(path)]
         assert world.stats["in_flight"] == 0
 
 

@@ -7,6 +7,8 @@ effect.
 
 from __future__ import annotations
 
+import contextlib
+
 from synthex_fast.errors import type_error
 
 TYPE_CHECKING = False
@@ -133,16 +135,43 @@ class Request:
         return made  # type: ignore[return-value]
 
 
-class Response:
-    """A WSGI response: its request is in flight until the server closes it, or drops it without closing it."""
+class _Closing:
+    """Ends a request once, after closing its response, or when dropped."""
 
-    __slots__ = ("_closed", "_result", "_run", "_tuner")
+    __slots__ = ("_close", "_run", "_tuner")
 
-    def __init__(self, tuner: Tuner, run: int, result: Iterable[bytes]) -> None:
+    def __init__(self, tuner: Tuner, run: int, result: object) -> None:
+        self._close: Callable[[], object] | None = getattr(result, "close", None)
         self._tuner = tuner
         self._run = run
+
+    def close(self) -> None:
+        close, self._close = self._close, None
+        try:
+            if close is not None:
+                close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        run, self._run = self._run, 0
+        if run:
+            self._tuner._end_request(run)
+
+    def __del__(self) -> None:
+        # Not set if looking up `close` failed: the middleware ends the request then.
+        if getattr(self, "_run", 0):
+            self._end()
+
+
+class Response(_Closing):
+    """A WSGI response: its request is in flight until the server closes it, or drops it without closing it."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, tuner: Tuner, run: int, result: Iterable[bytes]) -> None:
+        super().__init__(tuner, run, result)
         self._result = result
-        self._closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._result)
@@ -151,22 +180,26 @@ class Response:
         # Servers take the content length from a list of one.
         return len(self._result)  # type: ignore[arg-type]
 
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            close = getattr(self._result, "close", None)
-            if close is not None:
-                close()
-        finally:
-            run, self._run = self._run, 0
-            self._tuner._end_request(run)
 
-    def __del__(self) -> None:
-        run, self._run = self._run, 0
-        if run:
-            self._tuner._end_request(run)
+class _FileClose(_Closing):
+    """The ``close`` of a file response. It does not refer to the response: that cycle would live until collected."""
+
+    __slots__ = ()
+
+    def __call__(self) -> None:
+        self.close()
+
+
+def _is_file(environ: dict[str, Any], result: object) -> bool:
+    """Whether the server may send the response as a file, by the operating system: only if it gets this very object.
+
+    Most servers have a class in ``wsgi.file_wrapper`` and look for instances of it. uWSGI has a function there, which
+    returns the file that it was given and remembers it.
+    """
+    wrapper = environ.get("wsgi.file_wrapper")
+    if wrapper is None:
+        return False
+    return isinstance(result, wrapper) if isinstance(wrapper, type) else hasattr(result, "read")
 
 
 def asgi(tuner: Tuner, app: ASGIApplication) -> ASGIApplication:
@@ -213,9 +246,16 @@ def wsgi(tuner: Tuner, app: WSGIApplication) -> WSGIApplication:
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         run = tuner._begin_request()
         try:
-            return Response(tuner, run, app(environ, start_response))
+            result = app(environ, start_response)
+            if not _is_file(environ, result):
+                return Response(tuner, run, result)
+            closed = _FileClose(tuner, run, result)
         except BaseException:
             tuner._end_request(run)
             raise
+        # If the response can't be given another `close`, this one is dropped here, which ends the request.
+        with contextlib.suppress(AttributeError, TypeError):
+            result.close = closed  # type: ignore[attr-defined]
+        return result
 
     return application

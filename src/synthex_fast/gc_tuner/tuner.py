@@ -265,7 +265,10 @@ class GCTuner:
         return requests.asgi(self, want_callable("app", app))
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
-        """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands."""
+        """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands.
+
+        A file (``wsgi.file_wrapper``) reaches the server unchanged, so that it can use ``sendfile``.
+        """
         return requests.wsgi(self, want_callable("app", app))
 
     def _begin_request(self) -> int:
