@@ -9,7 +9,11 @@ milliseconds; the container's own high-water mark misses nothing.
 cache and a governor of its own. All use their caches alike, but the first starts well before the others. A table
 shows what each cache holds and its hit ratio over time.
 
-Both need root and a memory controller of control groups (version 1 or 2) in which groups can be created. Elsewhere they
+``python bench/bench_governor.py --page-cache [--quick]`` runs a service that keeps a cache and reads files of twice the
+size of its container again and again. Page cache is not memory in use: the cache must stay (at most 5 % evicted)
+and the service must not be killed.
+
+All need root and a memory controller of control groups (version 1 or 2) in which groups can be created. Elsewhere they
 say so and measure nothing.
 """
 
@@ -45,6 +49,14 @@ WORKER_PAUSE = 0.01
 # The second worker starts after this share of the time, when the first has filled the container; the rest soon after.
 SECOND_START, NEXT_START = 0.25, 0.05
 WORKERS_ROWS = 20
+
+
+# The reader: a cache that fits, and files that don't, of which one that fits is read several times in a row.
+READER_LIMIT = 240 * MB
+READER_ENTRIES, READER_VALUE = 1_000, 60 << 10
+READER_FILES = (150 * MB, 2 * READER_LIMIT)
+READER_SECONDS = 30.0
+READER_EVICTED = 0.05
 
 
 class NoContainerError(Exception):
@@ -345,11 +357,73 @@ def show_workers(count, seconds):
     return 0 if all(status == 0 for _, status in found) else 1
 
 
+def read_files(procs, folder, seconds):
+    """The service that reads files: prints how much of its cache is left, and what the governor did."""
+    Path(procs).write_text(str(os.getpid()))
+    from synthex_fast import MemoryGovernor, TTLDict
+
+    cache = TTLDict()
+    for n in range(READER_ENTRIES):
+        cache[n] = b"x" * READER_VALUE
+    files = [Path(folder) / str(size) for size in READER_FILES]
+    for path in files:
+        # What is in the page cache already was charged to whoever wrote it.
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    block = bytearray(1 * MB)
+    total = 0
+    with MemoryGovernor() as governor:
+        governor.register(cache)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for path, times in zip(files, (4, 1), strict=True):
+                for _ in range(times):
+                    with path.open("rb", buffering=0) as file:
+                        while count := file.readinto(block):
+                            total += count
+        actions = {name: action["count"] for name, action in governor.stats["actions"].items()}
+    print(len(cache), total, actions, flush=True)
+
+
+def show_page_cache(seconds):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder, Container(READER_LIMIT) as container:
+        for size in READER_FILES:
+            with (Path(folder) / str(size)).open("wb") as file:
+                for _ in range(size // MB):
+                    file.write(os.urandom(MB))
+                os.fsync(file.fileno())
+        procs = str(container.path / "cgroup.procs")
+        code = [sys.executable, __file__, "--read", procs, folder, str(seconds)]
+        done = subprocess.run(code, stdout=subprocess.PIPE, text=True, check=False)
+        peak = container.peak()
+    print(
+        f"A container of {READER_LIMIT // MB} MB, a cache of {READER_ENTRIES * READER_VALUE // MB} MB, "
+        f"files of {READER_FILES[0] // MB} and {READER_FILES[1] // MB} MB read for {seconds:.0f} s:"
+    )
+    if done.returncode:
+        killed = done.returncode == -signal.SIGKILL
+        print("  killed" if killed else f"  ended with status {done.returncode}")
+        return 1
+    left, total, actions = done.stdout.split(maxsplit=2)
+    evicted = 1 - int(left) / READER_ENTRIES
+    print(f"  {int(total) / (1 << 30):.1f} GB read; the governor's actions: {actions.strip()}")
+    if peak is not None:
+        print(f"  charged to the container at most {peak / READER_LIMIT:.1%} of the limit")
+    print(f"  evicted {evicted:.1%} of the cache (asked: at most {READER_EVICTED:.0%}), not killed")
+    good = evicted <= READER_EVICTED
+    print("  kept" if good else "  NOT KEPT")
+    return 0 if good else 1
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="take 15 seconds instead of 60")
     parser.add_argument("--verbose", action="store_true", help="show every second, and what the governor did")
     parser.add_argument("--workers", type=int, metavar="N", help="show how N workers share one container")
+    parser.add_argument("--page-cache", action="store_true", help="show a service that reads large files")
+    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -361,6 +435,16 @@ def main():
         procs, base, seconds, rows, seed = arguments.work
         work(procs, float(base), float(seconds), int(rows), int(seed))
         return 0
+    if arguments.read:
+        procs, folder, seconds = arguments.read
+        read_files(procs, folder, float(seconds))
+        return 0
+    if arguments.page_cache:
+        try:
+            return show_page_cache(8.0 if arguments.quick else READER_SECONDS)
+        except NoContainerError as error:
+            print(f"Not measured here: {error}.")
+            return 0
     if arguments.workers is not None:
         if not 1 <= arguments.workers <= 16:
             parser.error(f"argument --workers: must be from 1 to 16, not {arguments.workers}")

@@ -22,6 +22,7 @@ __all__ = [
     "share_of_one",
     "want_bool",
     "want_callable",
+    "want_methods",
     "want_text",
     "whole_number",
 ]
@@ -173,6 +174,18 @@ def want_text(name, value, *, optional=False):
     'cache'
     """
     check_text(name, value, optional)
+    return value
+
+
+def want_methods(name, value, methods):
+    """The value, if it has all of these methods.
+
+    >>> want_methods("readings", 3, ["rss"])
+    Traceback (most recent call last):
+    synthex_fast.errors.ArgumentTypeError: readings must be an object with the methods rss, or None, not 3 (int)
+    """
+    if not all([callable(getattr(value, method, None)) for method in methods]):
+        raise type_error(name, value, f"an object with the methods {', '.join(methods)}, or None")
     return value
 
 

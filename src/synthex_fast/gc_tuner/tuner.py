@@ -11,9 +11,9 @@ import warnings
 from threading import RLock
 
 from synthex_fast import _lifecycle, _pressure, _readings, _unraisable
-from synthex_fast._arguments import one_of, share_of_one, want_bool, want_callable, whole_number
+from synthex_fast._arguments import one_of, share_of_one, want_bool, want_callable, want_methods, whole_number
 from synthex_fast._lifecycle import Stage
-from synthex_fast.errors import TunerRunningError, type_error
+from synthex_fast.errors import TunerRunningError
 from synthex_fast.gc_tuner import requests
 from synthex_fast.gc_tuner.collector import (
     COLLECTOR_METHODS,
@@ -103,12 +103,12 @@ class GCTuner:
         if readings is None:
             readings = _readings.Readings()
         else:
-            _want_methods("readings", readings, READINGS_METHODS)
+            want_methods("readings", readings, READINGS_METHODS)
         want_callable("clock", clock, optional=True)
         if collector is None:
             collector = gc
         else:
-            _want_methods("collector", collector, COLLECTOR_METHODS)
+            want_methods("collector", collector, COLLECTOR_METHODS)
         if kind is None:
             kind = collector_kind(sys.hexversion, bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
         self._kind = one_of("kind", kind, KINDS)
@@ -713,11 +713,6 @@ class GCTuner:
         # First: a threshold out of reach for the sake of the parent's request must not stay, should reading fail.
         self._set_thresholds()
         self._begin_reading()
-
-
-def _want_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
-    if not all(callable(getattr(value, method, None)) for method in methods):
-        raise type_error(name, value, f"an object with the methods {', '.join(methods)}")
 
 
 # A process has one collector, so one tuner runs at a time. Guarded by `_guard`.

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from synthex_fast._arguments import want_methods
 from synthex_fast._pressure import (
     EMERGENCY,
     LEVELS,
@@ -27,7 +28,6 @@ from synthex_fast._pressure import (
     working_set,
 )
 from synthex_fast._readings import Readings, memory_limit, parse_size, requested_limit
-from synthex_fast.errors import type_error
 from synthex_fast.monitor.history import DAY, MINUTE
 
 if TYPE_CHECKING:
@@ -98,11 +98,7 @@ class MemorySampler:
     def __init__(self, limit: int | float | str | None, readings: MemoryReadings | None) -> None:
         if readings is None:
             readings = Readings()
-        elif not all(callable(getattr(readings, name, None)) for name in _METHODS):
-            raise type_error(
-                "readings", readings, f"an object with the methods {', '.join(_METHODS)}, or None"
-            )
-        self.readings = readings
+        self.readings = readings = want_methods("readings", readings, _METHODS)
         self.kernel: KernelReadings = readings if isinstance(readings, Readings) else _OneByOne(readings)
         self._given: int | None = None
         self.requested: int | None = None
