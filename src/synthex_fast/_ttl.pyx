@@ -57,7 +57,8 @@ from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
     ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
     reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_due, slot_free, slot_schedule, slot_set_size,
-    slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim, tick_at_or_after,
+    slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim,
+    tick_at_or_after,
     tick_at_or_before,
 )
 
