@@ -1254,7 +1254,7 @@ def test_a_slow_loop_goes_on_while_a_governor_empties_the_dict():
     d = TTLDict()
     d.update((n, bytes(1000)) for n in range(1000))
     seen = 0
-    for key, value in d.items():
+    for _, value in d.items():
         assert len(value) == 1000
         seen += 1
         # What a governor's thread does at any moment.

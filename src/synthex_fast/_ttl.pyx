@@ -40,12 +40,12 @@ from libc.string cimport memset
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
 
-from synthex_fast._arguments cimport check_callable, check_choice, integer, real, seconds
+from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds
 from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
+    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
     PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyObject_CallFunctionObjArgs, PyObject_RichCompareBool, PyTypeObject,
     PyUnicode_CheckExact, defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
 )
@@ -58,8 +58,7 @@ from synthex_fast._table cimport (
     ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
     reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_due, slot_free, slot_schedule, slot_set_size,
     slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim,
-    tick_at_or_after,
-    tick_at_or_before,
+    tick_at_or_after, tick_at_or_before,
 )
 
 import os
@@ -386,7 +385,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
         raises, nothing is stored and the error passes to the caller. A result that alone exceeds the memory limit is
-        returned without being stored, and counted in ``stats["uncacheable"]``.
+        returned without being stored, and counted in ``stats["uncacheable"]``. `ArgumentTypeError` if it is a coroutine
+        function or returns a coroutine, which only one caller could await: await it and store its result.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
@@ -397,6 +397,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         present = self.lookup(<PyObject*>key)
         if present == NULL:
             made = factory()
+            refuse_awaitable("factory", made, True)
             self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
         return owned(present)
 

@@ -25,9 +25,19 @@ cdef void notify_evicted(TTLDict self, PyObject* key, PyObject* value, int reaso
         if result == NULL:
             PyErr_WriteUnraisable(<PyObject*>self.on_evict)
         else:
+            if result != Py_None:
+                check_eviction_result(self, result)
             Py_DECREF(result)
     Py_DECREF(key)
     Py_DECREF(value)
+
+
+cdef void check_eviction_result(TTLDict self, PyObject* result) noexcept:
+    try:
+        refuse_awaitable("on_evict", <object>result)
+    except BaseException as error:
+        from synthex_fast._unraisable import report
+        report(error, self.on_evict)
 
 
 cdef void release_all_refs(TTLDict self, Victims* victims) noexcept:

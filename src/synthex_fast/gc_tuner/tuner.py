@@ -281,7 +281,7 @@ class GCTuner:
         application works on a part, not while it waits.
         A websocket is in flight while it works on a message, not while it waits for one; lifespan never is.
         """
-        return requests.asgi(self, want_callable("app", app))
+        return requests.asgi(self, want_callable("app", app, may_await=True))
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands.
