@@ -1615,6 +1615,84 @@ def test_records_let_go_by_another_thread(hammer):
     hammer(8, work, iterations=20)
 
 
+def ids_of_child(records, then=None):
+    """The ids that a forked child reads from the records, and those of the records that ``then()`` makes there."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            more = then() if then else []
+            os.write(writing, json.dumps([[each.id for each in records], more]).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = json.loads(pipe.read())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return answer
+
+
+def made_ids(cls, least):
+    records = [cls(**least) for _ in range(20)]
+    records[3].reset()
+    return [record.id for record in records]
+
+
+@needs_fork
+@quiet_fork
+@both
+def test_an_id_not_read_before_a_fork_is_the_same_after_it(cls, least, full):
+    records = [cls(**least) for _ in range(10)]
+    records[1].reset()
+    before = records[2].id
+    one, ones_own = ids_of_child(records, lambda: made_ids(cls, least))
+    other, others_own = ids_of_child(records, lambda: made_ids(cls, least))
+    here, own = [record.id for record in records], made_ids(cls, least)
+    assert one == other == here
+    assert here[2] == before
+    assert len({*here, *ones_own, *others_own, *own}) == 10 + 3 * 20
+
+
+@needs_fork
+@quiet_fork
+@both
+def test_ids_in_a_chain_of_forks(cls, least, full):
+    def deeper(records, depth):
+        mine = [cls(**least) for _ in range(3)]
+        if depth == 0:
+            return [each.id for each in mine]
+        # The middle process makes records between two forks and reads their ids after the second only.
+        inherited, below = ids_of_child(records + mine, lambda: deeper(records + mine, depth - 1))
+        assert inherited == [each.id for each in records + mine]
+        return inherited + below
+
+    found = deeper([], 4)
+    assert len(set(found)) == 5 * 3
+
+
+@needs_fork
+@quiet_fork
+@both
+def test_an_id_set_to_none_before_a_fork_is_new_and_the_same_in_both(cls, least, full):
+    record = cls(**least)
+    first = record.id
+    record.id = None
+    (child,), _ = ids_of_child([record])
+    assert record.id == child != first
+    record.id = None
+    assert record.id not in (child, first)
+
+
+@both
+def test_an_id_not_read_before_pickling_is_the_same_in_all_copies(cls, least, full):
+    record = cls(**least)
+    sent = pickle.dumps(record), pickle.dumps(record)
+    copies = [*map(pickle.loads, sent), copy.copy(record), copy.deepcopy(record)]
+    assert {each.id for each in copies} == {record.id}
+
+
 @needs_fork
 @quiet_fork
 @pytest.mark.stress

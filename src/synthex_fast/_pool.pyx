@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from cpython.object cimport PyObject
 
-from synthex_fast._arguments cimport check_callable, check_text, seconds, size
+from synthex_fast._arguments cimport check_callable, check_text, refuse_awaitable, seconds, size
 from synthex_fast._clock cimport monotonic_coarse
 from synthex_fast._freelist cimport (
     ALIASED, Borrowed, DISCARDED, MADE, RELEASED, REUSED, freelist_borrow, freelist_count, freelist_delete,
@@ -86,6 +86,7 @@ cdef object pool_make(ObjectPool pool):
     obj = owned(PyObject_CallNoArgs(<PyObject*>pool.factory))
     if obj is None:
         raise FactoryError("factory must return an object, not None")
+    refuse_awaitable("factory", obj, True)
     freelist_count(pool.idle, MADE, 1)
     if FREE_THREADED and not owned_by_this_thread(<PyObject*>pool):
         # Two threads that count references to one object contend for its cache line. With deferred counting they
@@ -189,10 +190,20 @@ cdef int pool_reset(ObjectPool pool, PyObject* obj) except -1:
             return 0
         args[0] = obj
         answer = PyObject_VectorcallMethod(<PyObject*>reset_name, args, 1, NULL)
-    if answer == NULL:
-        freelist_count(pool.idle, DISCARDED, 1)
-        return -1
+    if unlikely(answer != Py_None):
+        return pool_refuse_reset(pool, answer)
     Py_DECREF(answer)
+    return 0
+
+
+cdef int pool_refuse_reset(ObjectPool pool, PyObject* answer) except -1:
+    """Fail if the reset raised or has to be awaited. Steals the reference to its answer."""
+    try:
+        result = owned(answer)
+        refuse_awaitable("reset", result)
+    except BaseException:
+        freelist_count(pool.idle, DISCARDED, 1)
+        raise
     return 0
 
 

@@ -29,7 +29,7 @@ from libc.math cimport INFINITY, ceil
 from libc.stdint cimport INT32_MAX, int32_t
 from libc.string cimport memmove, memset
 
-from synthex_fast._arguments cimport check_callable, check_text, real, share, size
+from synthex_fast._arguments cimport check_callable, check_text, real, refuse_awaitable, share, size
 from synthex_fast._codes cimport (
     CodeEntry,
     code_find,
@@ -431,6 +431,7 @@ cdef str WAITS = "True, False, seconds (0 or more) or a callable that returns on
 cdef double seconds_to_wait(object wait) except -1.0:
     """0: not at all; infinity: until resumed."""
     cdef double seconds
+    refuse_awaitable("wait", wait)
     if wait is True:
         return INFINITY
     if wait is False:
@@ -454,6 +455,7 @@ cdef class Gate:
     def __cinit__(self, wait):
         self.seconds = 0.0
         if callable(wait):
+            check_callable("wait", wait)
             self.ask = wait
         else:
             self.seconds = seconds_to_wait(wait)
@@ -466,7 +468,8 @@ cdef class Gate:
 
 
 cdef class ResponseBuffer:
-    """A buffer of expert responses, of fixed size, with a cap on the batches it takes.
+    """ResponseBuffer(capacity=1000, max_batch=100, *, flush_threshold=0.8, on_flush=None)\n--\n
+    A buffer of expert responses, of fixed size, with a cap on the batches it takes.
 
     It holds `capacity` responses, and `add_batch` takes at most `max_batch` at a time. With `on_flush`, the
     buffer passes its responses to that handler, as a list, when an addition brings it to
@@ -885,7 +888,7 @@ cdef class ResponseBuffer:
                     PyTuple_SET_ITEM(<PyObject*>kept, i, self.fill.slab.responses[i])
                 if wanted:
                     result = list(kept)
-                self.on_flush(list(kept))
+                refuse_awaitable("on_flush", self.on_flush(list(kept)))
         except BaseException:
             lock(&self.guard)
             self.flushing = False

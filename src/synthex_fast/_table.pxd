@@ -146,6 +146,18 @@ cdef inline void table_free(Table* t) noexcept nogil:
     t.layout += 1
 
 
+cdef inline size_t table_bytes(const Table* t) noexcept nogil:
+    """Bytes that the arrays have allocated."""
+    cdef size_t found = t.room * (sizeof(Slot) + sizeof(Link))
+    found += t.index_size * sizeof(uint32_t) + t.heap_room * sizeof(Node)
+    found += <size_t>t.ghost_buckets * GHOSTS_PER_BUCKET * sizeof(uint32_t)
+    if t.touched != NULL:
+        found += t.room * sizeof(double)
+    if t.wide != NULL:
+        found += t.room * sizeof(uint64_t)
+    return found
+
+
 # ---- hash index ----
 
 cdef inline uint32_t mix_hash(Py_hash_t value, uint64_t seed) noexcept nogil:

@@ -40,12 +40,12 @@ from libc.string cimport memset
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
 
-from synthex_fast._arguments cimport check_callable, check_choice, integer, real, seconds
+from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds
 from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
+    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
     PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyObject_CallFunctionObjArgs, PyObject_RichCompareBool, PyTypeObject,
     PyUnicode_CheckExact, defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
 )
@@ -57,12 +57,14 @@ from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
     ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
     reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_due, slot_free, slot_schedule, slot_set_size,
-    slot_size, table_free, table_init, table_insert, table_probe, table_remove, table_victim, tick_at_or_after,
-    tick_at_or_before,
+    slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim,
+    tick_at_or_after, tick_at_or_before,
 )
 
 import os
 from _collections_abc import ItemsView, KeysView, MutableMapping, ValuesView
+from operator import length_hint
+from sys import getsizeof
 from types import GenericAlias
 
 from synthex_fast._arguments import want_bool
@@ -153,8 +155,11 @@ cdef inline double life_from(TTLDict self, object ttl) except? -1.0:
 
 
 @cython.trashcan(True)
+@cython.collection_type("mapping")
 cdef class TTLDict:
-    """A mapping whose entries expire, and whose size in entries and bytes is limited.
+    """TTLDict(max_size=None, ttl=None, *, memory_limit=None, sizeof=None, policy='s3fifo', idle=None, \
+timer=None, on_evict=None, sweep=True)\n--\n
+    A mapping whose entries expire, and whose size in entries and bytes is limited.
 
     ``max_size`` limits the number of entries. ``memory_limit`` limits the bytes (``nbytes``) that keys, values and the
     dict's own cost per entry take together. ``ttl`` is how many seconds an entry lives, ``idle`` how many seconds it
@@ -166,7 +171,12 @@ cdef class TTLDict:
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
     first. When ``memory_limit`` is exceeded, the dict evicts down to 80 % of it.
 
-    ``sizeof(key, value)`` returns bytes and replaces the built-in estimate. ``timer()`` returns seconds as a float and
+    Inserting or deleting during an iteration raises RuntimeError, as with a dict. Eviction and expiry don't: the
+    iterator skips what is gone.
+
+    ``sizeof(key, value)`` returns the bytes of both and replaces the built-in estimate. A function of the value alone
+    is passed as ``lambda key, value: measure(value)``; ``sys.getsizeof`` is refused, because it would measure the key
+    and take the value for its default. ``timer()`` returns seconds as a float and
     replaces the coarse monotonic clock; a dict with its own timer isn't swept. ``on_evict(key, value, reason)`` is
     called after an entry was removed because it was ``"expired"`` or ``"idle"``, or because the dict was ``"full"`` or
     out of ``"memory"``. It is not called for deletions and replacements. What it raises goes to
@@ -374,7 +384,9 @@ cdef class TTLDict:
         """The key's value. If the key is missing, ``factory()`` is called and its result stored for `ttl` seconds.
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
-        raises, nothing is stored and the error passes to the caller.
+        raises, nothing is stored and the error passes to the caller. A result that alone exceeds the memory limit is
+        returned without being stored, and counted in ``stats["uncacheable"]``. `ArgumentTypeError` if it is a coroutine
+        function or returns a coroutine, which only one caller could await: await it and store its result.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
@@ -385,7 +397,8 @@ cdef class TTLDict:
         present = self.lookup(<PyObject*>key)
         if present == NULL:
             made = factory()
-            self.store(<PyObject*>key, <PyObject*>made, life, KEEP, &present)
+            refuse_awaitable("factory", made, True)
+            self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
         return owned(present)
 
     update = MutableMapping.update
@@ -705,7 +718,8 @@ cdef class TTLDict:
     def stats(self):
         """Counts since construction, as a dict: hits, misses, sets, and evictions by reason.
 
-        ``sizeof_exhausted`` counts values so large that part of their size was estimated.
+        ``sizeof_exhausted`` counts values so large that part of their size was estimated, ``uncacheable`` those that
+        `get_or_set` returned without storing them because they alone exceed the memory limit.
 
         >>> TTLDict().stats["hits"]
         0
@@ -728,7 +742,16 @@ cdef class TTLDict:
             "entries": self.table.live,
             "nbytes": self.table.nbytes,
             "sizeof_exhausted": self.exhausted,
+            "uncacheable": self.uncacheable,
         }
+
+    def __sizeof__(self):
+        """Bytes of the dict's own memory: the object and its arrays, without keys and values. O(1)."""
+        cdef size_t own
+        enter(self)
+        own = table_bytes(&self.table)
+        leave(self)
+        return object.__sizeof__(self) + (STRIPES + 1) * sizeof(Stripe) + own
 
     # ---- copies ----
 
@@ -806,7 +829,7 @@ cdef int configure(
         # A subclass may define __str__, __hash__ and __eq__; an exact str of the same text does not.
         policy = str.__str__(policy)
     check_choice("policy", policy, POLICIES)
-    check_callable("sizeof", size_of, True)
+    check_sizeof(size_of)
     check_callable("timer", timer, True)
     check_callable("on_evict", on_evict, True)
     want_bool("sweep", sweep)
@@ -829,6 +852,14 @@ cdef int configure(
     self.sweepable = timer is None and sweep
     table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
     set_limits(self, entries, most)
+    return 0
+
+
+cdef int check_sizeof(object size_of) except -1:
+    check_callable("sizeof", size_of, True)
+    if size_of is getsizeof or size_of is length_hint or size_of is next:
+        # They would take the value for the default: sys.getsizeof would measure the key alone, without an error.
+        raise value_error("sizeof", size_of, "a function of (key, value), which this one's (object, default) is not")
     return 0
 
 

@@ -25,9 +25,19 @@ cdef void notify_evicted(TTLDict self, PyObject* key, PyObject* value, int reaso
         if result == NULL:
             PyErr_WriteUnraisable(<PyObject*>self.on_evict)
         else:
+            if result != Py_None:
+                check_eviction_result(self, result)
             Py_DECREF(result)
     Py_DECREF(key)
     Py_DECREF(value)
+
+
+cdef void check_eviction_result(TTLDict self, PyObject* result) noexcept:
+    try:
+        refuse_awaitable("on_evict", <object>result)
+    except BaseException as error:
+        from synthex_fast._unraisable import report
+        report(error, self.on_evict)
 
 
 cdef void release_all_refs(TTLDict self, Victims* victims) noexcept:
@@ -69,9 +79,7 @@ cdef inline void remove_entry(TTLDict self, uint32_t slot, int reason, Victims* 
     cdef Table* t = &self.table
     table_remove(t, slot)
     self.evicted[reason] += 1
-    if reason == FULL or reason == MEMORY:
-        # Ends an iteration. Expiry does not: an iterator skips due entries anyway.
-        self.changes += 1
+    # Not counted in `changes`: an iterator skips what was evicted or is due, since the user removed none of it.
     if victims.count < VICTIMS:
         victims.keys[victims.count] = t.slots[slot].key
         victims.values[victims.count] = t.slots[slot].value

@@ -15,6 +15,7 @@ cdef inline double now_if_needed(TTLDict self) except? -1.0:
 
 cdef double read_timer(object timer) except? -1.0:
     value = timer()
+    refuse_awaitable("timer", value)
     cdef double now = real("timer()", value, "a finite number of seconds")
     if not -INFINITY < now < INFINITY:
         raise value_error("timer()", value, "a finite number of seconds")

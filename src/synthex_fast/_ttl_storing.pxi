@@ -16,6 +16,7 @@ cdef inline int64_t entry_size(TTLDict self, PyObject* key, PyObject* value) exc
 
 cdef int64_t entry_size_by_caller(TTLDict self, PyObject* key, PyObject* value) except -1:
     size = self.size_of(<object>key, <object>value)
+    refuse_awaitable("sizeof", size)
     return <int64_t>integer("sizeof(key, value)", size, 0, SIZE_MAX, "bytes") + ENTRY_COST
 
 
@@ -41,7 +42,13 @@ cdef int put(
     victims.queued = 0
     enter(self)
     if unlikely(size > self.most_bytes):
+        if mode == OFFER:
+            self.uncacheable += 1
         leave(self)
+        if mode == OFFER:
+            present[0] = value
+            Py_INCREF(value)
+            return 0
         raise too_large(self, size)
     slot = find(self, key, hash, NULL)
     if unlikely(slot == FAILED):
@@ -50,7 +57,7 @@ cdef int put(
     if slot != MISSING and unlikely(slot_due(t, slot) <= now):
         remove_entry(self, slot, due_reason(self, slot, now), &victims)
         slot = MISSING
-    if slot != MISSING and mode == KEEP:
+    if slot != MISSING and mode != REPLACE:
         mark_used(t, slot, now)
     elif (
         (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))

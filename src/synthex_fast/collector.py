@@ -17,7 +17,7 @@ from functools import partial
 from itertools import islice
 from weakref import ref
 
-from synthex_fast._arguments import want_text, whole_number
+from synthex_fast._arguments import want_callable, want_text, whole_number
 from synthex_fast._forks import fork_count
 from synthex_fast._records import PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
@@ -145,6 +145,7 @@ class ResponseCollector:
             timer=timer,
             sweep=sweep,
         )
+        want_callable("on_flush", on_flush, optional=True)
         for anchor in (owner, self):
             if anchor is not None and getattr(on_flush, "__self__", None) is anchor:
                 function = getattr(on_flush, "__func__", None)

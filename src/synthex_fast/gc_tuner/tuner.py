@@ -11,7 +11,15 @@ import warnings
 from threading import RLock
 
 from synthex_fast import _lifecycle, _pressure, _readings, _unraisable
-from synthex_fast._arguments import one_of, share_of_one, want_bool, want_callable, want_methods, whole_number
+from synthex_fast._arguments import (
+    one_of,
+    positive_seconds,
+    share_of_one,
+    want_bool,
+    want_callable,
+    want_methods,
+    whole_number,
+)
 from synthex_fast._lifecycle import Stage
 from synthex_fast.errors import TunerRunningError
 from synthex_fast.gc_tuner import requests
@@ -55,6 +63,8 @@ if TYPE_CHECKING:
 
 # A full collection that another thread's held up is retried after this.
 RETRY_SECONDS = 0.001
+# The watcher's, where it sleeps for a time: the system's waits have a limit.
+LONGEST_SLEEP = 3600.0
 
 
 class GCTuner:
@@ -75,8 +85,11 @@ class GCTuner:
     plenty of garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the
     first request the old generation is left to the interpreter.
 
-    One tuner runs in a process at a time, and it is kept alive while it runs. A request costs one to two microseconds.
-    Raises `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+    A request older than ``long_request`` seconds (infinity for never) no longer keeps collections away: it may be
+    waiting for an event or a slow client. In `stats` it stays in flight, and is one of the ``long_requests``.
+
+    One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
+    `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
@@ -97,9 +110,11 @@ class GCTuner:
         clock: Callable[[], float] | None = None,
         collector: Collector | None = None,
         kind: str | None = None,
+        long_request: float = 5.0,
     ) -> None:
         target = share_of_one("target_overhead", target_overhead, 0.5)
         self._freeze = want_bool("freeze", freeze)
+        self._in_flight = requests.InFlight(positive_seconds("long_request", long_request) * 1e9)
         if readings is None:
             readings = _readings.Readings()
         else:
@@ -143,6 +158,7 @@ class GCTuner:
         now = self._started = self._ended = self._now()
         self._requests = 0
         self._serving = False
+        self._in_flight.reset()
         self._pauses.reset()
         self._memory.reset(now)
         self._young.reset(now)
@@ -216,6 +232,7 @@ class GCTuner:
         with self._lock:
             self._epoch = 0
             self._ended = self._now()
+            self._in_flight.reset()
             self._pauses.in_flight = 0
             self._remove_callback()
             self._settings.restore()
@@ -260,27 +277,35 @@ class GCTuner:
     def asgi(self, app: ASGIApplication) -> ASGIApplication:
         """ASGI middleware: an HTTP request is in flight until the last part of its response is sent.
 
+        From the first part of a streamed response on, such as server-sent events, it is in flight only while the
+        application works on a part, not while it waits.
         A websocket is in flight while it works on a message, not while it waits for one; lifespan never is.
         """
-        return requests.asgi(self, want_callable("app", app))
+        return requests.asgi(self, want_callable("app", app, may_await=True))
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
-        """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands."""
+        """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands.
+
+        While the server sends a part of a streamed response, the request is not in flight.
+        A file (``wsgi.file_wrapper``) reaches the server unchanged, so that it can use ``sendfile``.
+        """
         return requests.wsgi(self, want_callable("app", app))
 
-    def _begin_request(self) -> int:
-        """The number of the run to which the request belongs, for `_end_request`; 0 while the tuner isn't running."""
-        epoch = self._epoch
-        if not epoch:
+    def _begin_request(self, counted: bool = True) -> int:
+        """The request's number, for `_end_request`; 0 while the tuner isn't running. A part of one is not counted."""
+        if not self._epoch:
             return 0
-        pauses, watcher = self._pauses, self._watcher
+        pauses, watcher, in_flight = self._pauses, self._watcher, self._in_flight
+        now = self._now()
         with self._lock:
-            if epoch != self._epoch:
+            if not self._epoch:
                 return 0
-            self._requests += 1
-            pauses.in_flight += 1
+            self._requests += counted
+            number = next(in_flight.numbers)
+            in_flight.began[number] = now
+            pauses.in_flight = count = len(in_flight.began)
             try:
-                if pauses.in_flight == 1 and (self._switched or not self._serving):
+                if count == 1 and (self._switched or not self._serving):
                     if not self._serving:
                         self._begin_serving()
                     self._set_thresholds()
@@ -289,11 +314,12 @@ class GCTuner:
                     watcher.dozing = False
             except BaseException:
                 # Allocation may have failed. A request that did not begin will not end.
-                pauses.in_flight -= 1
+                in_flight.began.pop(number, None)
+                pauses.in_flight = len(in_flight.began)
                 raise
         if watcher.restart_due:
             self._restart_watcher()
-        return epoch
+        return number
 
     def _begin_serving(self) -> None:
         """From the first request on, the tuner decides when the old generation is collected."""
@@ -303,19 +329,23 @@ class GCTuner:
         # Last: if allocation fails above, the next request tries again.
         self._serving = True
 
-    def _end_request(self, epoch: int) -> None:
-        if not epoch or epoch != self._epoch:
+    def _end_request(self, number: int) -> None:
+        if not number or not self._epoch:
             return
-        pauses = self._pauses
+        pauses, in_flight = self._pauses, self._in_flight
         with self._lock:
-            if epoch != self._epoch:
+            # The number of a request of another run is unknown.
+            if in_flight.began.pop(number, None) is None and not in_flight.end_long(number):
                 return
-            pauses.in_flight -= 1
-            nobody = not pauses.in_flight
-            if nobody and self._switched:
+            epoch = self._epoch
+            pauses.in_flight = count = len(in_flight.began)
+            if not count and self._switched:
                 self._set_thresholds()
         try:
             now = self._now()
+            if now >= in_flight.due:
+                self._find_long_requests(now)
+            nobody = not pauses.in_flight
             # First: otherwise the callback of a young collection would read memory, and leave the rest to the watcher.
             if now >= self._memory.due or (nobody and self._full.owed):
                 self._read_memory(now)
@@ -327,6 +357,15 @@ class GCTuner:
         except Exception as error:
             _unraisable.report(error, self)
 
+    def _find_long_requests(self, now: int) -> None:
+        """From here on they no longer keep collections away."""
+        pauses, in_flight = self._pauses, self._in_flight
+        with self._lock:
+            in_flight.find_long(now)
+            before, pauses.in_flight = pauses.in_flight, len(in_flight.began)
+            if before and not pauses.in_flight and self._epoch and self._switched:
+                self._set_thresholds()
+
     # Collecting
 
     def idle(self) -> int:
@@ -335,6 +374,8 @@ class GCTuner:
         No effect while a request is in flight, nor so soon after another full collection that the two would take more
         than ``target_overhead`` of the time.
         """
+        if self._now() >= self._in_flight.due:
+            self._find_long_requests(self._now())
         # A local reference: in a child forked by a finaliser, the tuner has another lock.
         work = self._work
         if not self._epoch or self._pauses.in_flight or not work.acquire(False):
@@ -527,7 +568,10 @@ class GCTuner:
         try:
             if epoch != self._epoch:
                 return -1
-            self._adapt(self._now())
+            now = self._now()
+            if now >= self._in_flight.due:
+                self._find_long_requests(now)
+            self._adapt(now)
             now = self._now()
             cause = self._cause(now)
             if cause:
@@ -625,8 +669,12 @@ class GCTuner:
         else:
             memory.postpone(now)
         seconds = self._collect_if_due(epoch)
-        if not self._switched or seconds >= 0:
+        if seconds >= 0:
             return seconds
+        if not self._switched:
+            # If only requests keep a collection away, it is made once they are long, even if none ends.
+            seconds = (self._in_flight.due - now) / 1e9
+            return max(min(seconds, LONGEST_SLEEP), RETRY_SECONDS) if self._full.owed else -1
         # Inside requests no collection starts by itself, so none wakes the watcher: it acts when memory is to be read.
         # Between requests it sleeps, and the next one wakes it. Set before the check, for a request that begins now.
         watcher.dozing = True
@@ -641,6 +689,8 @@ class GCTuner:
     def stats(self) -> dict[str, Any]:
         """What it has measured and decided since `start`, as a new dict. Seconds and bytes.
 
+        ``in_flight`` are the requests that have not ended, ``long_requests`` those of them that were found to be older
+        than ``long_request`` seconds.
         ``collector`` is ``generational``, ``incremental`` or ``free-threaded``. ``frozen`` is whether the tuner froze
         what was alive at the start, ``collected_at_start`` whether it collected before that, as everywhere but in a
         forked child. ``overhead`` is the share of wall time spent collecting. ``pauses`` has a dict for each
@@ -662,7 +712,8 @@ class GCTuner:
             "frozen": self._settings.frozen,
             "collected_at_start": self._settings.collected_at_start,
             "requests": self._requests,
-            "in_flight": pauses.in_flight,
+            "in_flight": pauses.in_flight + self._in_flight.long,
+            "long_requests": self._in_flight.long,
             "overhead": pauses.collecting() / max(now - self._started, 1),
             "collections": collections,
             "causes": causes,

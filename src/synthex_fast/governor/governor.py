@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from synthex_fast import _pressure, _unraisable
 from synthex_fast import monitor as _monitor
-from synthex_fast._arguments import finite_number, want_callable, want_text
+from synthex_fast._arguments import finite_number, refuse_awaited, want_callable, want_text
 from synthex_fast._pressure import (
     CRITICAL,
     EMERGENCY,
@@ -386,7 +386,7 @@ class MemoryGovernor:
         callback = self._on_emergency
         try:
             if callback is not None:
-                callback(self)
+                refuse_awaited("on_emergency", callback(self))
         except Exception as error:
             _unraisable.report(error, callback)
 
@@ -549,6 +549,8 @@ def _wait_from(pause: Any) -> Wait:
         wait = pause
     else:
         wait = finite_number("pause", pause, allowed, least=0)
+    if callable(wait):
+        want_callable("pause", wait)
     if wait is False:
         return False
 

@@ -19,7 +19,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from synthex_fast import _lifecycle, _unraisable
-from synthex_fast._arguments import finite_number, one_of, want_callable, whole_number
+from synthex_fast._arguments import finite_number, one_of, refuse_awaited, want_callable, whole_number
 from synthex_fast._pressure import LEVELS, NORMAL
 from synthex_fast._readings import container_state
 from synthex_fast.monitor.history import DAY, History
@@ -296,7 +296,7 @@ class AdaptiveMemoryMonitor:
     @staticmethod
     def _call(callback: Callback, level: str, sample: Sample) -> None:
         try:
-            callback(level, sample)
+            refuse_awaited("callback", callback(level, sample))
         except BaseException as error:
             _unraisable.report(error, callback)
 
