@@ -261,8 +261,8 @@ class GCTuner:
     def request(self) -> requests.Request:
         """A request, in flight inside ``with``; the same object is a decorator.
 
-        A call of a decorated coroutine function or generator is in flight until it ends. No effect while the tuner
-        doesn't run.
+        A call of a decorated function that returns an awaitable or a generator is in flight until that ends. No effect
+        while the tuner doesn't run.
 
         >>> from synthex_fast import GCTuner
         >>> tuner = GCTuner()
