@@ -5,16 +5,16 @@
 other as fast as it can, each unpickled, as if from a network. Resident memory is sampled from outside every few
 milliseconds; the container's own high-water mark misses nothing.
 
-``python bench/bench_governor.py --workers 4 [--quick]`` runs so many processes in one container of 512 MB, each with a
-cache and a governor of its own. All use their caches alike, but the first starts well before the others. A table
+``python bench/bench_governor.py --workers 4 [--quick]`` runs that many processes in one container of 512 MB, each with
+a cache and a governor of its own. All use their caches alike, but the first starts well before the others. A table
 shows what each cache holds and its hit ratio over time.
 
-``python bench/bench_governor.py --page-cache [--quick]`` runs a service that keeps a cache and reads files of twice the
-size of its container again and again. Page cache is not memory in use: the cache must stay (at most 5 % evicted)
-and the service must not be killed.
+``python bench/bench_governor.py --page-cache [--quick]`` runs a service that keeps a cache and repeatedly reads
+files of twice its container's size. Page cache is not memory in use: the cache must stay (at most 5 % evicted) and the
+service must not be killed.
 
 All need root and a memory controller of control groups (version 1 or 2) in which groups can be created. Elsewhere they
-say so and measure nothing.
+print why and measure nothing.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MB = 1 << 20
 LIMIT = 256 * MB
 CACHES = 1024 * MB
 SECONDS = 60.0
-ASKED_SHARE = 0.95
+TARGET_SHARE = 0.95
 SAMPLE_SECONDS = 0.005
 # Throughput "before pressure" is that of the first seconds in which memory is below this share of the limit.
 CALM_SHARE = 0.65
@@ -367,7 +367,7 @@ def read_files(procs, folder, seconds):
         cache[n] = b"x" * READER_VALUE
     files = [Path(folder) / str(size) for size in READER_FILES]
     for path in files:
-        # What is in the page cache already was charged to whoever wrote it.
+        # What is in the page cache already was charged to the process that wrote it.
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     block = bytearray(1 * MB)
@@ -411,9 +411,9 @@ def show_page_cache(seconds):
     print(f"  {int(total) / (1 << 30):.1f} GB read; the governor's actions: {actions.strip()}")
     if peak is not None:
         print(f"  charged to the container at most {peak / READER_LIMIT:.1%} of the limit")
-    print(f"  evicted {evicted:.1%} of the cache (asked: at most {READER_EVICTED:.0%}), not killed")
+    print(f"  evicted {evicted:.1%} of the cache (target: at most {READER_EVICTED:.0%}), not killed")
     good = evicted <= READER_EVICTED
-    print("  kept" if good else "  NOT KEPT")
+    print("  all targets met" if good else "  TARGETS MISSED")
     return 0 if good else 1
 
 
@@ -470,10 +470,10 @@ def main():
         return 0
     ran = len(result["seconds"])
     ends = "killed" if result["killed"] else f"ended with status {result['status']}"
-    print(f"  with it: {ends} after {ran} s (asked: {seconds:.0f} s and status 0)")
-    print(f"  requests served: {result['served']:,}, with {result['errors']} errors (asked: 0)")
+    print(f"  with it: {ends} after {ran} s (target: {seconds:.0f} s and status 0)")
+    print(f"  requests served: {result['served']:,}, with {result['errors']} errors (target: 0)")
     rss, charge = result["peak_rss"] / LIMIT, result["peak_charge"]
-    print(f"  resident memory at most {rss:.1%} of the limit (asked: {ASKED_SHARE:.0%})")
+    print(f"  resident memory at most {rss:.1%} of the limit (target: {TARGET_SHARE:.0%})")
     if charge is not None:
         print(f"  charged to the container at most {charge / LIMIT:.1%} of the limit")
     rates = [served for served, _, _ in result["seconds"]]
@@ -493,9 +493,11 @@ def main():
             f"  without it, caches limited by hand to the same {sized // MB} MB: {usual:,.0f}; {now / usual:.2f}"
         )
     share = result.get("cpu_seconds", 0.0) / max(1, ran)
-    print(f"  the governor looked {result.get('looks', 0):,} times and took {share:.3%} of a processor")
-    good = kept and not result["errors"] and rss <= ASKED_SHARE
-    print("  kept" if good else "  NOT KEPT")
+    print(
+        f"  the governor considered memory {result.get('looks', 0):,} times and took {share:.3%} of a processor"
+    )
+    good = kept and not result["errors"] and rss <= TARGET_SHARE
+    print("  all targets met" if good else "  TARGETS MISSED")
     return 0 if good else 1
 
 

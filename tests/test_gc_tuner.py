@@ -1,4 +1,4 @@
-"""GCTuner: what it measures, when it lets the collector run, what it leaves behind."""
+"""GCTuner: what it measures, when it collects, and what it restores."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python
+from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python, wait_for
 
 from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
 
@@ -379,7 +379,7 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
     tuner.start()
 
     class Guard:
-        """Another thread comes in as soon as it is let go."""
+        """Another thread acquires it as soon as it is released."""
 
         def __enter__(self):
             guard.acquire()
@@ -1841,7 +1841,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.stats["forced"] == 1
             assert world.stats["in_request"]["collections"] == 1
-            # No other before this one has been looked at.
+            # No other before this one has been checked.
             world.pass_time(1)
             world.readings.rss_ = 990 * MB
             collector.collect(0)
@@ -1850,7 +1850,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.tuner._full.last_pause == pytest.approx(0.1e9)
             assert collector.collected == [0, 2, 0]
-        # Memory that was given back meanwhile.
+        # Memory that was returned in the meantime.
         world.pass_time(5)
         world.readings.rss_ = 900 * MB
         collector.collect(0)
@@ -2233,6 +2233,17 @@ def test_readings_that_fail_do_not_reach_a_request(monkeypatch):
         world.readings.rss_ = 900 * MB
         world.requests(10)
         assert 2 in world.collector.collected
+
+
+def test_what_fails_in_the_watcher_is_reported_with_the_tuner(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with GCTuner(freeze=False) as tuner:
+        tuner._collect_if_due = lambda epoch: 1 / 0
+        tuner._watcher.wake()
+        wait_for(lambda: reported)
+        assert reported[0].exc_type is ZeroDivisionError
+        assert repr(tuner) in f"{reported[0].object!r} {reported[0].err_msg}"
 
 
 def test_a_warning_that_is_an_error_does_not_reach_a_request(monkeypatch):

@@ -1,3 +1,5 @@
+# Types of `_arguments.pyx`: argument checks, for Python callers.
+
 from collections.abc import Iterable
 from typing import Any, TypeVar
 

@@ -4,7 +4,7 @@ Each check takes the argument's name first and raises `ArgumentTypeError` or `Ar
 value received and what is allowed. Neither a bool nor a string is accepted as a number. Exceptions from the value's own
 ``__index__`` or ``__float__`` propagate, except `OverflowError`, which means out of range.
 
-Cython code cimports the ``cdef`` functions; the ``def`` functions below are their faces for Python code.
+Cython code cimports the ``cdef`` functions; the ``def`` functions below wrap them for Python code.
 """
 
 from libc.math cimport INFINITY, isnan
@@ -55,19 +55,23 @@ cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") ex
 
 
 cdef double real(str name, object value, str allowed) except? -1.0:
-    """The value as a C double, infinite if it is out of range. NaN passes: the caller's range check refuses it."""
+    """The value as a C double. NaN passes, and a value too large for a double, even a negative one, becomes infinity.
+
+    The caller's range check refuses both; where infinity is allowed, it has to ask the value itself.
+    """
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+    if isinstance(value, (bool, str)) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
         raise type_error(name, value, allowed)
     try:
         return float(value)
     except OverflowError:
-        return INFINITY if value > 0 else -INFINITY
+        # Not compared with 0: an object that has `__index__` or `__float__` need not be comparable.
+        return INFINITY
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
-    """A positive number of seconds. Infinity, and None if `optional`, mean for ever; finite values must fit doubles."""
+    """A positive number of seconds. Infinity, and None if `optional`, mean forever; finite values must fit doubles."""
     cdef double number
     cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
@@ -128,7 +132,7 @@ def whole_number(name, value, least=1, most=PY_SSIZE_T_MAX, *, unit="", optional
 
 
 def positive_seconds(name, value, *, optional=False):
-    """The value as a float above 0. `math.inf`, and None if `optional`, mean for ever and are returned as infinity.
+    """The value as a float above 0. `math.inf`, and None if `optional`, mean forever and are returned as infinity.
 
     >>> positive_seconds("ttl", 3), positive_seconds("ttl", None, optional=True)
     (3.0, inf)
@@ -137,7 +141,7 @@ def positive_seconds(name, value, *, optional=False):
 
 
 def finite_number(name, value, allowed="a finite number", *, least=-INFINITY, most=INFINITY):
-    """The value as a finite float from `least` to `most`; `allowed` says so in the error.
+    """The value as a finite float from `least` to `most`; `allowed` describes that in the error.
 
     >>> finite_number("weight", 2, "a number, 0 or more", least=0)
     2.0

@@ -1,4 +1,4 @@
-"""GCTuner itself: starts and stops, counts requests, and collects when the pacing says so."""
+"""GCTuner itself: starts and stops, counts requests, and collects when `pacing` finds it due."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class GCTuner:
     A request older than ``long_request`` seconds (infinity for never) no longer keeps collections away: it may be
     waiting for an event or a slow client. In `stats` it stays in flight, and is one of the ``long_requests``.
 
-    One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
-    `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+    One tuner runs in a process at a time, and it is kept alive while it runs. A request costs one to two microseconds.
+    Raises `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
@@ -149,7 +149,7 @@ class GCTuner:
         )
         self._lock = RLock()
         self._work = RLock()
-        # 0 while it doesn't run; otherwise unique to each start and each forked child.
+        # 0 while it isn't running; otherwise unique to each start and each forked child.
         self._epoch = 0
         self._reset()
 
@@ -170,18 +170,18 @@ class GCTuner:
     # Start and stop
 
     def start(self) -> None:
-        """Take the collector over; no effect on a tuner that runs.
+        """Take over the garbage collector. No effect if the tuner is already running.
 
         With ``freeze`` it costs one full collection, except in a forked child: there it freezes without one, and
-        ``stats["collected_at_start"]`` is False. Raises `TunerRunningError` if another tuner runs.
+        ``stats["collected_at_start"]`` is False. Raises `TunerRunningError` if another tuner is running.
         """
         global _running
         with _guard:
             if _running is self:
                 return
             if _running is not None:
-                raise TunerRunningError("another GCTuner runs in this process: stop it first")
-            # Now, because an import takes long in a process that runs out of memory.
+                raise TunerRunningError("another GCTuner is running in this process: stop it first")
+            # Now, because an import is slow in a process that runs out of memory.
             _pressure.find_malloc_trim()
             self._start()
             _running = self
@@ -214,7 +214,7 @@ class GCTuner:
         self._full.mark_growth(memory)
 
     def stop(self) -> None:
-        """Restore the collector's settings; no effect on a tuner that doesn't run.
+        """Restore the collector's settings. No effect if the tuner isn't running.
 
         Requests in flight may end later; `stats` keeps its figures.
         """
@@ -262,7 +262,7 @@ class GCTuner:
         """A request, in flight inside ``with``; the same object is a decorator.
 
         A call of a decorated function that returns an awaitable or a generator is in flight until that ends. No effect
-        while the tuner doesn't run.
+        while the tuner isn't running.
 
         >>> from synthex_fast import GCTuner
         >>> tuner = GCTuner()
@@ -292,7 +292,7 @@ class GCTuner:
         return requests.wsgi(self, want_callable("app", app))
 
     def _begin_request(self, counted: bool = True) -> int:
-        """The request's number, for `_end_request`; 0 while the tuner doesn't run. A part of one is not counted."""
+        """The request's number, for `_end_request`; 0 while the tuner isn't running. A part of one is not counted."""
         if not self._epoch:
             return 0
         pauses, watcher, in_flight = self._pauses, self._watcher, self._in_flight
@@ -369,7 +369,7 @@ class GCTuner:
     # Collecting
 
     def idle(self) -> int:
-        """Say that the service is idle: garbage is collected now. Returns the number of unreachable objects found.
+        """Collect garbage now, while the service is idle. Returns the number of unreachable objects found.
 
         No effect while a request is in flight, nor so soon after another full collection that the two would take more
         than ``target_overhead`` of the time.
@@ -396,8 +396,8 @@ class GCTuner:
         """One full collection now; returns the bytes by which resident memory fell.
 
         ``nbytes`` is how much memory the caller would like; a collection frees all that it finds. Returns 0 without
-        collecting if that is 0, the tuner doesn't run, another thread is collecting, or the cap of 50 % of wall time is
-        reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
+        collecting if that is 0, the tuner isn't running, another thread is collecting, or the cap of 50 % of wall time
+        is reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
 
         >>> from synthex_fast import GCTuner
         >>> with GCTuner() as tuner:
@@ -479,7 +479,7 @@ class GCTuner:
         now = self._now()
         self._read_memory(now)
         full.record(now, before, freed, pause, memory)
-        # From here on the interpreter may be told to make another, should memory go on growing.
+        # From here on the interpreter may be told to make another, if memory goes on growing.
         self._pauses.taken = 0
         if memory.is_high and freed >= FEW_FREED:
             _pressure.malloc_trim()
@@ -656,7 +656,7 @@ class GCTuner:
         try:
             self._start_watcher()
         except Exception as error:
-            # The tuner works without: requests end, and the callback does what it can.
+            # The tuner works without it: requests end, and the callback does what it can.
             _unraisable.report(error, self)
 
     def _watch(self, epoch: int) -> float:
@@ -698,7 +698,7 @@ class GCTuner:
         histogram and are at most an eighth too high. ``causes`` counts collections by what made them happen, ``forced``
         those above the watermark with a request in flight, ``limited`` those put off because collection is capped at
         50 % of wall time. ``decisions`` are the last 32 changes of the young threshold, each with its reason.
-        ``memory_limit`` is in force, ``requested_limit`` what was asked for: more than the machine has is clamped.
+        ``memory_limit`` is in force, ``requested_limit`` what was asked for, which may be more than the machine has.
         ``container`` is ``limited``, ``none``, or ``unknown`` if the container's limits can't be read.
         """
         pauses, memory, young = self._pauses, self._memory, self._young
@@ -793,7 +793,7 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    """What is frozen stays so: nothing is collected any more but what the interpreter takes down."""
+    """Leave frozen objects frozen: the interpreter's own last collections should not visit them."""
     tuner = _running
     if tuner is not None:
         tuner._remove_callback()

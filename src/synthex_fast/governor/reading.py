@@ -43,7 +43,7 @@ class MemoryReader:
         self.requested = _readings.requested_limit(limit, readings, name="limit")
         container = readings.limit()
         self.follows = limit is None and container is not None
-        # False if the limit is merely all of the machine's memory.
+        # False if the limit is only the whole machine's memory.
         self.bounded = limit is not None or container is not None
         self._container: int | None = None
         self._container_at = -math.inf
@@ -81,7 +81,7 @@ class MemoryReader:
             return nearest(rss, limit, charge, container, held)
         if self.bounded:
             return MemoryUse(rss, charge, rss, limit)
-        # Everybody uses the machine's memory.
+        # All processes share the machine's memory.
         taken = known.used if known and known.limit == limit else limit - self._readings.available()
         return MemoryUse(rss, charge, max(rss, taken), limit)
 

@@ -131,7 +131,7 @@ class AdaptiveMemoryMonitor:
         return taken
 
     def _take_sample(self) -> tuple[Sample, list[tuple[str, Callback]]]:
-        # Short, because CPython 3.11 fails to leave a block far down in a function if no memory is left at all.
+        # Short, because CPython 3.11 can't leave a block far down in a function if no memory is left.
         with self._lock:
             now = self._clock()
             taken = self._read_memory(now)
@@ -227,7 +227,7 @@ class AdaptiveMemoryMonitor:
         return measure_trend(times, values, seconds)
 
     def leak(self) -> Leak:
-        """Whether memory grows as a leak makes it grow, how fast, and how certain that is.
+        """Whether memory grows the way a leak does, how fast, and how certain that is.
 
         The last 2.5 hours, 8 hours, day and 9 days are each checked for a rise of the floor of resident memory that
 
@@ -314,7 +314,7 @@ class AdaptiveMemoryMonitor:
             if self.running or _lifecycle.is_exiting():
                 return
             thread = SamplingThread(self, self._sampler.readings, self._sampler.kernel)
-            # Sample at once; events that came before mean nothing.
+            # Sample at once; earlier events no longer matter.
             self._due = -math.inf
             self._threshold.forget()
             try:

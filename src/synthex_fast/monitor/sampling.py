@@ -1,8 +1,8 @@
 """Reading memory, comparing it with its limit, and deciding how long to wait until the next time.
 
 `MemorySampler` reads resident size and charge at every sample, since they are cheap. The rest is read once a minute,
-and whenever the level changes: callbacks then get a sample in which everything is current. What counts against which
-limit is decided in `synthex_fast._pressure`, for the governor too.
+and whenever the level changes: callbacks then get a sample in which everything is current. `synthex_fast._pressure`
+decides what counts against which limit, for the governor too.
 
 `AdaptiveInterval` is the rule for the time between samples. Neither takes a lock; the monitor holds its own.
 """
@@ -48,7 +48,7 @@ _METHODS = ("rss", "charge", "reclaimable", "limit", "available", "swap", "total
 class Sample(NamedTuple):
     """Memory at one moment, from `AdaptiveMemoryMonitor.sample`. Sizes are in bytes, times in seconds.
 
-    Memory has two limits, the process's own and its container's. ``used`` and ``limit`` are the pair that has come
+    Memory has two limits, the process's own and its container's. ``used`` and ``limit`` are the pair that is
     nearer: the resident size and the process's limit, or the container's working set and its limit. Outside of a
     container and without a limit of its own, they are what the host has in use, and the host's memory.
     """
@@ -133,7 +133,7 @@ class MemorySampler:
         use = self._compare(rss, charge, held)
         level = classify(use.share, before)
         if level != before and self._slow_at != now:
-            # Page cache that has grown in the last minute is no pressure, and callbacks get current figures.
+            # Page cache that has grown in the last minute is not pressure, and callbacks get current figures.
             self._read_slow(now, rss)
             held = self._working_set(charge)
             use = self._compare(rss, charge, held)
