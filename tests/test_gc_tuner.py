@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import math
+import pickle
 import sys
 import textwrap
 import threading
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python, wait_for
 
-from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
+from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, _unraisable, errors, gc_tuner
 
 KIND = gc_tuner.collector_kind(sys.hexversion, FREE_THREADED)
 OUT_OF_REACH = gc_tuner.OUT_OF_REACH
@@ -483,6 +485,17 @@ def test_bytes_that_are_refused(method, running, bad):
 def test_an_application_must_be_callable(middleware):
     with pytest.raises(errors.ArgumentTypeError, match=r"^app must be callable"):
         getattr(GCTuner(), middleware)(None)
+
+
+@pytest.mark.parametrize("kind", [GCTuner, AdaptiveMemoryMonitor, MemoryGovernor])
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_the_process_is_neither_pickled_nor_copied(kind, duplicate):
+    """Item 22."""
+    with pytest.raises(
+        errors.ArgumentTypeError, match=rf"^a {kind.__name__} can't be pickled or copied: .* its stats can"
+    ):
+        duplicate(kind())
+    assert pickle.loads(pickle.dumps(kind().stats)).keys() == kind().stats.keys()
 
 
 # Requests

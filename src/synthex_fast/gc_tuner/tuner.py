@@ -21,7 +21,7 @@ from synthex_fast._arguments import (
     whole_number,
 )
 from synthex_fast._lifecycle import Stage
-from synthex_fast.errors import TunerRunningError
+from synthex_fast.errors import ArgumentTypeError, TunerRunningError
 from synthex_fast.gc_tuner import requests
 from synthex_fast.gc_tuner.collector import (
     COLLECTOR_METHODS,
@@ -55,7 +55,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Any
+    from typing import Any, NoReturn
 
     from synthex_fast._pressure import MemoryReadings
     from synthex_fast.gc_tuner.collector import Collector
@@ -729,6 +729,11 @@ class GCTuner:
             "memory_share": memory.share,
             "decisions": [dict(decision) for decision in list(young.decisions)],
         }
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it has a thread and locks of this process; its stats can"
+        )
 
     def __repr__(self) -> str:
         state = "running" if self._epoch else "stopped"
