@@ -419,7 +419,7 @@ class AdaptiveMemoryMonitor:
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(
-            f"a {type(self).__name__} can't be pickled or copied: it has a thread and locks of this process; its stats can"
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
         )
 
 
