@@ -1,4 +1,4 @@
-"""The records: what they check and keep, how their memory is used again, and what hostile code can't do to them."""
+"""The records: what they check and keep, how their memory is reused, and what hostile code can't do to them."""
 
 import copy
 import gc
@@ -810,6 +810,14 @@ def test_stats_are_a_snapshot_and_the_call_counts_again():
     assert stats()["created"] + stats()["reused"] == before["created"] + before["reused"] + 3
 
 
+@pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
+def test_the_descriptor_behind_stats_cannot_be_made_without_a_record_type(cls):
+    kind = type(cls.__dict__["stats"])
+    for make in (kind, lambda: kind.__new__(kind)):
+        with pytest.raises(TypeError):
+            make().__get__(None, cls)
+
+
 def test_stats_copy_and_pickle_as_a_plain_dict():
     stats = PooledExpertQuery.stats
     for plain in (pickle.loads(pickle.dumps(stats)), copy.copy(stats), copy.deepcopy(stats)):
@@ -1000,7 +1008,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(pair=records)
     def forget_the_cycle(self, pair):
-        # Another dict, so that whoever holds the old one sees no cycle in it.
+        # Another dict, so that a holder of the old one sees no cycle in it.
         pair[0].context = {"self": pair[0]}
         model = copy.deepcopy(pair[1])
         model["title"] = model["title"] or "blank before"

@@ -3,12 +3,15 @@
 import contextlib
 import copy
 import gc
+import inspect
 import math
+import operator
 import pickle
 import random
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import Mapping, MutableMapping
 
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import POLICIES, Clock, needs_fork, run, wait_for
 
-from synthex_fast import TTLDict, _sweeper, create_memory_aware_ttl_dict
+from synthex_fast import ResponseBuffer, TTLDict, _sweeper, create_memory_aware_ttl_dict
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, ValueTooLargeError
 
 # What the dict counts for an entry beyond key and value.
@@ -278,7 +281,7 @@ class Model(RuleBasedStateMachine):
     def agrees(self):
         live = self.live()
         if self.serial % 3 == 0:
-            # Not always: looking frees what is due, and the states in between need testing too.
+            # Not always: reading frees what is due, and the states in between need testing too.
             assert len(self.d) == len(live)
             assert dict(self.d.items()) == live
             assert self.d.nbytes == sum(ENTRY + v[1] for v in live.values())
@@ -315,6 +318,62 @@ def test_is_a_mutable_mapping():
     assert repr(d) == "TTLDict({'a': 1, 'b': 2}, max_size=5)"
     with pytest.raises(TypeError):
         hash(d)
+
+
+def test_match_takes_a_ttldict_for_a_mapping():
+    class Derived(TTLDict):
+        pass
+
+    for cls in (TTLDict, Derived):
+        d = cls()
+        d.update(a=1, b=2)
+        match d:
+            case {"a": x, **rest}:
+                assert (x, rest) == (1, {"b": 2})
+            case _:
+                raise AssertionError("no mapping")
+
+
+def test_signatures_can_be_inspected():
+    for cls in (TTLDict, ResponseBuffer):
+        parameters = inspect.signature(cls).parameters
+        assert {name: p.default for name, p in parameters.items()} == {
+            TTLDict: {
+                "max_size": None,
+                "ttl": None,
+                "memory_limit": None,
+                "sizeof": None,
+                "policy": "s3fifo",
+                "idle": None,
+                "timer": None,
+                "on_evict": None,
+                "sweep": True,
+            },
+            ResponseBuffer: {"capacity": 1000, "max_batch": 100, "flush_threshold": 0.8, "on_flush": None},
+        }[cls]
+        assert not cls.__doc__.startswith(cls.__name__)
+
+
+def test_getsizeof_is_the_dicts_own_memory():
+    d = TTLDict(ttl=60.0)
+    empty = sys.getsizeof(d)
+    values = [bytes(100) for n in range(10_000)]
+    tracemalloc.start()
+    try:
+        d.update(enumerate(values))
+        allocated = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # Keys over 256 are ints of their own, held by the dict.
+    allocated -= sum(map(sys.getsizeof, range(257, 10_000)))
+    assert sys.getsizeof(d) - empty == pytest.approx(allocated, rel=0.05)
+    d.clear()
+    assert sys.getsizeof(d) == empty
+
+    class Derived(TTLDict):
+        pass
+
+    assert sys.getsizeof(Derived()) > sys.getsizeof(TTLDict())
 
 
 def test_report_spelling():
@@ -592,7 +651,7 @@ def test_a_clock_that_goes_back_hides_nothing_that_is_due():
 
 
 def test_comparisons_may_store_timed_entries_below_zero():
-    """A lookup that needs no time when it begins must not take what is stored meanwhile for expired."""
+    """A lookup that needs no time when it begins must not take what is stored during it for expired."""
     for operation in (
         lambda d, k: d.get(k),
         lambda d, k: d.setdefault(k, 3),
@@ -864,6 +923,46 @@ def test_bad_sizeof_results(bad):
     assert (dict(d), d.nbytes) == ({"a": 1}, ENTRY + 10)
 
 
+def test_get_or_set_returns_a_value_over_the_limit_uncached():
+    d = TTLDict(memory_limit=10_000)
+    d["kept"] = 1
+    calls = []
+
+    def load():
+        calls.append(1)
+        return bytes(20_000)
+
+    for _ in range(2):
+        assert d.get_or_set("big", load) == bytes(20_000)
+    assert len(calls) == 2
+    assert dict(d.items()) == {"kept": 1}
+    assert d.stats["uncacheable"] == 2
+    assert d.stats["sets"] == 1
+    # What the caller stores itself is refused, and so is an error of the factory's own.
+    for store in (lambda: d.__setitem__("big", load()), lambda: d.setdefault("big", load())):
+        with pytest.raises(ValueTooLargeError):
+            store()
+    with pytest.raises(ValueTooLargeError):
+        d.get_or_set("nested", lambda: d.set("big", load()))
+    assert d.stats["uncacheable"] == 2
+    value = object()
+    before = sys.getrefcount(value)
+    small = TTLDict(memory_limit=1)
+    for _ in range(100):
+        assert small.get_or_set("k", lambda: value) is value
+    assert sys.getrefcount(value) == before
+
+
+@pytest.mark.parametrize("builtin", [sys.getsizeof, operator.length_hint, next])
+def test_sizeof_refuses_builtins_that_take_a_default(builtin):
+    with pytest.raises(ArgumentValueError, match=r"^sizeof must be a function of \(key, value\)"):
+        TTLDict(sizeof=builtin)
+    d = TTLDict(memory_limit=10_000, sizeof=lambda key, value: sys.getsizeof(value))
+    for n in range(100):
+        d[n] = bytes(1000)
+    assert 5 <= len(d) <= 10
+
+
 def test_trim_and_resize():
     gone = []
     d = TTLDict(sizeof=lambda k, v: 100 - ENTRY, on_evict=lambda k, v, why: gone.append(why))
@@ -1103,8 +1202,6 @@ def test_changing_the_dict_while_iterating_raises():
         lambda d: d.pop(3),
         lambda d: d.clear(),
         lambda d: d.popitem(),
-        lambda d: d.trim(1),
-        lambda d: d.resize(max_size=2),
         lambda d: d.setdefault("new", 1),
     ):
         for view in (lambda d: d, lambda d: d.values(), lambda d: d.items(), lambda d: d.keys()):
@@ -1117,22 +1214,30 @@ def test_changing_the_dict_while_iterating_raises():
                 list(iterator)
 
 
-def test_eviction_ends_an_iteration_and_expiry_does_not():
+def test_eviction_and_expiry_do_not_end_an_iteration():
     sizes = {}
     for change in (
         lambda d: d.set(1, 800),
         lambda d: (sizes.update({1: 900}), d.recount(1)),
         lambda d: d.trim(1),
+        lambda d: d.resize(max_size=2),
     ):
         sizes.clear()
         d = TTLDict(memory_limit=1000, sizeof=lambda k, v: sizes.get(k, v) - ENTRY)
         for n in range(5):
             d[n] = 200
-        iterator = iter(d)
-        next(iterator)
-        change(d)
+        for view in (d, d.keys(), d.values(), d.items()):
+            iterator = iter(view)
+            seen = [next(iterator)]
+            change(d)
+            seen += list(iterator)
+            # What was evicted meanwhile is skipped.
+            assert 1 <= len(d) < 5
+            assert set(view) <= set(seen)
+            assert len(seen) <= len(d) + 1
         with pytest.raises(RuntimeError, match="dictionary changed size during iteration"):
-            next(iterator)
+            for key in d:
+                del d[key]
     clock = Clock()
     for change in (lambda d: d.trim(1), lambda d: d.resize(max_size=5), lambda d: d.expire(1)):
         d = TTLDict(timer=clock)
@@ -1143,6 +1248,22 @@ def test_eviction_ends_an_iteration_and_expiry_does_not():
         clock.now += 1.0
         change(d)
         assert list(iterator) == [1, 2, 3]
+
+
+def test_a_slow_loop_goes_on_while_a_governor_empties_the_dict():
+    d = TTLDict()
+    d.update((n, bytes(1000)) for n in range(1000))
+    seen = 0
+    for _, value in d.items():
+        assert len(value) == 1000
+        seen += 1
+        # What a governor's thread does at any moment.
+        d.trim(d.nbytes // 4 + 1)
+    assert 1 < seen < 1000
+    assert len(d) < 10
+    iterator = iter(d)
+    d.trim(d.nbytes)
+    assert list(iterator) == []
 
 
 def test_iterators_outlive_their_end():
@@ -1265,6 +1386,27 @@ def test_a_dict_in_use_takes_no_other_state():
     del value, d, blank
     gc.collect()
     assert ref() is None
+
+
+def test_the_policy_may_be_a_string_that_lies():
+    class Liar(str):
+        __slots__ = ()
+
+        def __str__(self):
+            raise KeyError("its own complaint")
+
+        def __hash__(self):
+            return hash("sieve")
+
+        def __eq__(self, other):
+            return True
+
+    assert TTLDict(policy=Liar("lru")).policy == "lru"
+    d = TTLDict.__new__(TTLDict)
+    with pytest.raises(ArgumentValueError, match="policy"):
+        d.__init__(policy=Liar("newest"))
+    d.__init__(policy="fifo")
+    assert d.policy == "fifo"
 
 
 def test_an_initialisation_that_fails_may_be_repeated():

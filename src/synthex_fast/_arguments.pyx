@@ -7,7 +7,7 @@ value received and what is allowed. Neither a bool nor a string is accepted as a
 Callables whose result the package drops or keeps must not be asynchronous: nothing would await what they return.
 `check_callable` refuses coroutine functions, and `refuse_awaitable` what any other callable returned to be awaited.
 
-Cython code cimports the ``cdef`` functions; the ``def`` functions below are their faces for Python code.
+Cython code cimports the ``cdef`` functions; the ``def`` functions below wrap them for Python code.
 """
 
 from libc.math cimport INFINITY, isnan
@@ -30,6 +30,7 @@ __all__ = [
     "share_of_one",
     "want_bool",
     "want_callable",
+    "want_methods",
     "want_text",
     "whole_number",
 ]
@@ -62,19 +63,23 @@ cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") ex
 
 
 cdef double real(str name, object value, str allowed) except? -1.0:
-    """The value as a C double, infinite if it is out of range. NaN passes: the caller's range check refuses it."""
+    """The value as a C double. NaN passes, and a value too large for a double, even a negative one, becomes infinity.
+
+    The caller's range check refuses both; where infinity is allowed, it has to ask the value itself.
+    """
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+    if isinstance(value, (bool, str)) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
         raise type_error(name, value, allowed)
     try:
         return float(value)
     except OverflowError:
-        return INFINITY if value > 0 else -INFINITY
+        # Not compared with 0: an object that has `__index__` or `__float__` need not be comparable.
+        return INFINITY
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
-    """A positive number of seconds. Infinity, and None if `optional`, mean for ever; finite values must fit doubles."""
+    """A positive number of seconds. Infinity, and None if `optional`, mean forever; finite values must fit doubles."""
     cdef double number
     cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
@@ -217,7 +222,7 @@ def whole_number(name, value, least=1, most=PY_SSIZE_T_MAX, *, unit="", optional
 
 
 def positive_seconds(name, value, *, optional=False):
-    """The value as a float above 0. `math.inf`, and None if `optional`, mean for ever and are returned as infinity.
+    """The value as a float above 0. `math.inf`, and None if `optional`, mean forever and are returned as infinity.
 
     >>> positive_seconds("ttl", 3), positive_seconds("ttl", None, optional=True)
     (3.0, inf)
@@ -226,7 +231,7 @@ def positive_seconds(name, value, *, optional=False):
 
 
 def finite_number(name, value, allowed="a finite number", *, least=-INFINITY, most=INFINITY):
-    """The value as a finite float from `least` to `most`; `allowed` says so in the error.
+    """The value as a finite float from `least` to `most`; `allowed` describes that in the error.
 
     >>> finite_number("weight", 2, "a number, 0 or more", least=0)
     2.0
@@ -274,6 +279,18 @@ def want_text(name, value, *, optional=False):
     'cache'
     """
     check_text(name, value, optional)
+    return value
+
+
+def want_methods(name, value, methods):
+    """The value, if it has all of these methods.
+
+    >>> want_methods("readings", 3, ["rss"])
+    Traceback (most recent call last):
+    synthex_fast.errors.ArgumentTypeError: readings must be an object with the methods rss, or None, not 3 (int)
+    """
+    if not all([callable(getattr(value, method, None)) for method in methods]):
+        raise type_error(name, value, f"an object with the methods {', '.join(methods)}, or None")
     return value
 
 

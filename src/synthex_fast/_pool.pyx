@@ -188,7 +188,7 @@ cdef inline void pool_expire_idle(ObjectPool pool) noexcept:
 
 
 cdef void pool_clear(ObjectPool pool) noexcept:
-    # Only as many as are idle now: a finaliser that releases objects could keep this running for ever.
+    # Only as many as are idle now: a finaliser that releases objects could keep this running forever.
     freelist_trim(pool.idle, freelist_stats(pool.idle, NULL))
 
 
@@ -347,7 +347,7 @@ cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
             from synthex_fast._sweeper import schedule
             schedule(pool, now + pool.idle_seconds)
         except BaseException:
-            # No memory, or no thread can be started. The next release retries; operations expire objects meanwhile.
+            # No memory, or no thread can be started. The next release retries; until then operations expire objects.
             pool.scheduled = False
     return kept
 
@@ -522,7 +522,7 @@ cdef class ObjectPool:
         while freelist_discard(self.idle, MOST_EXPIRED, at - self.idle_seconds) == MOST_EXPIRED:
             if monotonic() > stop:
                 return at
-        # A release from here on finds the pool unscheduled and schedules it, at worst once more than necessary.
+        # A release from here on finds the pool unscheduled and schedules it, at worst one time too many.
         self.scheduled = False
         due = freelist_oldest(self.idle) + self.idle_seconds
         if due != INFINITY:
@@ -631,7 +631,7 @@ cdef class Lease:
                 self.leased = obj
         if free:
             return obj
-        # Another thread has entered it meanwhile.
+        # Another thread has entered it in the meantime.
         pool.release(obj)
         raise SynthexFastError("this lease already holds an object")
 

@@ -1490,6 +1490,9 @@ cdef class StatsAttribute:
 
     cdef Shape* shape
 
+    def __cinit__(self, bint of_query):
+        self.shape = &QUERY if of_query else &RESPONSE
+
     def __get__(self, instance, owner):
         stats = RecordStats(counts(self.shape))
         stats._is_query = self.shape == &QUERY
@@ -1528,7 +1531,7 @@ cdef tuple response_values(PyObject* op):
 
 
 cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
-    """Whether the identifiers alone tell two records apart; one that nobody has read yet is like no other."""
+    """Whether the identifiers alone make two records differ; one that was never read differs from any other."""
     cdef object a = taken(peek(one, ID))
     cdef object b = taken(peek(other, ID))
     return a is None or b is None or a != b
@@ -1536,7 +1539,7 @@ cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
 
 cdef str shown(object self, tuple fields, tuple values):
     cdef list parts = []
-    # No comprehension: Cython 3.3.1 drops an item twice where appending it fails for want of memory.
+    # No comprehension: Cython 3.3.1 drops an item twice if allocation fails while appending it.
     for name, value in zip(fields, values):
         part = f"{name}={value!r}"
         parts.append(part)
@@ -1589,7 +1592,7 @@ cdef object reduced(object self):
 
 
 cdef object copied(object self):
-    """A shallow copy by way of the pickling protocol, so that subclasses have their say."""
+    """A shallow copy made through the pickling protocol, so that a subclass can customise it."""
     make, arguments, state = self.__reduce__()
     twin = make(*arguments)
     twin.__setstate__(state)
@@ -1868,7 +1871,7 @@ cdef int install(
 ) except -1:
     cdef int i
     cdef PyTypeObject* cls = shape.type
-    cdef StatsAttribute stats = StatsAttribute()
+    cdef StatsAttribute stats = StatsAttribute(shape == &QUERY)
     cdef char* doc = <char*>PyMem_RawMalloc(strlen(signature) + strlen(cls.tp_doc) + 1)
     if doc == NULL:
         raise MemoryError()
@@ -1880,7 +1883,6 @@ cdef int install(
     acquiring.ml_meth = <PyCFunction>acquire
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
-    stats.shape = shape
     PyDict_SetItemString(cls.tp_dict, "stats", stats)
     PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(cls, acquiring))
     # inspect.signature() reads the signature from the start of the docstring. Never freed, like the type.

@@ -1,3 +1,5 @@
+# Types of `_ttl.pyx`: `TTLDict`.
+
 from collections.abc import Callable, ItemsView, Iterator, KeysView, MutableMapping, ValuesView
 from types import GenericAlias
 from typing import Any, Literal, Self, SupportsIndex, TypedDict, TypeVar, overload, type_check_only
@@ -25,6 +27,7 @@ class _Stats(TypedDict):
     entries: int
     nbytes: int
     sizeof_exhausted: int
+    uncacheable: int
 
 @disjoint_base
 class TTLDict(MutableMapping[_K, _V]):
@@ -94,6 +97,7 @@ class TTLDict(MutableMapping[_K, _V]):
     def __contains__(self, key: object, /) -> bool: ...
     def __iter__(self) -> Iterator[_K]: ...
     def __len__(self) -> int: ...
+    def __sizeof__(self) -> int: ...
     def __bool__(self) -> bool: ...
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]

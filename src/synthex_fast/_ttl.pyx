@@ -1,8 +1,8 @@
 """TTLDict: a mapping whose entries expire, limited in entries and in bytes.
 
-The table itself (hash index, expiry heap, eviction order, byte account) is a C struct in ``_table.pxd`` that knows
-nothing of reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that the
-hot paths inline, and reads in this order:
+The table itself (hash index, expiry heap, eviction order, byte accounting) is a C struct in ``_table.pxd`` that knows
+nothing about reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that
+the hot paths inline, and reads in this order:
 
 - ``_ttl_locking.pxi``: the locks of the free-threaded build;
 - ``_ttl_lookup.pxi``: the clock, the search for a key, reads;
@@ -29,7 +29,7 @@ collector traverses the table without a lock, since it stops every other thread.
 
 How expiry stays cheap. An operation frees a few due entries (`expire_some`); only calls that count or show all entries
 free all that are due (`expire_due`). An operation that runs inside a callback or finaliser frees none
-(`callback_depth`), or callbacks would nest. Entries that nobody touches are freed by the package's sweeper thread.
+(`callback_depth`), or callbacks would nest. Entries of an unused dict are freed by the package's sweeper thread.
 """
 
 cimport cython
@@ -57,12 +57,14 @@ from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
     ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
     reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_due, slot_free, slot_schedule, slot_set_size,
-    slot_size, table_free, table_init, table_insert, table_probe, table_remove, table_victim, tick_at_or_after,
-    tick_at_or_before,
+    slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim,
+    tick_at_or_after, tick_at_or_before,
 )
 
 import os
 from _collections_abc import ItemsView, KeysView, MutableMapping, ValuesView
+from operator import length_hint
+from sys import getsizeof
 from types import GenericAlias
 
 from synthex_fast._arguments import want_bool
@@ -93,14 +95,14 @@ cdef extern from *:
 cdef enum:
     # Entries that a `Victims` record holds before the dead queue is used.
     VICTIMS = 8
-    # Due entries that one lookup, insertion or deletion looks at. An insertion adds one, so a backlog shrinks.
+    # Due entries that one lookup, insertion or deletion examines. An insertion adds one, so a backlog shrinks.
     EXPIRE_STEPS = 4
     # Due entries that `expire_due` takes off the heap one by one before it scans the whole heap instead.
     EXPIRE_DUE_STEPS = 64
     # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, and the rest
     # for pages that are not full. Measured by `bench_ttl.py`; without `max_size` the index may be half as dense.
     ENTRY_COST = 60
-    # A reason besides those of Reason: `on_evict` is not called.
+    # A reason in addition to those of Reason: `on_evict` is not called.
     SILENT = 4
     # Free-threaded build: hits by other threads than the dict's own before it counts as shared.
     SHARED_HITS = 1024
@@ -153,20 +155,28 @@ cdef inline double life_from(TTLDict self, object ttl) except? -1.0:
 
 
 @cython.trashcan(True)
+@cython.collection_type("mapping")
 cdef class TTLDict:
-    """A mapping whose entries expire, and whose size in entries and bytes is limited.
+    """TTLDict(max_size=None, ttl=None, *, memory_limit=None, sizeof=None, policy='s3fifo', idle=None, \
+timer=None, on_evict=None, sweep=True)\n--\n
+    A mapping whose entries expire, and whose size in entries and bytes is limited.
 
     ``max_size`` limits the number of entries. ``memory_limit`` limits the bytes (``nbytes``) that keys, values and the
     dict's own cost per entry take together. ``ttl`` is how many seconds an entry lives, ``idle`` how many seconds it
     lives without being read or replaced. ``None`` means no limit. An expired value is never returned, counted or shown.
     It is freed by the operations that follow, a few entries each, or within about a second by the package's sweeper if
-    nobody touches the dict (``sweep=False`` turns that off).
+    the dict is not used (``sweep=False`` turns that off).
 
     ``policy`` says which entry a full dict evicts: ``"s3fifo"`` (Yang et al., SOSP 2023; the default, with the best hit
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
     first. When ``memory_limit`` is exceeded, the dict evicts down to 80 % of it.
 
-    ``sizeof(key, value)`` returns bytes and replaces the built-in estimate. ``timer()`` returns seconds as a float and
+    Inserting or deleting during an iteration raises RuntimeError, as with a dict. Eviction and expiry don't: the
+    iterator skips what is gone.
+
+    ``sizeof(key, value)`` returns the bytes of both and replaces the built-in estimate. A function of the value alone
+    is passed as ``lambda key, value: measure(value)``; ``sys.getsizeof`` is refused, because it would measure the key
+    and take the value for its default. ``timer()`` returns seconds as a float and
     replaces the coarse monotonic clock; a dict with its own timer isn't swept. ``on_evict(key, value, reason)`` is
     called after an entry was removed because it was ``"expired"`` or ``"idle"``, or because the dict was ``"full"`` or
     out of ``"memory"``. It is not called for deletions and replacements. What it raises goes to
@@ -374,8 +384,9 @@ cdef class TTLDict:
         """The key's value. If the key is missing, ``factory()`` is called and its result stored for `ttl` seconds.
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
-        raises, nothing is stored and the error passes to the caller. `ArgumentTypeError` if it is a coroutine function
-        or returns a coroutine, which only one caller could await: await it and store its result.
+        raises, nothing is stored and the error passes to the caller. A result that alone exceeds the memory limit is
+        returned without being stored, and counted in ``stats["uncacheable"]``. `ArgumentTypeError` if it is a coroutine
+        function or returns a coroutine, which only one caller could await: await it and store its result.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
@@ -387,7 +398,7 @@ cdef class TTLDict:
         if present == NULL:
             made = factory()
             refuse_awaitable("factory", made, True)
-            self.store(<PyObject*>key, <PyObject*>made, life, KEEP, &present)
+            self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
         return owned(present)
 
     update = MutableMapping.update
@@ -476,7 +487,7 @@ cdef class TTLDict:
         return due
 
     def touch(self, key, ttl=None):
-        """Let the entry live for `ttl` seconds from now (None: the dict's own ttl). O(log n).
+        """Make the entry live for `ttl` seconds from now (None: the dict's own ttl). O(log n).
 
         Returns whether the key was present.
 
@@ -707,7 +718,8 @@ cdef class TTLDict:
     def stats(self):
         """Counts since construction, as a dict: hits, misses, sets, and evictions by reason.
 
-        ``sizeof_exhausted`` counts values so large that part of their size was estimated.
+        ``sizeof_exhausted`` counts values so large that part of their size was estimated, ``uncacheable`` those that
+        `get_or_set` returned without storing them because they alone exceed the memory limit.
 
         >>> TTLDict().stats["hits"]
         0
@@ -730,12 +742,21 @@ cdef class TTLDict:
             "entries": self.table.live,
             "nbytes": self.table.nbytes,
             "sizeof_exhausted": self.exhausted,
+            "uncacheable": self.uncacheable,
         }
+
+    def __sizeof__(self):
+        """Bytes of the dict's own memory: the object and its arrays, without keys and values. O(1)."""
+        cdef size_t own
+        enter(self)
+        own = table_bytes(&self.table)
+        leave(self)
+        return object.__sizeof__(self) + (STRIPES + 1) * sizeof(Stripe) + own
 
     # ---- copies ----
 
     def copy(self):
-        """A shallow copy with the same limits, deadlines and sizes. Idle times start anew. O(n)."""
+        """A shallow copy with the same limits, deadlines and sizes. Idle times start over. O(n)."""
         cdef TTLDict other = type(self).__new__(type(self))
         cdef double now = now_if_needed(self)
         TTLDict.__init__(other, **settings(self))
@@ -804,8 +825,11 @@ cdef int configure(
     cdef uint64_t most = bytes_from(memory_limit)
     ttl_seconds = seconds("ttl", ttl, True)
     idle_seconds = seconds("idle", idle, True)
+    if isinstance(policy, str):
+        # A subclass may define __str__, __hash__ and __eq__; an exact str of the same text does not.
+        policy = str.__str__(policy)
     check_choice("policy", policy, POLICIES)
-    check_callable("sizeof", size_of, True)
+    check_sizeof(size_of)
     check_callable("timer", timer, True)
     check_callable("on_evict", on_evict, True)
     want_bool("sweep", sweep)
@@ -814,20 +838,28 @@ cdef int configure(
         try:
             import_sweeper()
         except Exception:
-            # Probably no memory. The first store tries again.
+            # Probably out of memory. The first store tries again.
             pass
     start = monotonic_coarse() if timer is None else read_timer(timer)
     # The code of an argument may have initialised this dict, or used it.
     require_unused(self)
     self.ready = True
     self.ttl_seconds = ttl_seconds
-    self.policy_name = str(policy)
+    self.policy_name = policy
     self.size_of = size_of
     self.clock = timer
     self.on_evict = on_evict
     self.sweepable = timer is None and sweep
     table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
     set_limits(self, entries, most)
+    return 0
+
+
+cdef int check_sizeof(object size_of) except -1:
+    check_callable("sizeof", size_of, True)
+    if size_of is getsizeof or size_of is length_hint or size_of is next:
+        # They would take the value for the default: sys.getsizeof would measure the key alone, without an error.
+        raise value_error("sizeof", size_of, "a function of (key, value), which this one's (object, default) is not")
     return 0
 
 

@@ -79,9 +79,7 @@ cdef inline void remove_entry(TTLDict self, uint32_t slot, int reason, Victims* 
     cdef Table* t = &self.table
     table_remove(t, slot)
     self.evicted[reason] += 1
-    if reason == FULL or reason == MEMORY:
-        # Ends an iteration. Expiry does not: an iterator skips what is due anyway.
-        self.changes += 1
+    # Not counted in `changes`: an iterator skips what was evicted or is due, since the user removed none of it.
     if victims.count < VICTIMS:
         victims.keys[victims.count] = t.slots[slot].key
         victims.values[victims.count] = t.slots[slot].value
@@ -173,7 +171,7 @@ cdef inline bint any_due(TTLDict self, double now) noexcept:
 
 
 cdef inline void remove_some_due(TTLDict self, double now, int steps, Victims* victims) noexcept:
-    """Remove due entries, looking at `steps` nodes of the heap at most."""
+    """Remove due entries, examining at most `steps` nodes of the heap."""
     cdef uint32_t slot
     while steps > 0:
         slot = heap_next_due(&self.table, now, &steps)
@@ -183,7 +181,7 @@ cdef inline void remove_some_due(TTLDict self, double now, int steps, Victims* v
 
 
 cdef void expire_some(TTLDict self, double now) noexcept:
-    """The share of expiry that a lookup does: a bounded number of due entries."""
+    """A lookup's share of expiry: a bounded number of due entries."""
     cdef Victims victims
     victims.count = 0
     victims.queued = 0
@@ -340,7 +338,7 @@ cdef int wake_sweeper(TTLDict self, double now) except -1:
         import_sweeper()
         schedule(self, due)
     except Exception:
-        # No memory, or no thread could be started. A store after half a second tries again.
+        # Out of memory, or no thread could be started. A store after half a second tries again.
         self.sweep_at = now + 0.5 - SWEEP_LOST
     return 0
 

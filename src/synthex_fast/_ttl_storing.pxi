@@ -42,7 +42,13 @@ cdef int put(
     victims.queued = 0
     enter(self)
     if unlikely(size > self.most_bytes):
+        if mode == OFFER:
+            self.uncacheable += 1
         leave(self)
+        if mode == OFFER:
+            present[0] = value
+            Py_INCREF(value)
+            return 0
         raise too_large(self, size)
     slot = find(self, key, hash, NULL)
     if unlikely(slot == FAILED):
@@ -51,7 +57,7 @@ cdef int put(
     if slot != MISSING and unlikely(slot_due(t, slot) <= now):
         remove_entry(self, slot, due_reason(self, slot, now), &victims)
         slot = MISSING
-    if slot != MISSING and mode == KEEP:
+    if slot != MISSING and mode != REPLACE:
         mark_used(t, slot, now)
     elif (
         (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))

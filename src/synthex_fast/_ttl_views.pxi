@@ -11,7 +11,7 @@ cdef enum Kind:
 
 cdef class _Iterator:
     cdef TTLDict owner
-    cdef uint32_t position    # the next slot to look at; NONE at the end
+    cdef uint32_t position    # the next slot to visit; NONE at the end
     cdef uint32_t changes
     cdef Kind kind
 
