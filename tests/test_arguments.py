@@ -279,6 +279,7 @@ MEANINGFUL = {
     "ResponseBuffer(on_flush)": takes("None"),
     "ResponseBuffer.add(response)": takes(),
     "ResponseBuffer.add_batch(responses)": takes("list"),
+    "ResponseBuffer.aflush(handler)": takes(),
     "ResponseBuffer.consensus(query_id)": takes("text"),
     "ResponseBuffer.trim(nbytes)": takes("0"),
     # True: additions wait until the pause ends. A number is how long they wait.
@@ -363,6 +364,7 @@ MEANINGFUL = {
     "ResponseCollector(sweep)": takes("True"),
     "ResponseCollector.add(response)": takes(),
     "ResponseCollector.add_batch(responses)": takes("list"),
+    "ResponseCollector.aflush(handler)": takes(),
     "ResponseCollector.responses(query_id)": ANYTHING,
     "ResponseCollector.consensus(query_id)": ANYTHING,
     "ResponseCollector.pop(query_id)": ANYTHING,

@@ -853,7 +853,7 @@ def test_mixed_inheritance():
 
 # --- recycling ---
 
-STATS = {"created", "reused", "released", "discarded", "aliased", "pool_size", "reuse_rate"}
+STATS = {"created", "reused", "released", "discarded", "aliased", "pool_size", "reuse_rate", "held_elsewhere"}
 
 
 @both

@@ -27,6 +27,7 @@ class _Stats(TypedDict):
     aliased: int
     pool_size: int
     reuse_rate: float
+    held_elsewhere: bool
 
 class RecordStats(dict[str, float]):
     def __reduce__(self) -> tuple[type[dict[str, float]], tuple[dict[str, float]]]: ...

@@ -1457,6 +1457,7 @@ cdef dict counts(Shape* shape):
         "aliased": 0,
         "pool_size": idle,
         "reuse_rate": <double>totals[<int>REUSED] / made if made else 0.0,
+        "held_elsewhere": False,
     }
 
 
@@ -1464,8 +1465,9 @@ class RecordStats(dict):
     """Counts of a record type since the import, under the names that `ObjectPool.stats` gives them; a dict.
 
     ``created`` counts the records whose memory was newly allocated, ``reused`` those built in memory used before.
-    ``aliased`` is always 0, because memory is reused only once nothing refers to the record. Instances of subclasses
-    are not counted. Calling it, as in ``PooledExpertQuery.stats()``, returns the current counts as a plain dict.
+    ``aliased`` is always 0 and ``held_elsewhere`` False, because memory is reused only once nothing refers to the
+    record. Instances of subclasses are not counted. Calling it, as in ``PooledExpertQuery.stats()``, returns the
+    current counts as a plain dict.
 
     >>> from synthex_fast import PooledExpertQuery
     >>> PooledExpertQuery.stats["aliased"], PooledExpertQuery.stats()["aliased"]
