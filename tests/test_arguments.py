@@ -329,6 +329,7 @@ MEANINGFUL = {
     "GCTuner(target_overhead)": takes(),
     "GCTuner(memory_limit)": takes("None"),
     "GCTuner(freeze)": takes("True"),
+    "GCTuner(long_request)": takes("inf"),
     "GCTuner(readings)": takes("None"),
     "GCTuner(clock)": takes("None"),
     "GCTuner(collector)": takes("None"),

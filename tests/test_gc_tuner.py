@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import math
+import pickle
 import sys
 import textwrap
 import threading
 import time
+import types
 import warnings
 import weakref
 from itertools import pairwise
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python, wait_for
 
-from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
+from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, _unraisable, errors, gc_tuner
 
 KIND = gc_tuner.collector_kind(sys.hexversion, FREE_THREADED)
 OUT_OF_REACH = gc_tuner.OUT_OF_REACH
@@ -484,6 +487,17 @@ def test_an_application_must_be_callable(middleware):
         getattr(GCTuner(), middleware)(None)
 
 
+@pytest.mark.parametrize("kind", [GCTuner, AdaptiveMemoryMonitor, MemoryGovernor])
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_the_process_is_neither_pickled_nor_copied(kind, duplicate):
+    """Item 22."""
+    with pytest.raises(
+        errors.ArgumentTypeError, match=rf"^a {kind.__name__} can't be pickled or copied: .* its stats can"
+    ):
+        duplicate(kind())
+    assert pickle.loads(pickle.dumps(kind().stats)).keys() == kind().stats.keys()
+
+
 # Requests
 
 
@@ -692,6 +706,141 @@ def test_decorated_coroutine_is_in_flight_until_it_ends():
         assert world.stats["in_flight"] == 0
 
 
+class AwaitableOnly:
+    """What a function may return instead of a coroutine."""
+
+    def __init__(self, coroutine):
+        self.coroutine = coroutine
+
+    def __await__(self):
+        return self.coroutine.__await__()
+
+
+async def handle_later(world, n):
+    await asyncio.sleep(0)
+    return n, world.stats["in_flight"]
+
+
+@types.coroutine
+def handle_by_generator(world, n):
+    yield from asyncio.sleep(0).__await__()
+    return n, world.stats["in_flight"]
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        handle_later,
+        lambda world, n: handle_later(world, n),
+        functools.partial(lambda world, n: handle_later(world, n)),
+        lambda world, n: AwaitableOnly(handle_later(world, n)),
+        lambda world, n: asyncio.ensure_future(handle_later(world, n)),
+        handle_by_generator,
+        staticmethod(handle_later),
+        functools.partial(staticmethod(handle_later)),
+    ],
+    ids=[
+        "coroutine",
+        "lambda",
+        "partial",
+        "awaitable",
+        "task",
+        "generator",
+        "staticmethod",
+        "static partial",
+    ],
+)
+def test_whatever_returns_an_awaitable_is_in_flight_until_that_is_done(handle):
+    """Item 9."""
+    with World() as world:
+        decorated = world.tuner.request()(handle)
+
+        async def main():
+            assert await decorated(world, 1) == (1, 1)
+            await asyncio.sleep(0)
+            assert world.stats["in_flight"] == 0
+            task = asyncio.ensure_future(decorated(world, 1))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        assert world.stats["requests"] == 2
+        assert world.stats["in_flight"] == 0
+
+
+def test_a_task_that_a_function_returns_stays_a_task():
+    with World() as world:
+
+        @world.tuner.request()
+        def start():
+            return asyncio.ensure_future(asyncio.sleep(0, "done"))
+
+        async def main():
+            task = start()
+            assert isinstance(task, asyncio.Task)
+            assert world.stats["in_flight"] == 1
+            assert await task == "done"
+
+        asyncio.run(main())
+        assert world.stats["in_flight"] == 0
+
+
+def test_whatever_returns_a_generator_is_in_flight_until_that_ends():
+    with World() as world:
+
+        def parts():
+            yield world.stats["in_flight"]
+            return "end"
+
+        async def later():
+            yield world.stats["in_flight"]
+
+        def collect():
+            return (yield from world.tuner.request()(lambda: parts())())
+
+        made = collect()
+        assert next(made) == 1
+        with pytest.raises(StopIteration, match="end"):
+            next(made)
+
+        async def main():
+            return [part async for part in world.tuner.request()(lambda: later())()]
+
+        assert asyncio.run(main()) == [1]
+        assert world.stats["requests"] == 2
+        assert world.stats["in_flight"] == 0
+
+
+def test_decorated_static_and_class_methods():
+    with World() as world:
+        request = world.tuner.request()
+
+        class View:
+            @request
+            @staticmethod
+            def static(n):
+                return n, world.stats["in_flight"]
+
+            @request
+            @classmethod
+            def of_class(cls, n):
+                return cls, n, world.stats["in_flight"]
+
+            @staticmethod
+            @request
+            async def inside(n):
+                return n, world.stats["in_flight"]
+
+        for view in (View, View()):
+            assert view.static(1) == (1, 1)
+            assert view.of_class(2) == (View, 2, 1)
+            assert asyncio.run(view.inside(3)) == (3, 1)
+        assert world.stats["in_flight"] == 0
+
+
 def test_decorated_generator_is_in_flight_until_it_ends():
     with World() as world:
 
@@ -830,16 +979,6 @@ class Waiting:
 
         asyncio.get_running_loop().call_soon(wake)
         return future.__await__()
-
-
-class AwaitableOnly:
-    """What an application may return instead of a coroutine."""
-
-    def __init__(self, coroutine):
-        self.coroutine = coroutine
-
-    def __await__(self):
-        return self.coroutine.__await__()
 
 
 @pytest.mark.parametrize("wrap", [lambda app: app, lambda app: lambda *args: AwaitableOnly(app(*args))])

@@ -1233,7 +1233,7 @@ def test_eviction_and_expiry_do_not_end_an_iteration():
             seen += list(iterator)
             # What was evicted meanwhile is skipped.
             assert 1 <= len(d) < 5
-            assert set(list(view)) <= set(seen)
+            assert set(view) <= set(seen)
             assert len(seen) <= len(d) + 1
         with pytest.raises(RuntimeError, match="dictionary changed size during iteration"):
             for key in d:

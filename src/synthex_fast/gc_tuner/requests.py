@@ -1,7 +1,12 @@
 """Requests in flight: their ages, the context manager and decorator, and the ASGI and WSGI middleware.
 
+<<<<<<< HEAD
 Each way of marking a request calls the tuner's ``_begin_request()``, keeps the number that it returns, and passes it to
 ``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without effect.
+=======
+Each way of marking a request calls the tuner's ``_begin_request()``, keeps the number that it returns, and passes it
+to ``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without effect.
+>>>>>>> baf9ee7
 
 A response that is streamed is in flight only while the application works on a part of it. Each part then begins and
 ends like a request, but is not counted as one.
@@ -115,78 +120,120 @@ class Request:
             self._tuner._end_request(self._numbers.pop())
 
     def __call__(self, function: Function) -> Function:
-        """Make each call of ``function`` a request, which lasts until the coroutine or generator it returns ends."""
+        """Make each call of ``function`` a request, which lasts until the awaitable or generator it returns ends.
+
+        A static or class method becomes another one.
+        """
         import functools
         import inspect
 
+        if isinstance(function, (staticmethod, classmethod)):
+            return type(function)(self(function.__func__))
         if not callable(function) or isinstance(function, type):
             raise type_error("function", function, "a function, a coroutine function or a generator function")
-        tuner = self._tuner
         plain: Any = function
-        while isinstance(plain, functools.partial):
-            plain = plain.func
+        while True:
+            if isinstance(plain, functools.partial):
+                plain = plain.func
+            elif isinstance(plain, staticmethod):
+                plain = plain.__func__
+            else:
+                break
         if not (inspect.isroutine(plain) or inspect.ismethod(plain)):
             # A callable object: its class says what a call returns.
             plain = type(plain).__call__
-        made: Callable[..., Any]
+        decorate: Callable[..., Callable[..., Any]]
         if inspect.isasyncgenfunction(plain):
-
-            async def asynchronous_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-                # Before the request begins, since the function may refuse its arguments.
-                inner = function(*args, **kwargs)
-                number = tuner._begin_request()
-                try:
-                    item = await inner.__anext__()
-                    while True:
-                        try:
-                            sent = yield item
-                        except GeneratorExit:
-                            raise
-                        except BaseException as error:
-                            item = await inner.athrow(error)
-                        else:
-                            item = await inner.asend(sent)
-                except StopAsyncIteration:
-                    pass
-                finally:
-                    try:
-                        await inner.aclose()
-                    finally:
-                        tuner._end_request(number)
-
-            made = asynchronous_generator
+            decorate = _asynchronous_generator
         elif inspect.isgeneratorfunction(plain):
-
-            def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                number = tuner._begin_request()
-                try:
-                    return (yield from function(*args, **kwargs))
-                finally:
-                    tuner._end_request(number)
-
-            made = generator
+            is_coroutine = plain.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE
+            decorate = _coroutine if is_coroutine else _generator
         elif inspect.iscoroutinefunction(plain):
-
-            async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                number = tuner._begin_request()
-                try:
-                    return await function(*args, **kwargs)
-                finally:
-                    tuner._end_request(number)
-
-            made = coroutine
+            decorate = _coroutine
         else:
+            decorate = _call
+        made: Any = decorate(self._tuner, function)
+        return functools.update_wrapper(made, function)  # type: ignore[return-value]
 
-            def call(*args: Any, **kwargs: Any) -> Any:
-                number = tuner._begin_request()
+
+# What `Request` makes of a function, by what a call of it returns. A result that goes on with a request, which has been
+# counted, is wrapped by the same functions.
+
+
+def _asynchronous_generator(tuner: Tuner, function: Callable[..., Any], counted: bool = True) -> Any:
+    async def asynchronous_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        # Before the request begins, since the function may refuse its arguments.
+        inner = function(*args, **kwargs)
+        number = tuner._begin_request(counted)
+        try:
+            item = await inner.__anext__()
+            while True:
                 try:
-                    return function(*args, **kwargs)
-                finally:
-                    tuner._end_request(number)
+                    sent = yield item
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    item = await inner.athrow(error)
+                else:
+                    item = await inner.asend(sent)
+        except StopAsyncIteration:
+            pass
+        finally:
+            try:
+                await inner.aclose()
+            finally:
+                tuner._end_request(number)
 
-            made = call
-        functools.update_wrapper(made, function)
-        return made  # type: ignore[return-value]
+    return asynchronous_generator
+
+
+def _generator(tuner: Tuner, function: Callable[..., Any], counted: bool = True) -> Any:
+    def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        number = tuner._begin_request(counted)
+        try:
+            return (yield from function(*args, **kwargs))
+        finally:
+            tuner._end_request(number)
+
+    return generator
+
+
+def _coroutine(tuner: Tuner, function: Callable[..., Any], counted: bool = True) -> Any:
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        number = tuner._begin_request(counted)
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            tuner._end_request(number)
+
+    return coroutine
+
+
+def _call(tuner: Tuner, function: Callable[..., Any]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        number = tuner._begin_request()
+        try:
+            result = function(*args, **kwargs)
+            if hasattr(type(result), "__await__"):
+                if hasattr(result, "add_done_callback"):
+                    # A future or task, which the caller may have use for as such.
+                    ended = number
+                    result.add_done_callback(lambda future: tuner._end_request(ended))
+                    number = 0
+                    return result
+                decorate = _coroutine
+            elif isinstance(result, types.GeneratorType):
+                # 0x100 is CO_ITERABLE_COROUTINE: a coroutine made of a generator.
+                decorate = _coroutine if result.gi_code.co_flags & 0x100 else _generator
+            elif isinstance(result, types.AsyncGeneratorType):
+                decorate = _asynchronous_generator
+            else:
+                return result
+            return decorate(tuner, lambda: result, False)()
+        finally:
+            tuner._end_request(number)
+
+    return call
 
 
 class _Closing:

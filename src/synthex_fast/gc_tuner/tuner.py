@@ -21,7 +21,7 @@ from synthex_fast._arguments import (
     whole_number,
 )
 from synthex_fast._lifecycle import Stage
-from synthex_fast.errors import TunerRunningError
+from synthex_fast.errors import ArgumentTypeError, TunerRunningError
 from synthex_fast.gc_tuner import requests
 from synthex_fast.gc_tuner.collector import (
     COLLECTOR_METHODS,
@@ -55,7 +55,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Any
+    from typing import Any, NoReturn
 
     from synthex_fast._pressure import MemoryReadings
     from synthex_fast.gc_tuner.collector import Collector
@@ -88,8 +88,13 @@ class GCTuner:
     A request older than ``long_request`` seconds (infinity for never) no longer keeps collections away: it may be
     waiting for an event or a slow client. In `stats` it stays in flight, and is one of the ``long_requests``.
 
+<<<<<<< HEAD
     One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
     `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+=======
+    One tuner runs in a process at a time, and it is kept alive while it runs. A request costs one to two microseconds.
+    Raises `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+>>>>>>> baf9ee7
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
@@ -261,8 +266,8 @@ class GCTuner:
     def request(self) -> requests.Request:
         """A request, in flight inside ``with``; the same object is a decorator.
 
-        A call of a decorated coroutine function or generator is in flight until it ends. No effect while the tuner
-        isn't running.
+        A call of a decorated function that returns an awaitable or a generator is in flight until that ends. No effect
+        while the tuner isn't running.
 
         >>> from synthex_fast import GCTuner
         >>> tuner = GCTuner()
@@ -729,6 +734,11 @@ class GCTuner:
             "memory_share": memory.share,
             "decisions": [dict(decision) for decision in list(young.decisions)],
         }
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+        )
 
     def __repr__(self) -> str:
         state = "running" if self._epoch else "stopped"

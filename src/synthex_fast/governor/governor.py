@@ -38,7 +38,7 @@ from synthex_fast._pressure import (
     MemoryUse,
     classify,
 )
-from synthex_fast.errors import type_error, value_error
+from synthex_fast.errors import ArgumentTypeError, type_error, value_error
 from synthex_fast.governor.components import (
     Component,
     GarbageCollector,
@@ -55,7 +55,7 @@ from synthex_fast.governor.thread import Worker, is_acting, join
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Any, Literal, Self
+    from typing import Any, Literal, NoReturn, Self
 
     from synthex_fast._pressure import MemoryReadings
     from synthex_fast.governor.components import Live, Wait
@@ -527,6 +527,11 @@ class MemoryGovernor:
         if not self._memory.bounded:
             return "no limit was given and there is no container: the limit is all of the machine's memory"
         return None
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+        )
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"

@@ -22,6 +22,7 @@ from synthex_fast import _lifecycle, _unraisable
 from synthex_fast._arguments import finite_number, one_of, refuse_awaited, want_callable, whole_number
 from synthex_fast._pressure import LEVELS, NORMAL
 from synthex_fast._readings import container_state
+from synthex_fast.errors import ArgumentTypeError
 from synthex_fast.monitor.history import DAY, History
 from synthex_fast.monitor.sampling import AdaptiveInterval, MemorySampler
 from synthex_fast.monitor.thread import SamplingThread
@@ -31,6 +32,7 @@ from synthex_fast.monitor.wakeups import GrowthThreshold, burst
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import NoReturn
 
     import numpy as np
     import numpy.typing as npt
@@ -414,6 +416,11 @@ class AdaptiveMemoryMonitor:
                 "requested_limit": self._sampler.requested,
                 "container": container_state(self._sampler.readings),
             }
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+        )
 
 
 def _interval(name: str, value: float, least: float) -> float:
