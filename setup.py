@@ -1,7 +1,7 @@
 """Builds the Cython modules. Everything else about the package is in pyproject.toml.
 
 Two environment variables are for development: ``SYNTHEX_FAST_CFLAGS`` adds compiler and linker flags, such as those of
-a sanitizer, and ``SYNTHEX_FAST_ANNOTATE=1`` writes Cython's annotated HTML beside each module.
+a sanitizer, and ``SYNTHEX_FAST_ANNOTATE=1`` writes Cython's annotated HTML next to each module.
 """
 
 import os

@@ -105,7 +105,7 @@ def _compare(ours, rival):
 
 
 def claim_add_batch_vs_parts():
-    """`add_batch` of the five answers to a query beside the same two calls by hand."""
+    """`add_batch` of the five answers to a query, compared with the same two calls by hand."""
     from synthex_fast import PooledExpertResponse
 
     batches = _batches(PooledExpertResponse)
@@ -121,7 +121,7 @@ def claim_add_and_consensus_vs_parts():
 
 
 def claim_add_and_consensus_vs_current():
-    """The same beside the reported system's dict, buffer and consensus, which measures a list but not its contents."""
+    """The same, compared with the reported system's parts, whose dict measures a list but not its contents."""
     from synthex_fast import PooledExpertResponse
     from synthex_fast.validate.arms.current import ExpertResponse
 

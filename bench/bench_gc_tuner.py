@@ -6,9 +6,9 @@
 2,000,000 long-lived objects; each request leaves 200 containers that live for 5,000 requests and 20 that form
 cycles. It ends when the plain collector has made five full collections. Both arms run at the same time, each in a
 separate process and, if there are two processors, each on its own. Latency counts from the scheduled arrival to
-the end of the work. ``--quick`` has a twentieth of the objects and 15 seconds: a first look, not a measurement.
+the end of the work. ``--quick`` has a twentieth of the objects and 15 seconds: rough figures.
 
-*Callback*: what the tuner's callback costs a collection beyond one that does nothing.
+*Callback*: what the tuner's callback adds to a collection, compared with one that does nothing.
 
 *Request*: what ``with tuner.request()`` costs, without the young collections between requests.
 
@@ -369,7 +369,7 @@ else:
 
 
 def measure_limit(megabytes=300):
-    """How each arm ends in a control group of so many megabytes; None if control groups are not available."""
+    """How each arm ends in a control group of that many megabytes; None if control groups are not available."""
     parent = Path("/sys/fs/cgroup/memory")
     if not (parent / "memory.limit_in_bytes").exists() or os.geteuid() != 0:
         return None
@@ -409,21 +409,21 @@ def print_load(results):
     print(f"{'':34}{'plain':>12}{'tuner':>12}{'times better':>14}")
     for name in ("p50", "p99", "p99.9", "max"):
         ratio = plain[name] / tuner[name]
-        asked = "   asked: at least 10" if name == "p99.9" else ""
-        print(f"{'latency ' + name + ', ms':34}{plain[name]:12.2f}{tuner[name]:12.2f}{ratio:14.1f}{asked}")
+        target = "   target: at least 10" if name == "p99.9" else ""
+        print(f"{'latency ' + name + ', ms':34}{plain[name]:12.2f}{tuner[name]:12.2f}{ratio:14.1f}{target}")
     rows = [
-        ("longest pause in a request, ms", "longest_inside", 1, "   asked: at most 1 unless forced"),
+        ("longest pause in a request, ms", "longest_inside", 1, "   target: at most 1 unless forced"),
         ("  of that processor time, ms", "longest_inside_processor", 1, ""),
-        ("longest pause at all, ms", "longest", 1, ""),
+        ("longest pause overall, ms", "longest", 1, ""),
         ("  of that processor time, ms", "longest_processor", 1, ""),
-        ("share of time collecting, %", "share", 100, "   asked: at most 1"),
+        ("share of time collecting, %", "share", 100, "   target: at most 1"),
         ("RSS at the start, MB", "rss_start", 1, ""),
         ("RSS halfway, MB", "rss_halfway", 1, ""),
         ("RSS at the end, MB", "rss_end", 1, ""),
         ("RSS at most, MB", "rss_max", 1, ""),
     ]
-    for title, key, factor, asked in rows:
-        print(f"{title:34}{plain[key] * factor:12.2f}{tuner[key] * factor:12.2f}{'':14}{asked}")
+    for title, key, factor, target in rows:
+        print(f"{title:34}{plain[key] * factor:12.2f}{tuner[key] * factor:12.2f}{'':14}{target}")
     for title, key in (("collections by generation", "collections"), ("collections in requests", "inside")):
         print(f"{title:34}{plain[key]!s:>12}{tuner[key]!s:>12}")
     stats = tuner["tuner"]
@@ -435,7 +435,7 @@ def print_load(results):
 
 def print_callback(quartiles):
     low, middle, high = quartiles
-    print(f"callback: {middle:.0f} ns a collection ({low:.0f} - {high:.0f})   asked: at most 1000")
+    print(f"callback: {middle:.0f} ns a collection ({low:.0f} - {high:.0f})   target: at most 1000")
 
 
 def print_limit(results):
@@ -445,7 +445,7 @@ def print_limit(results):
     for arm, result in results.items():
         end = "survived" if result["returncode"] == 0 else f"ended with {result['returncode']}"
         print(f"limit: {arm:10}{end}, at most {result['peak']:.0f} MB {result['output']} {result['stderr']}")
-    print("   asked: killed (-9) with gc.disable(), alive with the tuner")
+    print("   target: killed (-9) with gc.disable(), alive with the tuner")
 
 
 def print_request(quartiles):

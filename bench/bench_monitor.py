@@ -8,7 +8,7 @@ per wake-up, waking included, is multiplied by the wake-ups of a day: 86,400 for
 this one, whose interval is 60 seconds while memory is stable. Each of its wake-ups takes the slow readings too, as it
 does at that interval.
 
-Bytes of a day are counted in the same way for both. *Allocated* is everything the interpreter's allocators hand out
+Bytes of a day are counted in the same way for both. *Allocated* is everything the interpreter's allocators return
 during a sample, including blocks freed again. *Kept* is the growth of the history over the samples (tracemalloc). The
 reported monitor drops samples after an hour; what counts as kept is what it writes, as in the report's 26.3 MB a day.
 """
@@ -27,8 +27,8 @@ from synthex_fast.validate import _allocations
 from synthex_fast.validate.arms.current import MemoryMonitor
 
 SECONDS_A_DAY = 86_400
-ASKED_FAST_US, ASKED_SLOW_US = 5, 25
-ASKED_CPU, ASKED_BYTES = 0.95, 0.99
+TARGET_FAST_US, TARGET_SLOW_US = 5, 25
+TARGET_CPU, TARGET_BYTES = 0.95, 0.99
 
 
 class Reported:
@@ -82,7 +82,7 @@ class Ours:
 
 
 def cpu_per_wakeup(arm, interval, seconds):
-    """Nanoseconds of the process's CPU time per wake-up; the measuring thread sleeps meanwhile."""
+    """Nanoseconds of the process's CPU time per wake-up; the measuring thread sleeps during that."""
     watched = arm(interval)
     watched.start()
     time.sleep(3 * interval)
@@ -94,7 +94,7 @@ def cpu_per_wakeup(arm, interval, seconds):
 
 
 def allocated_per_sample(arm, samples):
-    """Bytes handed out by the interpreter's allocators during a sample."""
+    """Bytes returned by the interpreter's allocators during a sample."""
     watched = arm(1.0)
     for _ in range(20):
         watched.sample()
@@ -145,10 +145,10 @@ def main():
     rounds, seconds, interval, samples = (2, 1.0, 0.02, 500) if options.quick else (5, 4.0, 0.05, 2_000)
     missed = 0
 
-    def row(what, reached, asked, hit):
+    def row(what, measured, target, hit):
         nonlocal missed
         missed += not hit
-        print(f"  {what:<58}{reached:>16}   asked {asked:<20}{'hit' if hit else 'MISS'}")
+        print(f"  {what:<58}{measured:>16}   target {target:<20}{'hit' if hit else 'MISS'}")
 
     readings = Readings()
     fast = cpu_per_call(lambda: (readings.rss(), readings.charge()))
@@ -156,18 +156,18 @@ def main():
     slow_near = cpu_per_call(readings.slow)
     blocks = cpu_per_call(sys.getallocatedblocks)
     print("CPU time of a sample's readings")
-    row("resident size and charge", f"{fast:.2f} us", f"at most {ASKED_FAST_US} us", fast <= ASKED_FAST_US)
+    row("resident size and charge", f"{fast:.2f} us", f"at most {TARGET_FAST_US} us", fast <= TARGET_FAST_US)
     row(
         "the rest, once a minute",
         f"{slow_far + blocks:.2f} us",
-        f"at most {ASKED_SLOW_US} us",
-        slow_far + blocks <= ASKED_SLOW_US,
+        f"at most {TARGET_SLOW_US} us",
+        slow_far + blocks <= TARGET_SLOW_US,
     )
     row(
         "the rest, near the limit (reclaimable part too)",
         f"{slow_near + blocks:.2f} us",
-        f"at most {ASKED_SLOW_US} us",
-        slow_near + blocks <= ASKED_SLOW_US,
+        f"at most {TARGET_SLOW_US} us",
+        slow_near + blocks <= TARGET_SLOW_US,
     )
 
     cpu = {Reported: [], Ours: []}
@@ -190,17 +190,19 @@ def main():
     saved = 1 - statistics.median(
         ours / theirs for ours, theirs in zip(cpu[Ours], cpu[Reported], strict=True)
     )
-    row("CPU saved, wake-ups included", f"{saved:.3%}", f"at least {ASKED_CPU:.0%}", saved >= ASKED_CPU)
+    row("CPU saved, wake-ups included", f"{saved:.3%}", f"at least {TARGET_CPU:.0%}", saved >= TARGET_CPU)
     for name, figures in (("allocated", allocated), ("kept", kept)):
         saved = 1 - figures[Ours] / figures[Reported]
-        row(f"bytes saved, {name}", f"{saved:.3%}", f"at least {ASKED_BYTES:.0%}", saved >= ASKED_BYTES)
+        row(f"bytes saved, {name}", f"{saved:.3%}", f"at least {TARGET_BYTES:.0%}", saved >= TARGET_BYTES)
 
     watching = AdaptiveMemoryMonitor()
     with watching:
         time.sleep(0.1)
         stats = watching.stats
         print(f"Woken by: {stats['wake']}. Cost: {stats['wake_cost']}.")
-        print(f"History: {stats['nbytes']:,} bytes, whatever the uptime (asked: at most {128 << 10:,}).")
+        print(
+            f"History: {stats['nbytes']:,} bytes, regardless of the uptime (target: at most {128 << 10:,})."
+        )
     row("history", f"{watching.nbytes:,} B", f"at most {128 << 10:,} B", watching.nbytes <= 128 << 10)
     callback = CollectionTimer()
     note = cpu_per_call(lambda: (callback("start", {}), callback("stop", {})))

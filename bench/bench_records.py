@@ -1,4 +1,4 @@
-"""What the records claim: a query made and dropped beside a bare struct and beside the validated model of today."""
+"""Records made and dropped, compared with a bare struct and with the reported service's validated model."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -61,7 +61,7 @@ def _model():
 
 
 def claim_query_vs_msgspec():
-    """A query of three keywords, checked, id and time included; the struct checks nothing and gets both handed in."""
+    """A query of three keywords, checked, id and time included; the struct checks nothing and is passed both."""
     handed_in = "make(title=title, content=content, requester=requester, id=id, created_at=now)"
     return compare(
         statement(THREE, make=_query(), **TEXTS),
@@ -70,7 +70,7 @@ def claim_query_vs_msgspec():
 
 
 def claim_query_with_id_vs_msgspec():
-    """The same with the id read, so that it has to be made, beside a struct that makes its own."""
+    """The same with the id read, so that it has to be made, compared with a struct that makes its own."""
     made = "make(title=title, content=content, requester=requester, id=str(uuid4()), created_at=now(UTC))"
     return compare(
         statement(THREE + ".id", make=_query(), **TEXTS),
@@ -79,14 +79,14 @@ def claim_query_with_id_vs_msgspec():
 
 
 def claim_query_vs_pydantic():
-    """A query of three keywords beside the model that validates the same."""
+    """A query of three keywords, compared with the model that validates the same."""
     return compare(
         statement(THREE, make=_query(), **TEXTS), statement(THREE, make=_model(), **TEXTS, inner=100)
     )
 
 
 def claim_full_vs_pydantic():
-    """With a context of five keys, three constraints and three tags, made anew for each."""
+    """With a context of five keys, three constraints and three tags, new ones for each."""
     return compare(
         statement(FULL, make=_query(), **TEXTS, **NAMES),
         statement(FULL, make=_model(), **TEXTS, **NAMES, inner=100),
@@ -94,7 +94,7 @@ def claim_full_vs_pydantic():
 
 
 def claim_response_vs_msgspec():
-    """A response with a confidence and metadata of four keys beside the bare struct, id and time handed in."""
+    """A response with a confidence and metadata of four keys, compared with the bare struct given id and time."""
     import msgspec
 
     from synthex_fast import PooledExpertResponse

@@ -1,4 +1,4 @@
-"""The byte account: `sizeof` against walkers in plain Python, and against `sys.getsizeof` of each part.
+"""Byte accounting: `sizeof` against walkers in plain Python, and against `sys.getsizeof` of each part.
 
 ``python bench/bench_sizeof.py`` prints nanoseconds per object and how far the account is from tracemalloc.
 """
@@ -21,7 +21,7 @@ def words(seed):
 
 
 def answers(count):
-    """JSON text of so many answers, about 450 bytes each."""
+    """JSON text of that many answers, about 450 bytes each."""
     source, word = random.Random(count), words(count)
 
     def answer():
@@ -52,7 +52,7 @@ INSTANCES = [Answer(i) for i in range(100)]
 
 
 def parts(value):
-    """Every object that a walk looks at, one entry for each time that it is referred to."""
+    """Every object that a walk visits, one entry for each reference to it."""
     found, waiting = [], [value]
     while waiting:
         o = waiting.pop()

@@ -1,4 +1,4 @@
-"""ResponseBuffer: adding beside appending to a list, and consensus beside the same in plain Python."""
+"""ResponseBuffer: adding compared with appending to a list, and consensus with the same in plain Python."""
 
 import gc
 import statistics
@@ -58,7 +58,7 @@ def _add_batch(responses):
 
 
 def claim_add_batch():
-    """`add_batch` of 5 responses, including its share of a flush, beside `list.append` five times."""
+    """`add_batch` of 5 responses, including its share of a flush, compared with `list.append` five times."""
     return _add_batch(_responses())._replace(note="including a flush per 1,000 responses")
 
 
@@ -69,7 +69,7 @@ def claim_add_batch_own_ids():
 
 
 def claim_add():
-    """`add` of one response beside `list.append`."""
+    """`add` of one response, compared with `list.append`."""
     from synthex_fast import ResponseBuffer
 
     responses = _responses()
@@ -133,7 +133,7 @@ def _filled():
 
 
 def claim_aggregate():
-    """`aggregate()` of 1,000 responses to 200 queries beside the same in plain Python, before any row is read."""
+    """`aggregate()` of 1,000 responses to 200 queries, no row read, compared with the same in plain Python."""
     buffer, responses = _filled()
     return compare(buffer.aggregate, lambda: plain_aggregate(responses))
 
@@ -150,7 +150,7 @@ def claim_aggregate_read():
 
 
 def _holding(count):
-    """A buffer that holds so many responses, five to a query, and the id of a query in the middle."""
+    """A buffer that holds that many responses, five to a query, and the id of a query in the middle."""
     from synthex_fast import PooledExpertResponse, ResponseBuffer
 
     queries = [f"query-{n:08x}-4a5b-8c6d" for n in range(count // EXPERTS)]
@@ -166,7 +166,7 @@ def _holding(count):
 
 
 def claim_consensus():
-    """`consensus(query_id)` of a buffer that holds 100,000 responses beside that of one that holds 10."""
+    """`consensus(query_id)` of a buffer that holds 100,000 responses, compared with one that holds 10."""
 
     def read(count):
         buffer, query = _holding(count)
@@ -188,7 +188,7 @@ def _allocated(call, times=1000):
 
 
 def claim_consensus_bytes():
-    """Bytes that `consensus(query_id)` allocates for a row that is kept, beside one from `aggregate()`."""
+    """Bytes that `consensus(query_id)` allocates for a row that is kept, compared with one from `aggregate()`."""
     buffer, query = _holding(100_000)
     aggregate = buffer.aggregate()
     ours = _allocated(lambda: buffer.consensus(query))
@@ -197,7 +197,7 @@ def claim_consensus_bytes():
 
 
 def claim_columns_mean():
-    """The mean of 1,000 confidences through the column, without a copy, beside a sum over the objects."""
+    """The mean of 1,000 confidences through the column, without a copy, compared with a sum over the objects."""
     buffer, responses = _filled()
     return compare(
         lambda: buffer.columns().confidence.mean(),

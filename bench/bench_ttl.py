@@ -1,4 +1,4 @@
-"""The claims about `TTLDict`: speed next to dict and cachebox, bytes, pauses, hit ratios, threads.
+"""The claims about `TTLDict`: speed compared with dict and cachebox, bytes, pauses, hit ratios, threads.
 
 Run as a script with the name of a probe, it measures one figure in a process of its own and prints it as
 JSON, since earlier allocations of a process would change memory figures and pauses.
@@ -77,7 +77,7 @@ def claim_get_vs_dict():
 
 
 def claim_get_vs_cachebox():
-    """The same next to the fastest cache package."""
+    """The same compared with the fastest cache package."""
     return _compare_reads("mapping.get(key)", lambda: _our_dict(100_000), lambda: _cachebox_ttl(100_000))
 
 
@@ -109,12 +109,12 @@ def _compare_overwrites(make_rival):
 
 
 def claim_overwrite_vs_cachebox():
-    """`mapping[key] = text` of a present key, byte account on."""
+    """`mapping[key] = text` of a present key, with byte accounting."""
     return _compare_overwrites(lambda: _cachebox_ttl(100_000))
 
 
 def claim_overwrite_vs_dict():
-    """The same next to a dict."""
+    """The same compared with a dict."""
     return _compare_overwrites(dict)
 
 
@@ -135,7 +135,7 @@ def _probe(name, *arguments, **environment):
 
 
 def _allocated():
-    """Bytes that malloc has handed out and that are not freed yet, large blocks included."""
+    """Bytes that malloc has allocated and that are not freed yet, large blocks included."""
     import ctypes
 
     class Mallinfo2(ctypes.Structure):
@@ -209,7 +209,7 @@ def _bytes_per_entry(ours):
 
 
 def claim_bytes_per_entry_bounded():
-    """200,000 entries with a TTL each and the byte account on, `max_size` given."""
+    """200,000 entries with a TTL each, byte accounting and `max_size`."""
     return _bytes_per_entry("ours-bounded")
 
 
@@ -354,7 +354,7 @@ def probe_stall(kind, count, clock="thread", texts="kept"):
         "median": took[len(took) // 2],
         "p9999": took[-len(took) // 10_000],
         "slowest": took[-1],
-        # What reading the clock takes; it is part of the other figures.
+        # The time to read the clock, which is part of the other figures.
         "clock": statistics.median(empty),
     }
 
@@ -410,7 +410,7 @@ def claim_expiry_p9999():
 
 
 def claim_expiry_slowest():
-    """The slowest of the same operations in CPU time, in the least disturbed round, beside a plain dict's."""
+    """The slowest of the same operations in CPU time, in the least disturbed round, compared with a plain dict's."""
     runs = _stalls(("ours-sweep", "ours", "dict"), 3)
     slowest = {kind: [run["slowest"] for run in column] for kind, column in runs.items()}
     least = {kind: _least(values) for kind, values in slowest.items()}

@@ -1,8 +1,8 @@
 """Lets pytest run the claims: ``python -m pytest bench``, with pytest-benchmark's options if it is installed.
 
 Every function ``claim_...`` of a ``bench_*.py`` is collected as one benchmark; what it measured is in the
-``extra_info`` of ``--benchmark-json``. Nothing is asserted of the times: ``report.py`` holds them against
-what was asked.
+``extra_info`` of ``--benchmark-json``. Nothing is asserted about the times: ``report.py`` compares them with
+the targets.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""How the benches time: medians of interleaved rounds, so that the machine's drift hits both sides alike.
+"""How the benches time: medians of interleaved rounds, so that the machine's drift affects both sides alike.
 
 A claim is a function that returns a `Comparison`. Nanoseconds say little on a shared machine; the ratio of
 two things timed in turns says a lot, so it is taken within each round and reported as median and quartiles.
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
     rival_ns: float
     ratio: float
     spread: tuple[float, float]  # lower and upper quartile of the rounds' ratios
-    note: str = ""  # what a reader of the figure should know besides
+    note: str = ""  # what else a reader of the figure should know
 
 
 class NotMeasuredError(Exception):
@@ -133,7 +133,7 @@ def paired(samples, note=""):
 
 
 def _run_threads(works):
-    """Wall nanoseconds from the moment all threads stand at the barrier until the last is done."""
+    """Wall nanoseconds from the moment all threads reach the barrier until the last one finishes."""
     start = [0]
 
     def begin():
@@ -161,7 +161,7 @@ def scaling(make_work, *, threads=2, rounds=None):
     ``make_work(n)`` returns the callable for thread ``n``; every call of it does the same amount of work. In
     the result ``ours_ns`` is the time of ``threads`` threads, ``rival_ns`` that of one, and ``ratio`` is how
     many times the throughput of one thread was reached, so here larger is better. A round needs as many idle
-    cores as threads: where other processes want them too, nothing can be learnt from it.
+    cores as threads: if other processes need them too, the result means nothing.
     """
     if rounds is None:
         rounds = 11 if QUICK else 41

@@ -1,8 +1,8 @@
-"""Measures every claim the project makes about speed and memory, and prints them beside what was asked.
+"""Measures every claim the project makes about speed and memory, and compares them with the targets.
 
     python bench/report.py [--quick] [--only WORD] [--json FILE] [--markdown] [--free-threaded PYTHON]
 
-Each claim is measured in a process of its own by a function ``claim_...`` of a ``bench_*.py`` beside this
+Each claim is measured in a process of its own by a function ``claim_...`` of a ``bench_*.py`` next to this
 file; what it measures against runs in the same process, in turns. Needs ``pip install '.[bench]'``. The rows
 for free-threaded Python run on the interpreter given, or on one found.
 """
@@ -22,11 +22,11 @@ HERE = Path(__file__).resolve().parent
 
 
 class Row(NamedTuple):
-    """One line of the table: what was asked, and the claim that measures it."""
+    """One line of the table: the target, and the claim that measures it."""
 
     operation: str
     against: str
-    asked: str
+    target: str
     claim: str  # module:function
     figure: str  # "ratio": ours / rival; "speedup": rival / ours; "ours"
     bound: float
@@ -34,13 +34,13 @@ class Row(NamedTuple):
     free_threaded: bool = False
 
 
-def at_most(operation, against, bound, claim, asked=None):
-    return Row(operation, against, asked or f"at most {bound:g} times", claim, "ratio", bound)
+def at_most(operation, against, bound, claim, target=None):
+    return Row(operation, against, target or f"at most {bound:g} times", claim, "ratio", bound)
 
 
 def faster(operation, against, bound, claim):
-    asked = f"at least {bound:g} times faster" if bound > 1 else "faster"
-    return Row(operation, against, asked, claim, "speedup", bound, at_least=True)
+    target = f"at least {bound:g} times faster" if bound > 1 else "faster"
+    return Row(operation, against, target, claim, "speedup", bound, at_least=True)
 
 
 ROWS = [
@@ -58,7 +58,7 @@ ROWS = [
     faster("", "cachebox.TTLCache", 1, "bench_ttl:claim_get_vs_cachebox"),
     at_most("TTLDict[key], hit, 100,000 text keys", "dict", 1.3, "bench_ttl:claim_subscript_vs_dict"),
     at_most(
-        "TTLDict overwrite, text, byte account",
+        "TTLDict overwrite, text, byte accounting",
         "cachebox.TTLCache",
         0.8,
         "bench_ttl:claim_overwrite_vs_cachebox",
@@ -187,7 +187,7 @@ def measure(row, python):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def reached(row, result):
+def measured(row, result):
     """The figure that counts and its spread, on the scale of the bound."""
     low, high = result["spread"]
     if row.figure == "ours":
@@ -202,19 +202,19 @@ def verdict(row, figure):
 
 
 def shown(row, result):
-    """The columns reached and spread as text."""
-    figure, (low, high) = reached(row, result)
+    """The columns "measured" and "quartiles" as text."""
+    figure, (low, high) = measured(row, result)
     if row.claim == "bench_package:claim_import":
         return f"{figure / 1e6:.2f} ms", f"{low / 1e6:.2f} - {high / 1e6:.2f}"
     if row.claim == "bench_ttl:claim_expiry_slowest":
         return f"{figure / 1e3:.0f} us", f"{low / 1e3:.0f} - {high / 1e3:.0f}"
     digits = 0 if figure >= 100 else 1 if figure >= 10 else 4 if row.claim.endswith("hit_ratio") else 2
-    unit = " times" if row.figure != "ours" else " ns" if row.asked.endswith(" ns") else " bytes"
+    unit = " times" if row.figure != "ours" else " ns" if row.target.endswith(" ns") else " bytes"
     return f"{figure:.{digits}f}{unit}", f"{low:.{digits}f} - {high:.{digits}f}"
 
 
 def free_threaded_python(given):
-    """An interpreter without global lock that can import the package, made if need be; or None."""
+    """An interpreter without global lock that can import the package, built if necessary; or None."""
     shared = HERE.parents[1] / "shared/bin/python-from-source"
     cached = Path.home() / ".cache/python-from-source/3.14t/bin/python3.14t"
     candidates = [given, os.environ.get("SYNTHEX_FREE_THREADED"), shutil.which("python3.14t")]
@@ -238,7 +238,7 @@ def free_threaded_python(given):
 
 
 def table(rows, markdown):
-    head = ("operation", "measured against", "asked", "reached", "quartiles", "")
+    head = ("operation", "measured against", "target", "measured", "quartiles", "")
     lines = [head, *rows]
     widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
 
@@ -254,9 +254,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter rounds: a look, not a measurement"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: rough figures")
     parser.add_argument(
         "--only", metavar="WORD", default="", help="rows whose claim or operation contains WORD"
     )
@@ -288,13 +286,13 @@ def main():
         print(f"[{n}/{len(rows)}] {row.claim}", file=sys.stderr, flush=True)
         result = measure(row, python)
         if "missing" in result:
-            lines.append((row.operation.strip(), row.against, row.asked, "not measured", "", ""))
+            lines.append((row.operation.strip(), row.against, row.target, "not measured", "", ""))
             notes.append(f"{row.operation.strip()} / {row.against}: {result['missing']}")
             word = None
         else:
-            figure, _ = reached(row, result)
+            figure, _ = measured(row, result)
             word = verdict(row, figure)
-            lines.append((row.operation.strip(), row.against, row.asked, *shown(row, result), word))
+            lines.append((row.operation.strip(), row.against, row.target, *shown(row, result), word))
             if result["note"]:
                 notes.append(f"{row.operation.strip()}: {result['note']}")
         missed += word != "hit"
@@ -305,7 +303,7 @@ def main():
         print(f"- {note}")
     conditions = f"CPython {sys.version.split()[0]}" + (", quick" if options.quick else "")
     seconds = time.monotonic() - start
-    print(f"- {len(rows) - missed} of {len(rows)} reached; {conditions}, {seconds:.0f} s")
+    print(f"- {len(rows) - missed} of {len(rows)} targets met; {conditions}, {seconds:.0f} s")
     if options.json:
         options.json.write_text(json.dumps(record, indent=1))
     return int(missed > 0)

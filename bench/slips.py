@@ -59,7 +59,7 @@ def bytes_of_a_query():
     tracemalloc.stop()
     shallow = sys.getsizeof(kept[0])
     return (
-        f"one query holds {held:,.0f} bytes beside its texts (sys.getsizeof of it: {shallow}); "
+        f"one query holds {held:,.0f} bytes besides its texts (sys.getsizeof of it: {shallow}); "
         f"at 1,000 requests/s that is {held / 1e3:,.1f} MB/s; the report's 105.6 bytes would be 0.1056 MB/s"
     )
 
@@ -101,9 +101,7 @@ def two_owners_are_no_cycle():
         freed = gone() is None
     finally:
         gc.enable()
-    return (
-        f"two owners of one drive, dropped with the collector off: the drive is {'gone' if freed else 'kept'}"
-    )
+    return f"two owners of one drive, dropped with the collector off: the drive is {'freed' if freed else 'kept'}"
 
 
 def variance_has_a_unit():

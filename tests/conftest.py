@@ -1,5 +1,5 @@
-"""What several test files share: allocation failure at every turn, leak checks, threads that hammer, a control group
-of memory, and extensions that cimport the package."""
+"""Fixtures that several test files share: failing allocations, leak checks, stress from threads, a memory control
+group, and extensions that cimport the package."""
 
 import gc
 import importlib.util
@@ -144,7 +144,7 @@ def _held():
 def leaks_nothing():
     """``leaks_nothing(scenario, *, runs=3, windows=6)``: repeated runs leave no more references and blocks.
 
-    A leak grows in every window, a cache that fills does not; so the smallest growth of all must be nothing.
+    A leak grows in every window, a cache that fills does not; so the smallest growth must be zero.
     """
 
     def check(scenario, *, runs=3, windows=6):

@@ -16,9 +16,27 @@ from support import Clock, FakeReadings
 
 import synthex_fast
 from synthex_fast import PooledExpertQuery, PooledExpertResponse
+from synthex_fast._arguments import finite_number, positive_seconds, share_of_one
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
 PACKAGE = Path(synthex_fast.__file__).parent
+
+
+class HugeIndex:
+    """An integer to `operator.index`, which has no comparison of its own."""
+
+    def __index__(self):
+        return 10**400
+
+
+class NumericText(str):
+    """numpy's strings are such: `float` takes them for numbers."""
+
+    __slots__ = ()
+
+    def __float__(self):
+        return 1.0
+
 
 BAD = {
     "True": True,
@@ -28,6 +46,7 @@ BAD = {
     "-1": -1,
     "0": 0,
     "10**400": 10**400,
+    "index of 10**400": HugeIndex(),
     "text": "x",
     "list": [],
 }
@@ -310,6 +329,7 @@ MEANINGFUL = {
     "GCTuner(target_overhead)": takes(),
     "GCTuner(memory_limit)": takes("None"),
     "GCTuner(freeze)": takes("True"),
+    "GCTuner(long_request)": takes("inf"),
     "GCTuner(readings)": takes("None"),
     "GCTuner(clock)": takes("None"),
     "GCTuner(collector)": takes("None"),
@@ -328,7 +348,7 @@ MEANINGFUL = {
     "MemoryGovernor.register(weight)": takes("0"),
     "MemoryGovernor.register(name)": takes("None", "text"),
     "MemoryGovernor.unregister(obj)": ANYTHING,
-    "ResponseCollector(owner)": takes("None"),
+    "ResponseCollector(owner)": takes("None", "index of 10**400"),
     "ResponseCollector(ttl)": takes("None", "inf"),
     "ResponseCollector(idle)": takes("None", "inf"),
     "ResponseCollector(memory_limit)": takes("None"),
@@ -363,6 +383,12 @@ MEANINGFUL = {
 def test_every_argument_is_listed():
     assert sorted(ARGUMENTS.keys() - MEANINGFUL.keys()) == [], "say in MEANINGFUL what these take"
     assert sorted(MEANINGFUL.keys() - ARGUMENTS.keys()) == [], "there are no such arguments any more"
+
+
+@pytest.mark.parametrize("check", [positive_seconds, share_of_one, finite_number])
+def test_a_string_that_float_takes_is_no_number(check):
+    with pytest.raises(ArgumentTypeError, match="name must be"):
+        check("name", NumericText("1"))
 
 
 def complaint(call, parameter, value, key):

@@ -1,4 +1,4 @@
-"""ResponseCollector: both parts or neither, limits that hold, an owner that is let go."""
+"""ResponseCollector: both parts or neither, limits that hold, an owner that is released."""
 
 import contextlib
 import copy
@@ -391,7 +391,7 @@ def test_allocation_failures_leave_both_or_neither(fail_some_allocations, size):
             assert collector._answers.nbytes <= weight + 100
             assert (collector._answers.nbytes > 0) == bool(found)
             assert found_buffered == buffered
-            # Taking back may itself lack memory: then a query's answers are let go together.
+            # Taking back may itself lack memory: then a query's answers are dropped together.
             assert found in (kept, {})
         else:
             assert found_buffered == buffered + size
@@ -1019,7 +1019,7 @@ assert started.wait(30)
 atexit.register(service.collector.close)
 """
     ended = run_python(code)
-    # The threads are told that it is closed: they may say so, and nothing else may go wrong.
+    # The threads may get the error for a closed collector, and no other.
     assert ended.returncode == 0, ended.stderr
     assert "Fatal" not in ended.stderr
 

@@ -1,24 +1,28 @@
-"""GCTuner: what it measures, when it lets the collector run, what it leaves behind."""
+"""GCTuner: what it measures, when it collects, and what it restores."""
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import math
+import pickle
 import sys
 import textwrap
 import threading
 import time
+import types
 import warnings
+import weakref
 from itertools import pairwise
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python
+from support import FREE_THREADED, MB, Clock, FakeReadings, needs_fork, run, run_python, wait_for
 
-from synthex_fast import GCTuner, _unraisable, errors, gc_tuner
+from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, _unraisable, errors, gc_tuner
 
 KIND = gc_tuner.collector_kind(sys.hexversion, FREE_THREADED)
 OUT_OF_REACH = gc_tuner.OUT_OF_REACH
@@ -377,7 +381,7 @@ def test_a_start_right_behind_a_stop_has_its_watcher(monkeypatch):
     tuner.start()
 
     class Guard:
-        """Another thread comes in as soon as it is let go."""
+        """Another thread acquires it as soon as it is released."""
 
         def __enter__(self):
             guard.acquire()
@@ -428,6 +432,8 @@ def test_a_running_tuner_that_nobody_holds_goes_on():
 @pytest.mark.parametrize(
     ("options", "error", "name"),
     [
+        *(({"long_request": bad}, ValueError, "long_request") for bad in (0, -1, math.nan, 10**400)),
+        *(({"long_request": bad}, TypeError, "long_request") for bad in (True, None, "x", [])),
         ({"target_overhead": 0}, ValueError, "target_overhead"),
         ({"target_overhead": -0.1}, ValueError, "target_overhead"),
         ({"target_overhead": 0.51}, ValueError, "target_overhead"),
@@ -479,6 +485,17 @@ def test_bytes_that_are_refused(method, running, bad):
 def test_an_application_must_be_callable(middleware):
     with pytest.raises(errors.ArgumentTypeError, match=r"^app must be callable"):
         getattr(GCTuner(), middleware)(None)
+
+
+@pytest.mark.parametrize("kind", [GCTuner, AdaptiveMemoryMonitor, MemoryGovernor])
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_the_process_is_neither_pickled_nor_copied(kind, duplicate):
+    """Item 22."""
+    with pytest.raises(
+        errors.ArgumentTypeError, match=rf"^a {kind.__name__} can't be pickled or copied: .* its stats can"
+    ):
+        duplicate(kind())
+    assert pickle.loads(pickle.dumps(kind().stats)).keys() == kind().stats.keys()
 
 
 # Requests
@@ -689,6 +706,141 @@ def test_decorated_coroutine_is_in_flight_until_it_ends():
         assert world.stats["in_flight"] == 0
 
 
+class AwaitableOnly:
+    """What a function may return instead of a coroutine."""
+
+    def __init__(self, coroutine):
+        self.coroutine = coroutine
+
+    def __await__(self):
+        return self.coroutine.__await__()
+
+
+async def handle_later(world, n):
+    await asyncio.sleep(0)
+    return n, world.stats["in_flight"]
+
+
+@types.coroutine
+def handle_by_generator(world, n):
+    yield from asyncio.sleep(0).__await__()
+    return n, world.stats["in_flight"]
+
+
+@pytest.mark.parametrize(
+    "handle",
+    [
+        handle_later,
+        lambda world, n: handle_later(world, n),
+        functools.partial(lambda world, n: handle_later(world, n)),
+        lambda world, n: AwaitableOnly(handle_later(world, n)),
+        lambda world, n: asyncio.ensure_future(handle_later(world, n)),
+        handle_by_generator,
+        staticmethod(handle_later),
+        functools.partial(staticmethod(handle_later)),
+    ],
+    ids=[
+        "coroutine",
+        "lambda",
+        "partial",
+        "awaitable",
+        "task",
+        "generator",
+        "staticmethod",
+        "static partial",
+    ],
+)
+def test_whatever_returns_an_awaitable_is_in_flight_until_that_is_done(handle):
+    """Item 9."""
+    with World() as world:
+        decorated = world.tuner.request()(handle)
+
+        async def main():
+            assert await decorated(world, 1) == (1, 1)
+            await asyncio.sleep(0)
+            assert world.stats["in_flight"] == 0
+            task = asyncio.ensure_future(decorated(world, 1))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        assert world.stats["requests"] == 2
+        assert world.stats["in_flight"] == 0
+
+
+def test_a_task_that_a_function_returns_stays_a_task():
+    with World() as world:
+
+        @world.tuner.request()
+        def start():
+            return asyncio.ensure_future(asyncio.sleep(0, "done"))
+
+        async def main():
+            task = start()
+            assert isinstance(task, asyncio.Task)
+            assert world.stats["in_flight"] == 1
+            assert await task == "done"
+
+        asyncio.run(main())
+        assert world.stats["in_flight"] == 0
+
+
+def test_whatever_returns_a_generator_is_in_flight_until_that_ends():
+    with World() as world:
+
+        def parts():
+            yield world.stats["in_flight"]
+            return "end"
+
+        async def later():
+            yield world.stats["in_flight"]
+
+        def collect():
+            return (yield from world.tuner.request()(lambda: parts())())
+
+        made = collect()
+        assert next(made) == 1
+        with pytest.raises(StopIteration, match="end"):
+            next(made)
+
+        async def main():
+            return [part async for part in world.tuner.request()(lambda: later())()]
+
+        assert asyncio.run(main()) == [1]
+        assert world.stats["requests"] == 2
+        assert world.stats["in_flight"] == 0
+
+
+def test_decorated_static_and_class_methods():
+    with World() as world:
+        request = world.tuner.request()
+
+        class View:
+            @request
+            @staticmethod
+            def static(n):
+                return n, world.stats["in_flight"]
+
+            @request
+            @classmethod
+            def of_class(cls, n):
+                return cls, n, world.stats["in_flight"]
+
+            @staticmethod
+            @request
+            async def inside(n):
+                return n, world.stats["in_flight"]
+
+        for view in (View, View()):
+            assert view.static(1) == (1, 1)
+            assert view.of_class(2) == (View, 2, 1)
+            assert asyncio.run(view.inside(3)) == (3, 1)
+        assert world.stats["in_flight"] == 0
+
+
 def test_decorated_generator_is_in_flight_until_it_ends():
     with World() as world:
 
@@ -812,6 +964,177 @@ def test_asgi_request_is_in_flight_until_the_last_part_is_sent():
         assert world.stats["requests"] == 1
 
 
+class Waiting:
+    """Suspends the coroutine once, and notes how many requests are in flight meanwhile."""
+
+    def __init__(self, world, seen):
+        self.world, self.seen = world, seen
+
+    def __await__(self):
+        future = asyncio.get_running_loop().create_future()
+
+        def wake():
+            self.seen.append(self.world.stats["in_flight"])
+            future.set_result(None)
+
+        asyncio.get_running_loop().call_soon(wake)
+        return future.__await__()
+
+
+@pytest.mark.parametrize("wrap", [lambda app: app, lambda app: lambda *args: AwaitableOnly(app(*args))])
+def test_asgi_stream_is_in_flight_only_while_it_works_on_a_part(wrap):
+    """Item 19: an open stream of server-sent events."""
+    with World() as world:
+        working, waiting = [], []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200})
+            await Waiting(world, waiting)
+            for _ in range(3):
+                working.append(world.stats["in_flight"])
+                await send({"type": "http.response.body", "body": b"1", "more_body": True})
+                await Waiting(world, waiting)
+            await send({"type": "http.response.body", "body": b""})
+            working.append(world.stats["in_flight"])
+            await Waiting(world, waiting)
+
+        serve_asgi(world.tuner.asgi(wrap(app)), {"type": "http"})
+        assert working == [1, 1, 1, 0]
+        assert waiting == [1, 0, 0, 0, 0]
+        assert world.stats["requests"] == 1
+        assert world.stats["in_flight"] == 0
+
+
+def test_asgi_stream_in_another_task_is_not_in_flight_while_it_waits():
+    """As Starlette's streaming responses and its middleware have it."""
+    with World() as world:
+        waiting = []
+
+        async def app(scope, receive, send):
+            async def stream():
+                for more in (True, True, False):
+                    await send({"type": "http.response.body", "body": b"1", "more_body": more})
+                    await Waiting(world, waiting)
+
+            await asyncio.create_task(stream())
+            assert world.stats["in_flight"] == 0
+
+        serve_asgi(world.tuner.asgi(app), {"type": "http"})
+        assert waiting == [0, 0, 0]
+        assert world.stats["requests"] == 1
+
+
+def test_asgi_stream_that_is_cancelled_or_fails():
+    with World() as world:
+        caught = []
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.body", "more_body": True})
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                caught.append(world.stats["in_flight"])
+                await asyncio.sleep(0)
+                raise
+
+        async def fail(scope, receive, send):
+            await send({"type": "http.response.body", "more_body": True})
+            await asyncio.sleep(0)
+            raise KeyError
+
+        async def send(message):
+            pass
+
+        async def main():
+            task = asyncio.create_task(world.tuner.asgi(app)({"type": "http"}, None, send))
+            await asyncio.sleep(0)
+            assert world.stats["in_flight"] == 0
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(KeyError):
+                await world.tuner.asgi(fail)({"type": "http"}, None, send)
+            closed = world.tuner.asgi(app)({"type": "http"}, None, send)
+            closed.send(None)
+            closed.close()
+
+        asyncio.run(main())
+        assert caught == [1]
+        assert world.stats["in_flight"] == 0
+
+
+def test_asgi_stream_leaves_no_cycle_behind_an_exception():
+    class Failure(Exception):
+        pass
+
+    gone = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.body", "more_body": True})
+        try:
+            await future
+        finally:
+            del scope, receive, send
+
+    class Future:
+        def __await__(self):
+            yield
+
+    future = Future()
+
+    async def send(message):
+        pass
+
+    with World() as world:
+        gc.disable()
+        made = world.tuner.asgi(app)({"type": "http"}, None, send)
+        made.send(None)
+        failure = Failure()
+        gone.append(weakref.ref(failure))
+        with contextlib.suppress(Failure):
+            made.throw(failure)
+        del failure, made
+        assert gone[0]() is None
+        gc.enable()
+
+
+def test_wsgi_stream_is_in_flight_only_while_it_works_on_a_part():
+    with World() as world:
+        working = []
+
+        def app(environ, start_response):
+            try:
+                for part in (b"1", b"2"):
+                    working.append(world.stats["in_flight"])
+                    yield part
+            finally:
+                working.append(world.stats["in_flight"])
+
+        response = world.tuner.wsgi(app)({}, None)
+        assert world.stats["in_flight"] == 1
+        for _ in response:
+            assert world.stats["in_flight"] == 0
+        assert world.stats["in_flight"] == 1
+        response.close()
+        assert working == [1, 1, 1]
+        assert world.stats["in_flight"] == 0
+        # The client goes away.
+        response = world.tuner.wsgi(app)({}, None)
+        parts = iter(response)
+        next(parts)
+        assert world.stats["in_flight"] == 0
+        response.close()
+        assert working[3:] == [1, 1]
+        assert world.stats["in_flight"] == 0
+        assert world.stats["requests"] == 2
+        # The server forgets to close it.
+        parts = iter(world.tuner.wsgi(app)({}, None))
+        next(parts)
+        next(parts)
+        del parts
+        assert world.stats["in_flight"] == 0
+
+
 def test_asgi_application_that_fails_or_sends_nothing():
     with World() as world:
 
@@ -930,6 +1253,115 @@ def test_wsgi_in_a_real_server():
         handler = SimpleHandler(BytesIO(), out, StringIO(), {"SERVER_PROTOCOL": "HTTP/1.0"})
         handler.run(world.tuner.wsgi(app))
         assert out.getvalue().endswith(b"Content-Length: 6\r\n\r\nanswer")
+        assert world.stats["in_flight"] == 0
+
+
+class FileWrapper:
+    """As in gunicorn: only what has `close` is given one."""
+
+    def __init__(self, file):
+        self.file = file
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __getitem__(self, index):
+        data = self.file.read(2)
+        if data:
+            return data
+        raise IndexError
+
+
+@pytest.mark.parametrize("wrapper", [FileWrapper, lambda file: file], ids=["class", "function"])
+def test_wsgi_hands_a_file_to_the_server(wrapper):
+    class File:
+        def read(self, size=-1):
+            return b""
+
+        def close(self):
+            closed.append(world.stats["in_flight"])
+
+    class Open:
+        read = File.read
+
+    with World() as world:
+        for kind, expected in ((File, [1]), (Open, [])):
+            closed, made = [], []
+
+            def app(environ, start_response, kind=kind, made=made):
+                made.append(environ["wsgi.file_wrapper"](kind()))
+                return made[0]
+
+            response = world.tuner.wsgi(app)({"wsgi.file_wrapper": wrapper}, None)
+            assert response is made[0]
+            assert world.stats["in_flight"] == 1
+            response.close()
+            response.close()
+            assert closed == expected
+            assert world.stats["in_flight"] == 0
+            # Dropped without being closed.
+            del response
+            made.clear()
+            world.tuner.wsgi(app)({"wsgi.file_wrapper": wrapper}, None)
+            made.clear()
+            gc.collect()
+            assert world.stats["in_flight"] == 0
+        assert len(world.tuner.wsgi(lambda *_: [b"1"])({"wsgi.file_wrapper": wrapper}, None)) == 1
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_file_whose_close_cannot_be_replaced_ends_its_request_at_once():
+    class File:
+        __slots__ = ()
+
+        def close(self):
+            pass
+
+    with World() as world:
+        file = File()
+        assert world.tuner.wsgi(lambda *_: file)({"wsgi.file_wrapper": File}, None) is file
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_file_is_closed_without_leaving_a_cycle():
+    class Wrapper:
+        def read(self):
+            return b""
+
+        def close(self):
+            pass
+
+    with World() as world:
+        response = world.tuner.wsgi(lambda *_: Wrapper())({"wsgi.file_wrapper": Wrapper}, None)
+        response.close()
+        gone = weakref.ref(response)
+        del response
+        assert gone() is None
+        assert world.stats["in_flight"] == 0
+
+
+def test_wsgi_file_in_a_real_server(tmp_path):
+    from io import BytesIO, StringIO
+    from wsgiref.handlers import SimpleHandler
+
+    sent = []
+
+    class Handler(SimpleHandler):
+        def sendfile(self):
+            sent.append(self.result.filelike.name)
+            return False
+
+    path = tmp_path / "file"
+    path.write_bytes(b"answer")
+    with World() as world:
+
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return environ["wsgi.file_wrapper"](open(path, "rb"))
+
+        out = BytesIO()
+        Handler(BytesIO(), out, StringIO(), {"SERVER_PROTOCOL": "HTTP/1.0"}).run(world.tuner.wsgi(app))
+        assert out.getvalue().endswith(b"answer")
+        assert sent == [str(path)]
         assert world.stats["in_flight"] == 0
 
 
@@ -1143,6 +1575,80 @@ def test_the_debt_is_paid_between_requests():
         assert world.collector.collected.count(2) == 1
 
 
+def owe(world):
+    """As much memory again as there was at the start."""
+    world.readings.rss_ = 250 * MB
+    world.collector.garbage = 150 * MB
+
+
+def test_a_long_request_keeps_no_full_collection_away():
+    """Item 19: long polling, say, among other requests."""
+    with World(long_request=2) as world:
+        world.requests(10)
+        with world.tuner.request():
+            owe(world)
+            world.requests(300)
+            assert 2 not in world.collector.collected
+            assert world.stats["long_requests"] == 0
+            world.requests(200)
+            assert world.collector.collected.count(2) == 1
+            assert world.stats["causes"]["debt"] == 1
+            assert (world.stats["in_flight"], world.stats["long_requests"]) == (1, 1)
+        assert (world.stats["in_flight"], world.stats["long_requests"]) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [gc_tuner.GENERATIONAL, gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED])
+def test_the_watcher_collects_when_the_only_request_has_become_long(kind):
+    with World(kind=kind) as world:
+        world.requests(10)
+        with world.tuner.request():
+            owe(world)
+            world.pass_time(1)
+            seconds = world.tuner._watch(world.tuner._epoch)
+            assert 0 < seconds <= 4
+            assert 2 not in world.collector.collected
+            world.pass_time(4)
+            world.tuner._watch(world.tuner._epoch)
+            assert world.collector.collected.count(2) == 1
+            # Collections start by themselves again.
+            assert world.collector.thresholds[0] != OUT_OF_REACH
+            with world.tuner.request():
+                assert world.stats["in_flight"] == 2
+            assert world.collector.thresholds[0] != OUT_OF_REACH
+        assert world.stats["in_flight"] == 0
+
+
+def test_requests_need_not_end_in_the_order_in_which_they_began():
+    with World() as world:
+        numbers = [world.tuner._begin_request() for _ in range(3)]
+        world.pass_time(6)
+        numbers.append(world.tuner._begin_request())
+        assert world.tuner.idle() == 0
+        assert (world.stats["in_flight"], world.stats["long_requests"]) == (4, 3)
+        for number in (numbers[1], numbers[3], numbers[1], numbers[0]):
+            world.tuner._end_request(number)
+        assert (world.stats["in_flight"], world.stats["long_requests"]) == (1, 1)
+        world.collector.count = (5000, 0, 0)
+        assert world.tuner.idle() > 0
+        world.tuner.stop()
+        world.tuner.start()
+        world.tuner._end_request(numbers[2])
+        assert (world.stats["in_flight"], world.stats["long_requests"]) == (0, 0)
+
+
+def test_requests_that_are_never_long():
+    with World(long_request=math.inf) as world:
+        world.requests(10)
+        with world.tuner.request():
+            owe(world)
+            world.pass_time(1e6)
+            world.request()
+            assert world.tuner._watch(world.tuner._epoch) == pytest.approx(3600)
+            assert 2 not in world.collector.collected
+            assert world.stats["long_requests"] == 0
+        assert world.collector.collected.count(2) == 1
+
+
 def test_little_growth_is_no_debt():
     with World() as world:
         world.requests(10)
@@ -1348,7 +1854,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.stats["forced"] == 1
             assert world.stats["in_request"]["collections"] == 1
-            # No other before this one has been looked at.
+            # No other before this one has been checked.
             world.pass_time(1)
             world.readings.rss_ = 990 * MB
             collector.collect(0)
@@ -1357,7 +1863,7 @@ def test_the_interpreter_is_told_to_collect_where_the_watcher_would_be_late():
             assert collector.thresholds[2] == OUT_OF_REACH
             assert world.tuner._full.last_pause == pytest.approx(0.1e9)
             assert collector.collected == [0, 2, 0]
-        # Memory that was given back meanwhile.
+        # Memory that was returned in the meantime.
         world.pass_time(5)
         world.readings.rss_ = 900 * MB
         collector.collect(0)
@@ -1740,6 +2246,17 @@ def test_readings_that_fail_do_not_reach_a_request(monkeypatch):
         world.readings.rss_ = 900 * MB
         world.requests(10)
         assert 2 in world.collector.collected
+
+
+def test_what_fails_in_the_watcher_is_reported_with_the_tuner(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with GCTuner(freeze=False) as tuner:
+        tuner._collect_if_due = lambda epoch: 1 / 0
+        tuner._watcher.wake()
+        wait_for(lambda: reported)
+        assert reported[0].exc_type is ZeroDivisionError
+        assert repr(tuner) in f"{reported[0].object!r} {reported[0].err_msg}"
 
 
 def test_a_warning_that_is_an_error_does_not_reach_a_request(monkeypatch):

@@ -1,6 +1,7 @@
 """MemoryGovernor: each promise on a fake clock and fake readings, hostile parts, threads, forks, real containers."""
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import itertools
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import MB, ROOT, in_child, needs_fork, quiet_fork, run, wait_for
+from support import MB, ROOT, FakeReadings, in_child, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import (
     AdaptiveMemoryMonitor,
@@ -44,6 +45,7 @@ from synthex_fast.governor import (
 )
 from synthex_fast.governor import thread as governor_thread
 from synthex_fast.monitor import Sample
+from synthex_fast.monitor.thread import SamplingThread
 
 LIMIT = 1000 * MB
 
@@ -359,9 +361,61 @@ def test_what_only_collects_garbage_can_be_registered(monkeypatch):
     assert (shown["nbytes"], shown["errors"]) == (0, 0)
 
 
+def test_a_limit_that_cannot_be_read_for_once_is_not_forgotten(unraisable):
+    machine = Machine(base=600 * MB)
+
+    class Moody(Cache):
+        moody = False
+
+        @property
+        def memory_limit(self):
+            if self.moody:
+                raise MemoryError
+            return self.limit_
+
+        @memory_limit.setter
+        def memory_limit(self, limit):
+            self.limit_ = limit
+
+    cache = Moody(machine, 100 * MB, 700 * MB)
+    made = machine.governor(cache)
+    made.check()
+    lowered = cache.memory_limit
+    assert lowered < 700 * MB
+    cache.moody = True
+    machine.now += 1
+    made.check()
+    made.stop()
+    cache.moody = False
+    assert cache.memory_limit == lowered
+    made.stop()
+    assert cache.memory_limit == 700 * MB
+    assert [type(error) for error in unraisable] == [MemoryError]
+
+
+def test_a_callback_that_cannot_be_cancelled_keeps_no_other_from_it(unraisable):
+    class Stubborn(Monitor):
+        def on_pressure(self, level, callback):
+            cancel = super().on_pressure(level, callback)
+
+            def refuse():
+                cancel()
+                raise ZeroDivisionError
+
+            return refuse if level == "normal" else cancel
+
+    machine, monitor = Machine(), Stubborn()
+    part = Part(machine)
+    with machine.governor(part, monitor=monitor):
+        assert monitor.stats["running"]
+    assert monitor.callbacks == []
+    assert not monitor.stats["running"]
+    assert [type(error) for error in unraisable] == [ZeroDivisionError]
+
+
 def test_a_getter_that_raises_exists():
     class Late:
-        """Can't say yet what it holds; some of what it offers comes by `__getattr__`."""
+        """Can't say yet what it holds; `__getattr__` provides some of its names."""
 
         @property
         def nbytes(self):
@@ -1017,6 +1071,21 @@ def test_malloc_trim_is_looked_for_only_where_it_can_be(monkeypatch):
     assert _pressure.find_malloc_trim() == _pressure.malloc_trim()
 
 
+def test_malloc_trim_is_looked_for_again_after_allocation_failed(monkeypatch):
+    def fail(name):
+        raise MemoryError
+
+    monkeypatch.setattr(_pressure, "_sought", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "linux")
+        patch.setattr(ctypes, "CDLL", fail)
+        with pytest.raises(MemoryError):
+            _pressure.find_malloc_trim()
+    found = _pressure.find_malloc_trim()
+    monkeypatch.setattr(_pressure, "_sought", False)
+    assert found == _pressure.find_malloc_trim()
+
+
 # Emergency --------------------------------------------------------------------------------------------------
 
 
@@ -1340,7 +1409,7 @@ def test_it_acts_when_the_monitor_calls():
         governors = weakref.ref(made)
         late = lambda: governors()._worker.act(governors(), False)  # noqa: E731
     assert monitor.callbacks == []
-    # A call that was on its way when it was stopped.
+    # A call that had begun when it was stopped.
     machine.base, held = 900 * MB, cache.held
     late()
     assert cache.held == held
@@ -1714,6 +1783,39 @@ def test_a_fork_inside_a_callback():
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
 
 
+@needs_fork
+@quiet_fork
+def test_a_fork_lets_the_monitors_thread_finish_what_it_does_for_the_governor(monkeypatch):
+    machine, readings = Machine(base=500 * MB), FakeReadings(limit=LIMIT)
+    monitor = AdaptiveMemoryMonitor(readings=readings)
+    entered = threading.Event()
+    ended = []
+
+    class Slow(Part):
+        @property
+        def nbytes(self):
+            if threading.current_thread().name == "synthex-fast-monitor":
+                entered.set()
+                wait_for(lambda: governor_thread._forking)
+            return 1
+
+        def trim(self, nbytes):
+            return 0
+
+    def join(self, genuine=SamplingThread.join):
+        genuine(self)
+        ended.append(not self._thread.is_alive())
+
+    monkeypatch.setattr(SamplingThread, "join", join)
+    with machine.governor(slow := Slow(machine), monitor=monitor):
+        readings.rss_ = 750 * MB
+        monitor._due = -math.inf
+        monitor._thread.waker.wake()
+        assert entered.wait(30)
+        in_child(lambda: slow.nbytes == 1)
+        assert ended == [True]
+
+
 def test_two_threads_that_fork_at_once_leave_nothing_locked():
     made = Machine(base=500 * MB).governor()
     joining, ahead = threading.Event(), threading.Event()
@@ -1725,9 +1827,11 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
 
     def fork(seconds):
         governor_thread._before_fork()
+        governor_thread._hold_locks()
         ahead.set()
         # So that the other one comes to wait.
         time.sleep(seconds)
+        governor_thread._release_locks()
         governor_thread._after_fork()
 
     governor_thread.running.add(made._worker)

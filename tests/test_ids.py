@@ -1,4 +1,4 @@
-"""Identifiers: version-4 UUIDs that differ, whatever threads and forks do."""
+"""Identifiers: version-4 UUIDs that differ across threads and forks."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def test_bits_are_even():
 @pytest.mark.skipif(sys.platform == "win32", reason="made to be read through /proc or ctypes on POSIX")
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no /proc")
 def test_bytes_are_wiped_when_used():
-    """Nothing but the text that was handed out has the bytes of an identifier."""
+    """Nothing but the returned text has the bytes of an identifier."""
     texts = [uuid4_text() for _ in range(3)]
     wanted = [uuid.UUID(text).bytes for text in texts]
     spans = []

@@ -854,7 +854,7 @@ def test_a_cycle_that_only_the_pool_can_break():
     pool.release((pool,))
     del pool
     gc.collect()
-    # No weak reference would tell: those are cleared before anything is freed.
+    # No weak reference would show it: those are cleared before anything is freed.
     assert not [found for found in gc.get_objects() if type(found) is Marked]
 
 

@@ -170,7 +170,7 @@ def test_v2_container_in_its_own_namespace(tree):
     assert figures(readings) == (100 * MB, 512 * MB, 7 * MB, 3 * MB)
     assert readings.container == (2, str(tree.root / "sys/fs/cgroup"))
     assert readings.slow() == (512 * MB, 8000000 << 10, 3 * MB, 7 * MB)
-    # Far from the limit the dearest file stays unread.
+    # Far from the limit the most expensive file stays unread.
     assert readings.slow(near=200 * MB) == (512 * MB, 8000000 << 10, 3 * MB, 0)
 
 

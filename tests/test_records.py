@@ -1,4 +1,4 @@
-"""The records: what they check and keep, how their memory is used again, and what hostile code can't do to them."""
+"""The records: what they check and keep, how their memory is reused, and what hostile code can't do to them."""
 
 import copy
 import gc
@@ -810,6 +810,14 @@ def test_stats_are_a_snapshot_and_the_call_counts_again():
     assert stats()["created"] + stats()["reused"] == before["created"] + before["reused"] + 3
 
 
+@pytest.mark.parametrize("cls", [PooledExpertQuery, PooledExpertResponse])
+def test_the_descriptor_behind_stats_cannot_be_made_without_a_record_type(cls):
+    kind = type(cls.__dict__["stats"])
+    for make in (kind, lambda: kind.__new__(kind)):
+        with pytest.raises(TypeError):
+            make().__get__(None, cls)
+
+
 def test_stats_copy_and_pickle_as_a_plain_dict():
     stats = PooledExpertQuery.stats
     for plain in (pickle.loads(pickle.dumps(stats)), copy.copy(stats), copy.deepcopy(stats)):
@@ -1000,7 +1008,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(pair=records)
     def forget_the_cycle(self, pair):
-        # Another dict, so that whoever holds the old one sees no cycle in it.
+        # Another dict, so that a holder of the old one sees no cycle in it.
         pair[0].context = {"self": pair[0]}
         model = copy.deepcopy(pair[1])
         model["title"] = model["title"] or "blank before"
@@ -1605,6 +1613,84 @@ def test_records_let_go_by_another_thread(hammer):
             assert (q.tags, q.constraints, q.context) == (["b"], ["c"], {"x": 1})
 
     hammer(8, work, iterations=20)
+
+
+def ids_of_child(records, then=None):
+    """The ids that a forked child reads from the records, and those of the records that ``then()`` makes there."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            more = then() if then else []
+            os.write(writing, json.dumps([[each.id for each in records], more]).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = json.loads(pipe.read())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return answer
+
+
+def made_ids(cls, least):
+    records = [cls(**least) for _ in range(20)]
+    records[3].reset()
+    return [record.id for record in records]
+
+
+@needs_fork
+@quiet_fork
+@both
+def test_an_id_not_read_before_a_fork_is_the_same_after_it(cls, least, full):
+    records = [cls(**least) for _ in range(10)]
+    records[1].reset()
+    before = records[2].id
+    one, ones_own = ids_of_child(records, lambda: made_ids(cls, least))
+    other, others_own = ids_of_child(records, lambda: made_ids(cls, least))
+    here, own = [record.id for record in records], made_ids(cls, least)
+    assert one == other == here
+    assert here[2] == before
+    assert len({*here, *ones_own, *others_own, *own}) == 10 + 3 * 20
+
+
+@needs_fork
+@quiet_fork
+@both
+def test_ids_in_a_chain_of_forks(cls, least, full):
+    def deeper(records, depth):
+        mine = [cls(**least) for _ in range(3)]
+        if depth == 0:
+            return [each.id for each in mine]
+        # The middle process makes records between two forks and reads their ids after the second only.
+        inherited, below = ids_of_child(records + mine, lambda: deeper(records + mine, depth - 1))
+        assert inherited == [each.id for each in records + mine]
+        return inherited + below
+
+    found = deeper([], 4)
+    assert len(set(found)) == 5 * 3
+
+
+@needs_fork
+@quiet_fork
+@both
+def test_an_id_set_to_none_before_a_fork_is_new_and_the_same_in_both(cls, least, full):
+    record = cls(**least)
+    first = record.id
+    record.id = None
+    (child,), _ = ids_of_child([record])
+    assert record.id == child != first
+    record.id = None
+    assert record.id not in (child, first)
+
+
+@both
+def test_an_id_not_read_before_pickling_is_the_same_in_all_copies(cls, least, full):
+    record = cls(**least)
+    sent = pickle.dumps(record), pickle.dumps(record)
+    copies = [*map(pickle.loads, sent), copy.copy(record), copy.deepcopy(record)]
+    assert {each.id for each in copies} == {record.id}
 
 
 @needs_fork

@@ -39,7 +39,7 @@ def serve(pool, active, answers, buffer, flushed, number):
         PooledExpertResponse(query.id, f"expert-{n}", "Because." * 10, n / 5, metadata={"n": n})
         for n in range(5)
     ]
-    # A full buffer whose handler is at work in another thread refuses: a service answers without it.
+    # A full buffer whose handler is running in another thread refuses: a service answers without it.
     with contextlib.suppress(BufferFullError):
         buffer.add_batch(batch)
     answers[query.id] = batch

@@ -1,4 +1,4 @@
-"""The byte account against tracemalloc, against a plain model, and against values that misbehave."""
+"""Byte accounting against tracemalloc, against a plain model, and against values that misbehave."""
 
 import array
 import collections
@@ -746,6 +746,21 @@ def test_pyarrow_arrays_tables_and_buffers_count_once():
 
 
 # --- hostile values ---
+
+
+@pytest.mark.parametrize("name", ["_io.StringIO", "mmap.mmap", "pyarrow.lib.Buffer", "collections.deque"])
+def test_a_python_class_named_like_one_made_in_c_is_measured_as_any_other(name):
+    named = type(name, (), {"__slots__": ()})
+    other = type("Other", (), {"__slots__": ()})
+    assert sizeof([named(), named()]) == sizeof([other(), other()])
+
+
+def test_the_methods_of_a_subclass_of_mmap_are_not_called():
+    class Mapped(mmap.mmap):
+        def __len__(self):
+            raise KeyError("its own complaint")
+
+    assert sizeof(Mapped(-1, 1_000_000)) == pytest.approx(1_000_000, rel=0.05)
 
 
 def test_what_a_sizeof_raises_passes_through():

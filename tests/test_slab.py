@@ -2193,7 +2193,7 @@ def test_eight_threads(handled, hammer):
         assert all(len(list(group)) == 5 for _, group in itertools.groupby(ids))
         assert [column.tolist() for column in columns.values()] == copies
         assert len(buffer) <= 64
-        # Whatever other threads flush meanwhile, a row is that of a whole batch or there is none.
+        # However other threads flush, a row is that of a whole batch or does not exist.
         rows = list(buffer.aggregate().values())
         for query in queries:
             with contextlib.suppress(KeyError):
@@ -2273,7 +2273,7 @@ def test_a_fork_in_the_handler_goes_on_in_both_processes():
         nonlocal child
         if child is None:
             child = os.fork()
-            # The flush at work is this thread's own, in the child as well.
+            # The running flush is this thread's own, in the child as well.
             assert buffer.flush() == []
             buffer.add(answer("behind"))
 

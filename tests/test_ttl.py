@@ -282,7 +282,7 @@ class Model(RuleBasedStateMachine):
     def agrees(self):
         live = self.live()
         if self.serial % 3 == 0:
-            # Not always: looking frees what is due, and the states in between need testing too.
+            # Not always: reading frees what is due, and the states in between need testing too.
             assert len(self.d) == len(live)
             assert dict(self.d.items()) == live
             assert self.d.nbytes == sum(ENTRY + v[1] for v in live.values())
@@ -650,7 +650,7 @@ def test_a_clock_that_goes_back_hides_nothing_that_is_due():
 
 
 def test_comparisons_may_store_timed_entries_below_zero():
-    """A lookup that needs no time when it begins must not take what is stored meanwhile for expired."""
+    """A lookup that needs no time when it begins must not take what is stored during it for expired."""
     for operation in (
         lambda d, k: d.get(k),
         lambda d, k: d.setdefault(k, 3),
@@ -1253,7 +1253,7 @@ def test_a_slow_loop_goes_on_while_a_governor_empties_the_dict():
     d = TTLDict()
     d.update((n, bytes(1000)) for n in range(1000))
     seen = 0
-    for value in d.values():
+    for _, value in d.items():
         assert len(value) == 1000
         seen += 1
         # What a governor's thread does at any moment.
@@ -1550,6 +1550,27 @@ def test_a_dict_in_use_takes_no_other_state():
     del value, d, blank
     gc.collect()
     assert ref() is None
+
+
+def test_the_policy_may_be_a_string_that_lies():
+    class Liar(str):
+        __slots__ = ()
+
+        def __str__(self):
+            raise KeyError("its own complaint")
+
+        def __hash__(self):
+            return hash("sieve")
+
+        def __eq__(self, other):
+            return True
+
+    assert TTLDict(policy=Liar("lru")).policy == "lru"
+    d = TTLDict.__new__(TTLDict)
+    with pytest.raises(ArgumentValueError, match="policy"):
+        d.__init__(policy=Liar("newest"))
+    d.__init__(policy="fifo")
+    assert d.policy == "fifo"
 
 
 def test_an_initialisation_that_fails_may_be_repeated():

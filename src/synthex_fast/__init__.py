@@ -1,6 +1,7 @@
 """Pools, pooled records, a response buffer and a cache that save a Python service allocations and garbage collection.
 
-The core (pool, records, buffer, dict) is imported with the package, everything else on first use (PEP 562).
+The core (pool, records, buffer, dict) is imported with the package, everything else on first use (PEP 562). Docstrings
+call the memory analysis of a service that this package answers "the report"; the README describes it.
 """
 
 # First: it refuses a subinterpreter before a compiled module is loaded.

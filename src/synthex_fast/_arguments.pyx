@@ -4,24 +4,33 @@ Each check takes the argument's name first and raises `ArgumentTypeError` or `Ar
 value received and what is allowed. Neither a bool nor a string is accepted as a number. Exceptions from the value's own
 ``__index__`` or ``__float__`` propagate, except `OverflowError`, which means out of range.
 
-Cython code cimports the ``cdef`` functions; the ``def`` functions below are their faces for Python code.
+Callables whose result the package drops or keeps must not be asynchronous: nothing would await what they return.
+`check_callable` refuses coroutine functions, and `refuse_awaitable` what any other callable returned to be awaited.
+
+Cython code cimports the ``cdef`` functions; the ``def`` functions below wrap them for Python code.
 """
 
 from libc.math cimport INFINITY, isnan
 
+from cpython.object cimport PyObject
+
 from synthex_fast._python cimport PY_SSIZE_T_MAX
 
+from _functools import partial
 from operator import index as to_index
+from types import FunctionType, MethodType
 
-from synthex_fast.errors import type_error, value_error
+from synthex_fast.errors import ArgumentTypeError, type_error, value_error
 
 __all__ = [
     "finite_number",
     "one_of",
     "positive_seconds",
+    "refuse_awaited",
     "share_of_one",
     "want_bool",
     "want_callable",
+    "want_methods",
     "want_text",
     "whole_number",
 ]
@@ -54,19 +63,23 @@ cdef Py_ssize_t size(str name, object value, Py_ssize_t least=0, str unit="") ex
 
 
 cdef double real(str name, object value, str allowed) except? -1.0:
-    """The value as a C double, infinite if it is out of range. NaN passes: the caller's range check refuses it."""
+    """The value as a C double. NaN passes, and a value too large for a double, even a negative one, becomes infinity.
+
+    The caller's range check refuses both; where infinity is allowed, it has to ask the value itself.
+    """
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+    if isinstance(value, (bool, str)) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
         raise type_error(name, value, allowed)
     try:
         return float(value)
     except OverflowError:
-        return INFINITY if value > 0 else -INFINITY
+        # Not compared with 0: an object that has `__index__` or `__float__` need not be comparable.
+        return INFINITY
 
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
-    """A positive number of seconds. Infinity, and None if `optional`, mean for ever; finite values must fit doubles."""
+    """A positive number of seconds. Infinity, and None if `optional`, mean forever; finite values must fit doubles."""
     cdef double number
     cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
@@ -91,10 +104,92 @@ cdef double share(str name, object value, double most=1.0) except? -1.0:
     return number
 
 
-cdef int check_callable(str name, object value, bint optional=False) except -1:
+cdef int check_callable(str name, object value, bint optional=False, bint may_await=False) except -1:
     if not (callable(value) or (optional and value is None)):
         raise type_error(name, value, "callable or None" if optional else "callable")
+    if value is not None and not may_await and _is_async(value):
+        raise type_error(name, value, "a callable that isn't async, because its coroutine would never be awaited")
     return 0
+
+
+cdef enum:
+    # Flags of code objects; `inspect`, which names them, takes milliseconds to import.
+    CO_COROUTINE = 0x80
+    CO_ITERABLE_COROUTINE = 0x100
+    CO_ASYNC_GENERATOR = 0x200
+
+
+cdef object _unwrapped(object value):
+    """The function under partials and bound methods."""
+    cdef int _i
+    # Bounded: a partial can be made to refer to itself.
+    for _i in range(32):
+        if isinstance(value, partial):
+            value = value.func
+        elif isinstance(value, MethodType):
+            value = value.__func__
+        else:
+            break
+    return value
+
+
+cdef bint _is_async_function(object value) except -1:
+    if isinstance(value, FunctionType):
+        if value.__code__.co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_ASYNC_GENERATOR):
+            return True
+        # Set by `inspect.markcoroutinefunction`.
+        return "_is_coroutine_marker" in value.__dict__
+    # A function compiled by Cython has this attribute, which is None unless the function is async.
+    return hasattr(type(value), "_is_coroutine") and value._is_coroutine is not None
+
+
+cdef bint _is_async(object value) except -1:
+    """Whether calling the value is known to return a coroutine or an asynchronous generator."""
+    value = _unwrapped(value)
+    if _is_async_function(value):
+        return True
+    return _is_async_function(_unwrapped(type(value).__call__))
+
+
+cdef extern from *:
+    """
+    /* Coroutines, generators, asynchronous generators and all else that has __await__. */
+    static inline int synthex_may_be_awaited(PyObject *o) {
+        PyTypeObject *type = Py_TYPE(o);
+        return (type->tp_as_async != NULL && (type->tp_as_async->am_await != NULL || PyAsyncGen_CheckExact(o)))
+            || PyGen_CheckExact(o);
+    }
+    """
+    bint may_be_awaited "synthex_may_be_awaited"(PyObject*) noexcept
+    bint is_generator "PyGen_CheckExact"(object) noexcept
+    bint is_async_generator "PyAsyncGen_CheckExact"(object) noexcept
+
+
+cdef int refuse_awaitable(str name, object result, bint kept=False) except -1:
+    """Raise if a callable returned what does nothing until it is awaited, and close that.
+
+    If the result is `kept` as a value, only what can be awaited just once is refused. A Future or a Task runs by itself
+    and is never refused.
+    """
+    if result is None or not may_be_awaited(<PyObject*>result):
+        return 0
+    cls = type(result)
+    if is_generator(result):
+        if kept and not result.gi_code.co_flags & CO_ITERABLE_COROUTINE:
+            return 0
+    elif not is_async_generator(result):
+        if hasattr(cls, "_asyncio_future_blocking"):
+            return 0
+        if kept and not (hasattr(cls, "send") and hasattr(cls, "close")):
+            return 0
+    if hasattr(cls, "close"):
+        try:
+            result.close()
+        except Exception:
+            # The error below says what is wrong.
+            pass
+    fate = "can be awaited only once, so it can't be kept" if kept else "nothing awaits"
+    raise ArgumentTypeError(f"{name} must not be async: it returned a {cls.__name__}, which {fate}")
 
 
 cdef int check_text(str name, object value, bint optional=False) except -1:
@@ -127,7 +222,7 @@ def whole_number(name, value, least=1, most=PY_SSIZE_T_MAX, *, unit="", optional
 
 
 def positive_seconds(name, value, *, optional=False):
-    """The value as a float above 0. `math.inf`, and None if `optional`, mean for ever and are returned as infinity.
+    """The value as a float above 0. `math.inf`, and None if `optional`, mean forever and are returned as infinity.
 
     >>> positive_seconds("ttl", 3), positive_seconds("ttl", None, optional=True)
     (3.0, inf)
@@ -136,7 +231,7 @@ def positive_seconds(name, value, *, optional=False):
 
 
 def finite_number(name, value, allowed="a finite number", *, least=-INFINITY, most=INFINITY):
-    """The value as a finite float from `least` to `most`; `allowed` says so in the error.
+    """The value as a finite float from `least` to `most`; `allowed` describes that in the error.
 
     >>> finite_number("weight", 2, "a number, 0 or more", least=0)
     2.0
@@ -157,13 +252,24 @@ def share_of_one(name, value, most=1.0):
     return share(name, value, most)
 
 
-def want_callable(name, value, *, optional=False):
-    """The value, if it is callable (or None, with `optional`).
+def want_callable(name, value, *, optional=False, may_await=False):
+    """The value, if it is callable (or None, with `optional`) and no coroutine function (unless `may_await`).
 
     >>> want_callable("reset", None, optional=True)
     """
-    check_callable(name, value, optional)
+    check_callable(name, value, optional, may_await)
     return value
+
+
+def refuse_awaited(name, result):
+    """Raise `ArgumentTypeError` if a callback returned what does nothing until it is awaited, and close that.
+
+    >>> async def callback(): pass
+    >>> refuse_awaited("callback", callback())
+    Traceback (most recent call last):
+    synthex_fast.errors.ArgumentTypeError: callback must not be async: it returned a coroutine, which nothing awaits
+    """
+    refuse_awaitable(name, result)
 
 
 def want_text(name, value, *, optional=False):
@@ -173,6 +279,18 @@ def want_text(name, value, *, optional=False):
     'cache'
     """
     check_text(name, value, optional)
+    return value
+
+
+def want_methods(name, value, methods):
+    """The value, if it has all of these methods.
+
+    >>> want_methods("readings", 3, ["rss"])
+    Traceback (most recent call last):
+    synthex_fast.errors.ArgumentTypeError: readings must be an object with the methods rss, or None, not 3 (int)
+    """
+    if not all([callable(getattr(value, method, None)) for method in methods]):
+        raise type_error(name, value, f"an object with the methods {', '.join(methods)}, or None")
     return value
 
 

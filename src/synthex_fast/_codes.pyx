@@ -15,7 +15,7 @@ __all__ = []
 
 
 cdef size_t entries_for(size_t ids) noexcept nogil:
-    """Hash entries for so many ids. At most two thirds are ever used, which keeps a miss at five probes on average."""
+    """Hash entries for that many ids. At most two thirds are used, which keeps a miss at five probes on average."""
     cdef size_t entries = 8
     while entries < ids + ids // 2:
         entries *= 2

@@ -1,3 +1,5 @@
+# Types of `_consensus.pyx`: the consensus on one query and on all of them.
+
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, ClassVar, Final, Literal, NoReturn, TypeVar, final, overload
 

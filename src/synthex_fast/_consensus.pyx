@@ -2,7 +2,7 @@
 
 A `Tally` per query code is updated with each response (Welford, "Note on a Method for Calculating Corrected Sums of
 Squares and Products", Technometrics 4, 1962), and each row points back at the previous row of its query, so the experts
-of one query are found without a look at the others. Nothing is ever subtracted from a tally: when rows are removed, the
+of one query are found without reading the others. Nothing is ever subtracted from a tally: when rows are removed, the
 tallies are cleared and recomputed from the rows that stay. Rounding errors therefore do not accumulate.
 
 An `AggregateRow` copies three numbers when it is made; its set of experts is built when it is first read. An
@@ -54,7 +54,7 @@ cdef Py_ssize_t answers_hold(Answers* self, Py_ssize_t change) noexcept:
 
 
 cdef void answers_release(Answers* self) noexcept:
-    """Give up one holder's share. The last holder's call frees the block."""
+    """Drop one hold on the block; dropping the last one frees it."""
     if count_by(&self.holders, -1) == 0:
         table_drop_ids(&self.queries, 0)
         table_drop_ids(&self.experts, 0)
@@ -223,7 +223,7 @@ cdef class Aggregate:
         PyMem_RawFree(self.tallies)
 
     cdef int reserve(self, size_t queries) except -1:
-        """Make room for so many tallies; no size overflows, as the slab itself is larger."""
+        """Make room for that many tallies; no size overflows, as the slab itself is larger."""
         PyMem_RawFree(self.tallies)
         self.reserved = 0
         self.tallies = <Tally*>PyMem_RawMalloc((queries + (queries == 0)) * sizeof(Tally))

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint32_t
 
 
-# A lock, or a claim to be at work, that carries another number was left by a thread of a parent process. It is released
-# or dropped by whoever next needs it.
+# A lock or an in-progress mark that carries another number was left by a thread of a parent process. The next thread
+# that needs it clears it.
 cdef uint32_t forks_seen
-# Which of the parent's threads lives on in this process: the one that forked (`PyThread_get_thread_ident`).
+# Which of the parent's threads exists in this process: the one that forked (`PyThread_get_thread_ident`).
 cdef unsigned long surviving_thread

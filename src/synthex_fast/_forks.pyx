@@ -1,8 +1,8 @@
 """The package's one ``pthread_atfork`` handler: it counts forks.
 
 Python's own fork hooks (`synthex_fast._lifecycle`) run with the interpreter in order and may use Python. This handler
-runs inside ``fork`` itself, whoever calls it, and so only writes two numbers; C code compares them with those that it
-noted earlier. Windows has no fork, and the numbers stay 0 there.
+runs inside ``fork`` itself, even if C code calls it, so it only writes two numbers; C code compares them with those it
+recorded earlier. Windows has no fork, and the numbers stay 0 there.
 """
 
 from libc.stdint cimport uint32_t

@@ -5,7 +5,7 @@
     if not freelist_push(spare, block): free(block)      # False: refused, the block is still the caller's
 
 The caller needs an attached thread state (on the standard build, the GIL). ``_freelist.pyx`` describes the design.
-``synthex_fast._pool`` hands out the same names.
+``synthex_fast._pool`` re-exports the same names.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -22,7 +22,7 @@ cdef extern from *:
     #ifdef Py_GIL_DISABLED
       /* A thread's magazines, indexed by the slot of their freelist. Slots are reused, serial numbers are not: a
          different serial marks the magazine of an earlier freelist. `variables` are the pointers to this struct, one
-         in each module that has looked for it. */
+         in each module that has asked for it. */
       typedef struct { uint64_t serial; void *magazine; } synthex_slot;
       typedef struct synthex_thread {
           size_t count;

@@ -55,7 +55,7 @@ cdef extern from *:
       }
       static void synthex_unlink_variables(synthex_thread *thread) {
           /* A guard can be deallocated by another thread (in a forked child, or at the end of the interpreter). The
-             variables of its own thread are then left alone: that thread runs no more, and their memory may have been
+             variables of its own thread are then left alone: that thread no longer runs, and their memory may have been
              reused. */
           if (synthex_magazines != thread) return;
           while (thread->variable_count) *thread->variables[--thread->variable_count] = &synthex_no_thread;
@@ -188,7 +188,7 @@ cdef inline Py_ssize_t rounds_for(Py_ssize_t limit) noexcept nogil:
     return min(<Py_ssize_t>32, max(<Py_ssize_t>1, limit // 8))
 
 
-# --- The registry of all freelists: tells an ending thread which of its magazines still belong to one ---
+# --- The registry of all freelists: shows an ending thread which of its magazines still belong to one ---
 
 cdef Lock registry_lock         # acquired before a freelist's
 cdef Freelist** registry = NULL
@@ -661,7 +661,7 @@ cdef Py_ssize_t freelist_resize(Freelist* self, Py_ssize_t limit) noexcept:
             return total
         taken = freelist_trim(self, over)
         total += taken
-        # Nothing is left to take if a finaliser or another thread has resized it meanwhile.
+        # Nothing is left to take if a finaliser or another thread has resized it in the meantime.
         if taken == 0:
             return total
 
@@ -737,7 +737,7 @@ cdef void freelist_count(Freelist* self, Count which, int64_t number) noexcept n
         unlock(&self.lock)
 
 
-# --- Borrowing one block at a time, to look at it without the lock ---
+# --- Borrowing one block at a time, to inspect it without the lock ---
 
 cdef void stack_borrow(Stack* stack, Borrowed* borrowed) noexcept nogil:
     # The coldest block takes the place of the borrowed one, so that no other block has to move.
@@ -756,7 +756,7 @@ cdef bint stack_give_back(Stack* stack, Borrowed* borrowed) noexcept nogil:
     cdef Py_ssize_t at = borrowed.at
     stack.credit += 1
     if stack.base == 0:
-        # It was emptied or moved meanwhile: there is no gap below the blocks.
+        # It was emptied or moved in the meantime: there is no gap below the blocks.
         if stack.room - stack.top < 1:
             stack_update(stack)
             return False

@@ -3,10 +3,13 @@
 One call of ``os.urandom`` serves `BATCH` identifiers, and the bytes of each are wiped as it is made. A batch is used
 only in the process that drew it: it records the fork count (`synthex_fast._forks`, which sees forks made in C too), and
 a child draws its own. On the free-threaded build each thread has its own batch, so no lock is taken there either.
+
+`keyed_id` makes an identifier that can be computed again: SipHash-2-4 (Aumasson and Bernstein, 2012) of a number under
+a secret key, with a result of 128 bits. Whoever lacks the key can't tell it from random bits.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from synthex_fast._forks cimport forks_seen
@@ -59,6 +62,42 @@ cdef extern from *:
         *text++ = '-';
         synthex_hex_pairs(text, bytes + 10, 6);
     }
+
+    #define SYNTHEX_ROTATE(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
+
+    static inline void synthex_sip(uint64_t *v, int rounds) {
+        while (rounds--) {
+            v[0] += v[1]; v[1] = SYNTHEX_ROTATE(v[1], 13) ^ v[0]; v[0] = SYNTHEX_ROTATE(v[0], 32);
+            v[2] += v[3]; v[3] = SYNTHEX_ROTATE(v[3], 16) ^ v[2];
+            v[0] += v[3]; v[3] = SYNTHEX_ROTATE(v[3], 21) ^ v[0];
+            v[2] += v[1]; v[1] = SYNTHEX_ROTATE(v[1], 17) ^ v[2]; v[2] = SYNTHEX_ROTATE(v[2], 32);
+        }
+    }
+
+    static inline void synthex_sip_word(uint64_t *v, uint64_t word) {
+        v[3] ^= word;
+        synthex_sip(v, 2);
+        v[0] ^= word;
+    }
+
+    /* SipHash-2-4-128 of the number's eight bytes, in this machine's byte order: it never leaves the machine. */
+    static void synthex_keyed_bytes(unsigned char *bytes, const uint64_t *key, uint64_t number) {
+        uint64_t v[4], half;
+        v[0] = key[0] ^ 0x736f6d6570736575ULL;
+        v[1] = key[1] ^ 0x646f72616e646f6dULL ^ 0xee;
+        v[2] = key[0] ^ 0x6c7967656e657261ULL;
+        v[3] = key[1] ^ 0x7465646279746573ULL;
+        synthex_sip_word(v, number);
+        synthex_sip_word(v, (uint64_t)sizeof number << 56);
+        v[2] ^= 0xee;
+        synthex_sip(v, 4);
+        half = v[0] ^ v[1] ^ v[2] ^ v[3];
+        memcpy(bytes, &half, 8);
+        v[1] ^= 0xdd;
+        synthex_sip(v, 4);
+        half = v[0] ^ v[1] ^ v[2] ^ v[3];
+        memcpy(bytes + 8, &half, 8);
+    }
     """
     enum:
         ID_BYTES "SYNTHEX_ID_BYTES"
@@ -69,6 +108,7 @@ cdef extern from *:
         unsigned char* bytes
     Batch* batch_here "synthex_ids_here"() noexcept nogil
     void write_text "synthex_id_text"(char*, unsigned char*) noexcept nogil
+    void keyed_bytes "synthex_keyed_bytes"(unsigned char*, const uint64_t*, uint64_t) noexcept nogil
 
 # Declared here: this module needs the two with a `str`, which Cython then manages.
 cdef extern from "Python.h":
@@ -105,6 +145,14 @@ cdef str new_id():
     bytes = batch.bytes + batch.left * ID_BYTES
     write_text(<char*>PyUnicode_DATA(text), bytes)
     memset(bytes, 0, ID_BYTES)
+    return text
+
+
+cdef str keyed_id(const uint64_t* key, uint64_t number):
+    cdef str text = PyUnicode_New(36, 127)
+    cdef unsigned char bytes[ID_BYTES]
+    keyed_bytes(bytes, key, number)
+    write_text(<char*>PyUnicode_DATA(text), bytes)
     return text
 
 

@@ -1,8 +1,8 @@
 """Fork and exit, in one order for the whole package.
 
 Each part that has a thread, a lock or descriptors of its own registers here for its stage. Before a fork and at the
-interpreter's exit the stages run from the last to the first, after a fork from the first to the last: whoever uses
-another part pauses before it and resumes after it. The governor acts through a monitor, so its stage is later than the
+interpreter's exit the stages run from the last to the first, after a fork from the first to the last: a part that uses
+another one pauses before it and resumes after it. The governor acts through a monitor, so its stage is later than the
 monitor's; everything reads memory, so descriptors are marked as the parent's first.
 
 State in C that must be right even where a fork bypasses the interpreter's hooks uses `synthex_fast._forks` instead.
@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import atexit
 import os
+
+# Its hook for forked children must run before those here: it takes every thread but the one that forked for the
+# parent's, even one that a part has just started.
+import threading  # noqa: F401
 
 from synthex_fast import _unraisable
 
@@ -27,11 +31,12 @@ __all__ = ["Stage", "is_exiting", "register"]
 class Stage:
     """The order in which parts resume after a fork; they pause before one in the reverse order.
 
-    Plain numbers, because the sweeper is imported where a dict first needs it, and `enum` would cost more than it does.
+    Plain numbers: the first dict that needs the sweeper imports this module, and importing `enum` would cost more.
     """
 
     READINGS = 0
-    COLLECTOR = 1
+    # Locks that the governor holds over the fork, taken once no thread of the package is left to wait for them.
+    GOVERNOR_LOCKS = 1
     SWEEPER = 2
     TUNER = 3
     MONITOR = 4
@@ -69,13 +74,12 @@ def register(
     after_in_child: Hook | None = None,
     at_exit: Hook | None = None,
 ) -> None:
-    """Have the functions called around each fork and at the interpreter's exit. One registration for each stage.
+    """Register functions to call around each fork and at the interpreter's exit.
 
-    What a hook raises goes to ``sys.unraisablehook``, and the other hooks run all the same.
+    A stage has one registration, and the latest counts: a module whose import was interrupted is imported again. What a
+    hook raises goes to ``sys.unraisablehook``, and the other hooks still run.
     """
     global _hooks, _in_order, _last_first
-    if stage in _hooks:
-        raise RuntimeError(f"stage {stage} has registered already")
     # The dict last: if allocation fails, nothing has been registered, and the import may be repeated.
     added = {**_hooks, stage: _Hooks(before, after_in_parent, after_in_child, at_exit)}
     in_order = tuple(added[each] for each in sorted(added))
@@ -83,7 +87,7 @@ def register(
 
 
 def is_exiting() -> bool:
-    """Whether the interpreter has begun to exit: no thread should be started any more."""
+    """Whether the interpreter has begun to exit: no thread should be started from then on."""
     return _exiting
 
 

@@ -1,6 +1,6 @@
 """`ObjectPool` for Cython code: `pool_acquire` and `pool_release` without a Python call.
 
-The freelist below it is in ``_freelist.pxd``. This file hands its names on, so that
+The freelist below it is in ``_freelist.pxd``. This file re-exports its names, so that
 ``from synthex_fast._pool cimport Freelist, freelist_new, freelist_pop, freelist_push`` works as well.
 """
 

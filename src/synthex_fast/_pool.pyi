@@ -1,3 +1,5 @@
+# Types of `_pool.pyx`: `ObjectPool` and its lease.
+
 from collections.abc import Callable
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, TypedDict, TypeVar, final, type_check_only

@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from cpython.object cimport PyObject
 
-from synthex_fast._arguments cimport check_callable, check_text, seconds, size
+from synthex_fast._arguments cimport check_callable, check_text, refuse_awaitable, seconds, size
 from synthex_fast._clock cimport monotonic_coarse
 from synthex_fast._freelist cimport (
     ALIASED, Borrowed, DISCARDED, MADE, RELEASED, REUSED, freelist_borrow, freelist_count, freelist_delete,
@@ -86,6 +86,7 @@ cdef object pool_make(ObjectPool pool):
     obj = owned(PyObject_CallNoArgs(<PyObject*>pool.factory))
     if obj is None:
         raise FactoryError("factory must return an object, not None")
+    refuse_awaitable("factory", obj, True)
     freelist_count(pool.idle, MADE, 1)
     if FREE_THREADED and not owned_by_this_thread(<PyObject*>pool):
         # Two threads that count references to one object contend for its cache line. With deferred counting they
@@ -119,7 +120,7 @@ cdef inline void pool_expire_idle(ObjectPool pool) noexcept:
 
 
 cdef void pool_clear(ObjectPool pool) noexcept:
-    # Only as many as are idle now: a finaliser that releases objects could keep this running for ever.
+    # Only as many as are idle now: a finaliser that releases objects could keep this running forever.
     freelist_trim(pool.idle, freelist_stats(pool.idle, NULL))
 
 
@@ -189,10 +190,20 @@ cdef int pool_reset(ObjectPool pool, PyObject* obj) except -1:
             return 0
         args[0] = obj
         answer = PyObject_VectorcallMethod(<PyObject*>reset_name, args, 1, NULL)
-    if answer == NULL:
-        freelist_count(pool.idle, DISCARDED, 1)
-        return -1
+    if unlikely(answer != Py_None):
+        return pool_refuse_reset(pool, answer)
     Py_DECREF(answer)
+    return 0
+
+
+cdef int pool_refuse_reset(ObjectPool pool, PyObject* answer) except -1:
+    """Fail if the reset raised or has to be awaited. Steals the reference to its answer."""
+    try:
+        result = owned(answer)
+        refuse_awaitable("reset", result)
+    except BaseException:
+        freelist_count(pool.idle, DISCARDED, 1)
+        raise
     return 0
 
 
@@ -235,7 +246,7 @@ cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
             from synthex_fast._sweeper import schedule
             schedule(pool, now + pool.idle_seconds)
         except BaseException:
-            # No memory, or no thread can be started. The next release retries; operations expire objects meanwhile.
+            # No memory, or no thread can be started. The next release retries; until then operations expire objects.
             pool.scheduled = False
     return kept
 
@@ -408,7 +419,7 @@ cdef class ObjectPool:
         while freelist_discard(self.idle, MOST_EXPIRED, at - self.idle_seconds) == MOST_EXPIRED:
             if monotonic() > stop:
                 return at
-        # A release from here on finds the pool unscheduled and schedules it, at worst once more than necessary.
+        # A release from here on finds the pool unscheduled and schedules it, at worst one time too many.
         self.scheduled = False
         due = freelist_oldest(self.idle) + self.idle_seconds
         if due != INFINITY:
@@ -515,7 +526,7 @@ cdef class Lease:
                 self.leased = obj
         if free:
             return obj
-        # Another thread has entered it meanwhile.
+        # Another thread has entered it in the meantime.
         pool.release(obj)
         raise SynthexFastError("this lease already holds an object")
 

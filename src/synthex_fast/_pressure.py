@@ -1,8 +1,8 @@
 """How near memory is to its limit: the arithmetic that the monitor, the tuner and the governor share.
 
 Two figures are compared with two limits. The resident size of the process is compared with the process's own limit, and
-the charge of its container, less what the kernel takes back before it acts, with the container's. What counts is the
-one that has come nearer (`nearest`). `classify` turns its share of the limit into a level.
+the charge of its container, less what the kernel takes back before it acts, with the container's. The one
+nearer to its limit counts (`nearest`). `classify` turns its share of the limit into a level.
 
 `malloc_trim` is here too: memory freed inside the C library still counts until the library returns it.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class MemoryReadings(Protocol):
-        """What monitor, tuner and governor use of `synthex_fast._readings.Readings`. Sizes are in bytes."""
+        """What the monitor, the tuner and the governor use of `synthex_fast._readings.Readings`. Sizes are in bytes."""
 
         def rss(self) -> int: ...
         def charge(self) -> int | None: ...
@@ -67,7 +67,7 @@ RECLAIMABLE_FROM = 0.9 * MARKS[WARNING]
 
 
 class MemoryUse:
-    """Memory at one moment: ``used`` bytes of ``limit``, whichever pair has come nearer."""
+    """Memory at one moment: ``used`` bytes of ``limit``, of the two pairs the one that is nearer."""
 
     __slots__ = ("charge", "limit", "rss", "used")
 
@@ -122,7 +122,7 @@ def nearest(
 
 
 def on_host(rss: int, charge: int | None, total: int, available: int) -> MemoryUse:
-    """Memory in use on a host without a limit: everybody shares it, so what is not ``available`` counts.
+    """Memory in use on a host without a limit: all processes share it, so whatever is not ``available`` counts.
 
     >>> on_host(300, None, 1000, 600).used
     400
@@ -148,10 +148,9 @@ _sought = False
 
 
 def find_malloc_trim() -> bool:
-    """Look for glibc's ``malloc_trim`` ahead of need, since loading ctypes takes memory too; whether there is one."""
+    """Find glibc's ``malloc_trim`` ahead of need, since loading ctypes takes memory too. Returns whether it exists."""
     global _sought, _trim
     if not _sought:
-        _sought = True
         if sys.platform == "linux":
             with contextlib.suppress(ImportError, OSError, AttributeError):
                 import ctypes
@@ -161,11 +160,13 @@ def find_malloc_trim() -> bool:
                 trim.argtypes = [ctypes.c_size_t]
                 trim.restype = ctypes.c_int
                 _trim = trim
+        # Last: if allocation fails above, the next call tries again.
+        _sought = True
     return _trim is not None
 
 
 def malloc_trim() -> bool:
-    """Have the C library return free memory to the system; False where it has no such call."""
+    """Make the C library return free memory to the system; False if it has no such call."""
     if not find_malloc_trim() or _trim is None:
         return False
     _trim(0)

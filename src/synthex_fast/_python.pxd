@@ -31,7 +31,7 @@ cdef extern from *:
             && memcmp(PyUnicode_DATA(a), PyUnicode_DATA(b), (size_t)length * (size_t)PyUnicode_KIND(a)) == 0;
     }
 
-    /* PyObject_Hash, less a call where a str has its hash at hand. */
+    /* PyObject_Hash, without a call if a str has cached its hash. */
     static inline Py_hash_t synthex_hash(PyObject *o) {
         if (PyUnicode_CheckExact(o)) {
     #ifdef Py_GIL_DISABLED
@@ -44,7 +44,7 @@ cdef extern from *:
         return PyObject_Hash(o);
     }
 
-    /* Free-threaded build, 3.14 on: nobody counts references to the object any more, and the collector frees it. */
+    /* Free-threaded build, 3.14 on: references to the object are no longer counted, and the collector frees it. */
     #if defined(Py_GIL_DISABLED) && PY_VERSION_HEX >= 0x030E0000
       #define synthex_defer_refcount(o) ((void)PyUnstable_Object_EnableDeferredRefcount(o))
     #else

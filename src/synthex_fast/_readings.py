@@ -154,7 +154,7 @@ class _Group:
         return usage
 
     def ceiling(self) -> int | None:
-        """The lower of its hard and its soft limit; None where it has neither."""
+        """The lower of its hard and its soft limit; None if it has neither."""
         least = None
         for file in (self.limit, self.high):
             if file is not None:
@@ -230,7 +230,7 @@ class _Files:
             try:
                 self.groups.append(_Group(version, directory))
             except OSError:
-                # Removed meanwhile, or not permitted.
+                # Removed in the meantime, or not permitted.
                 continue
         if self.groups:
             self.group = self.groups[0]
@@ -318,8 +318,8 @@ class Readings:
     def charge(self) -> int | None:
         """Memory charged to the container, page cache included; None outside of one.
 
-        The container is the control group with the least limit among this process's own and those around it (of equal
-        ones the outermost, which fills first), or the process's own if none has a limit.
+        The container is the control group with the least room below its limit, among this process's own and those
+        around it (of equal ones the outermost, which fills first), or the process's own if none has a limit.
         """
         files = self._files
         if files is None or files.forks != _forks:
@@ -335,7 +335,9 @@ class Readings:
             return None if group is None else int(group.usage.read(32))
 
     def limit(self) -> int | None:
-        """The least limit of the process's control group and those around it; None if none is below `total`."""
+        """The limit with the least room below it, of this process's control group and those around it; None if none is
+        below `total`.
+        """
         total = self.total()
         files = self._current()
         if files.moved():
@@ -344,9 +346,9 @@ class Readings:
         return files.limit(total)
 
     def reclaimable(self) -> int:
-        """The part of `charge` that the kernel reclaims before the OOM killer acts: file pages not used recently.
+        """The part of `charge` that the kernel reclaims before the OOM killer acts: mostly clean file pages.
 
-        0 outside of a container. Kubernetes and Docker subtract the same to get the working set.
+        0 outside of a container. Kubernetes and Docker subtract less: only the file pages not used recently.
         """
         group = self._current().group
         try:
@@ -355,7 +357,7 @@ class Readings:
             return 0
 
     def available(self) -> int:
-        """What the host can give out without swapping (``MemAvailable``), whatever the container's limit."""
+        """What the host can give out without swapping (``MemAvailable``), regardless of the container's limit."""
         return self._host(b"MemAvailable:", "available")
 
     def total(self) -> int:
@@ -442,7 +444,7 @@ class Readings:
     def container_state(self) -> str:
         """``"limited"``, ``"none"`` if nothing but the host limits this process, or ``"unknown"``.
 
-        Unknown is a process in a control group whose limits can't be read: that there is no limit is then not certain.
+        Unknown is a process in a control group whose limits can't be read: there may be a limit then.
         """
         if not self.container_known:
             return "unknown"
@@ -450,7 +452,7 @@ class Readings:
 
     @property
     def container_known(self) -> bool:
-        """False if this process may be in a control group whose limits can't be read; no limit is then no promise."""
+        """False if this process may be in a control group whose limits can't be read: there may be a limit then."""
         return not self._current().unknown
 
     def _current(self) -> _Files:
@@ -663,7 +665,7 @@ def memory_limit(limit: int | float | str | None, readings: HasLimit, name: str 
     """A memory limit in bytes: None, a number of bytes, or a string for `parse_size`; at most the host's memory.
 
     None is the container's limit, or else the host's memory; a percentage is a share of it. A limit above the host's
-    memory is clamped with a RuntimeWarning, so that one configuration serves machines of all sizes. Errors name the
+    memory is clamped with a RuntimeWarning, so that one configuration suits machines of any size. Errors name the
     argument ``name``; limits below one byte are refused.
     """
     size = requested_limit(limit, readings, name)
@@ -678,7 +680,7 @@ def memory_limit(limit: int | float | str | None, readings: HasLimit, name: str 
 
 
 def container_state(readings: object) -> str:
-    """What is known of the container's limit: ``limited``, ``none`` or ``unknown``, as in `Readings`."""
+    """What is known about the container's limit: ``limited``, ``none`` or ``unknown``, as in `Readings`."""
     if isinstance(readings, Readings):
         return readings.container_state
     return "none" if readings.limit() is None else "limited"  # type: ignore[attr-defined]

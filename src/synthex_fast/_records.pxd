@@ -6,11 +6,13 @@ Both types start with the same fields, down to ``_moment``, so that one set of f
 """
 
 from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
 
 
 cdef class PooledExpertQuery:
     cdef object __weakref__
     cdef double seconds         # time of construction: seconds since the epoch, UTC, in whole microseconds
+    cdef uint64_t _serial       # what the id is made from when it is first read
     cdef unsigned char state    # which containers are live, and which of them Python code has seen
     cdef unsigned char query_type_code
     cdef unsigned char priority_code
@@ -28,6 +30,7 @@ cdef class PooledExpertQuery:
 cdef class PooledExpertResponse:
     cdef object __weakref__
     cdef double seconds         # time of construction: seconds since the epoch, UTC, in whole microseconds
+    cdef uint64_t _serial       # what the id is made from when it is first read
     cdef unsigned char state    # whether the metadata dict is live, and whether Python code has seen it
     cdef object _id             # str, or NULL until first read
     cdef object _moment         # `seconds` as a datetime, or NULL until first read

@@ -1,3 +1,5 @@
+# Types of `_records.pyx`: the pooled records.
+
 from datetime import datetime
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypedDict, overload

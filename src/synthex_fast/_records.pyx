@@ -10,19 +10,26 @@ FIRST_CONTAINER on, the containers. Each container has a LIVE bit in the record'
 without the bit it is idle, which means empty, untracked and invisible to Python code. The SHOWN bit says that Python
 code may hold a reference to it, so that only the collector's view of it must be kept consistent.
 
+An id is made when it is first read, but is fixed from the start, because a fork may copy the record before that: it is
+a keyed hash of the record's serial number. Parent and child know the key and so make the same id. Each process numbers
+on from where its parent was and draws a key of its own for the records that it makes, so that no two records share both
+number and key. The keys inherited from parents are kept for the records inherited with them.
+
 On the free-threaded build a record's critical section guards its slots and state. References are dropped after leaving
 the section, because dropping one may run any code.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_RawMalloc
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t
-from libc.string cimport memset, strcpy, strlen
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strcpy, strlen
 
 from synthex_fast._arguments cimport real
 from synthex_fast._clock cimport wall_clock
-from synthex_fast._ids cimport new_id
+from synthex_fast._forks cimport forks_seen
+from synthex_fast._ids cimport keyed_id
 from synthex_fast._pool cimport (
     COUNTS, DISCARDED, Freelist, MISSED, RELEASED, REUSED, freelist_new, freelist_pop, freelist_push, freelist_stats,
 )
@@ -37,7 +44,9 @@ from synthex_fast._python cimport (
     Py_NewRef, Py_None, Py_ReprEnter, Py_ReprLeave, Py_TYPE, Py_XDECREF, Py_XINCREF, Py_XNewRef, same_text,
     visitproc,
 )
-from synthex_fast._sync cimport FREE_THREADED, uniquely_referenced, unlikely
+from synthex_fast._sync cimport FREE_THREADED, Lock, lock, uniquely_referenced, unlikely, unlock
+
+from os import urandom
 
 from synthex_fast.errors import type_error, value_error
 
@@ -53,6 +62,7 @@ cdef extern from *:
         PyObject_HEAD
         PyObject *weakrefs;
         double seconds;
+        uint64_t serial;
         unsigned char state, query_type, priority;
         PyObject *slots[1];
     } synthex_record;
@@ -63,6 +73,7 @@ cdef extern from *:
     #define SYNTHEX_LAYOUT_HOLDS (sizeof(char[ \\
         offsetof(SYNTHEX_QUERY, __weakref__) == offsetof(synthex_record, weakrefs) \\
         && offsetof(SYNTHEX_QUERY, seconds) == offsetof(synthex_record, seconds) \\
+        && offsetof(SYNTHEX_QUERY, _serial) == offsetof(synthex_record, serial) \\
         && offsetof(SYNTHEX_QUERY, state) == offsetof(synthex_record, state) \\
         && offsetof(SYNTHEX_QUERY, query_type_code) == offsetof(synthex_record, query_type) \\
         && offsetof(SYNTHEX_QUERY, priority_code) == offsetof(synthex_record, priority) \\
@@ -73,11 +84,25 @@ cdef extern from *:
         && SYNTHEX_SLOT(SYNTHEX_QUERY, _tags) == 8 \\
         && offsetof(SYNTHEX_RESPONSE, __weakref__) == offsetof(synthex_record, weakrefs) \\
         && offsetof(SYNTHEX_RESPONSE, seconds) == offsetof(synthex_record, seconds) \\
+        && offsetof(SYNTHEX_RESPONSE, _serial) == offsetof(synthex_record, serial) \\
         && offsetof(SYNTHEX_RESPONSE, state) == offsetof(synthex_record, state) \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, _id) == 0 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, _moment) == 1 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, query_id) == 2 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, expert_id) == 3 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, content) == 4 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, reasoning) == 5 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, _metadata) == 6 ? 1 : -1]))
+
+    /* Serial numbers to give out, as long as the fork count is `forks`. The free-threaded build has some for each
+       thread, so that constructions don't contend for one counter. */
+    typedef struct {
+        uint64_t next, end;
+        uint32_t forks;
+    } synthex_serials;
+    #ifdef Py_GIL_DISABLED
+      static SYNTHEX_THREAD_LOCAL synthex_serials synthex_serials_left;
+    #else
+      static synthex_serials synthex_serials_left;
+    #endif
+    static inline synthex_serials *synthex_serials_here(void) { return &synthex_serials_left; }
 
     /* A record's critical section; empty on the standard build, where the GIL guards it. */
     #ifdef Py_GIL_DISABLED
@@ -167,11 +192,17 @@ cdef extern from *:
     ctypedef struct Record "synthex_record":
         PyObject* weakrefs
         double seconds
+        uint64_t serial
         unsigned char state
         unsigned char query_type
         unsigned char priority
         PyObject** slots
     int layout_holds "SYNTHEX_LAYOUT_HOLDS"
+    ctypedef struct Serials "synthex_serials":
+        uint64_t next
+        uint64_t end
+        uint32_t forks
+    Serials* serials_here "synthex_serials_here"() noexcept
     ctypedef struct Section "synthex_section":
         pass
     void hold "synthex_hold"(Section*, PyObject*) noexcept
@@ -432,6 +463,93 @@ cdef int load_kinds() except -1:
     return 0
 
 
+# --- Serial numbers ----------------------------------------------------------------------------------------------
+
+
+cdef enum:
+    SERIALS = 1 << 20           # given to a thread at a time
+
+
+cdef struct Generation:
+    # A process that made records: this one, or one that it was forked from.
+    uint64_t key[2]
+    uint64_t first              # serial number of the first record it made
+
+
+# The oldest first. `guard` protects all of these.
+cdef Lock guard
+cdef Generation* generations = NULL
+cdef int generation_count = 0
+cdef uint64_t next_serials = 0
+cdef uint32_t generation_forks = 0      # the fork count of the process that the last generation stands for
+
+
+cdef inline int want_serial() except -1:
+    """Make sure that this thread has a serial number for `take_serial`."""
+    cdef Serials* left = serials_here()
+    if unlikely(left.next == left.end or left.forks != forks_seen):
+        refill_serials()
+    return 0
+
+
+cdef inline uint64_t take_serial() noexcept:
+    cdef Serials* left = serials_here()
+    cdef uint64_t serial = left.next
+    left.next = serial + 1
+    return serial
+
+
+cdef int refill_serials() except -1:
+    global next_serials
+    cdef Serials* left
+    while generation_count == 0 or generation_forks != forks_seen:
+        begin_generation()
+    left = serials_here()
+    lock(&guard)
+    left.next = next_serials
+    next_serials += SERIALS
+    left.end = next_serials
+    left.forks = forks_seen
+    unlock(&guard)
+    return 0
+
+
+cdef int begin_generation() except -1:
+    """Draw this process's key, unless another thread is faster; the caller checks."""
+    global generations, generation_count, generation_forks
+    cdef bytes drawn = urandom(sizeof(uint64_t[2]))
+    # urandom may have run other threads, and one of them may have forked.
+    cdef int count = generation_count
+    cdef Generation* grown = <Generation*>PyMem_RawMalloc((count + 1) * sizeof(Generation))
+    if grown == NULL:
+        raise MemoryError()
+    lock(&guard)
+    if generation_count == count and (count == 0 or generation_forks != forks_seen):
+        if count:
+            memcpy(grown, generations, count * sizeof(Generation))
+        memcpy(grown[count].key, PyBytes_AS_STRING(drawn), sizeof(uint64_t[2]))
+        grown[count].first = next_serials
+        generations, grown = grown, generations
+        generation_count = count + 1
+        generation_forks = forks_seen
+    unlock(&guard)
+    PyMem_RawFree(grown)
+    memset(PyBytes_AS_STRING(drawn), 0, sizeof(uint64_t[2]))
+    return 0
+
+
+cdef str id_for(uint64_t serial):
+    cdef uint64_t key[2]
+    cdef int at
+    lock(&guard)
+    at = generation_count - 1
+    while generations[at].first > serial:
+        at -= 1
+    memcpy(key, generations[at].key, sizeof(key))
+    unlock(&guard)
+    return keyed_id(key, serial)
+
+
 # --- A record's slots --------------------------------------------------------------------------------------------
 
 
@@ -470,25 +588,21 @@ cdef void put(PyObject* op, int slot, PyObject* value) noexcept:
     Py_XDECREF(old)
 
 
-cdef PyObject* put_if_empty(PyObject* op, int slot, PyObject* made) noexcept:
-    """Store a lazily made value unless another thread was faster. Returns a new reference to the stored one."""
-    cdef Section section
-    cdef PyObject* value
-    hold(&section, op)
-    value = (<Record*>op).slots[slot]
-    if value == NULL:
-        value = (<Record*>op).slots[slot] = Py_NewRef(made)
-    Py_INCREF(value)
-    let(&section)
-    return value
-
-
 cdef PyObject* id_of(PyObject* op) except NULL:
+    cdef Record* self = <Record*>op
     cdef PyObject* value = peek(op, ID)
-    if value != NULL:
-        return value
-    made = new_id()
-    return put_if_empty(op, ID, <PyObject*>made)
+    cdef uint64_t serial
+    cdef Section section
+    while value == NULL:
+        serial = self.serial
+        made = id_for(serial)
+        hold(&section, op)
+        # Making the text may have run a collection, and so code that set or dropped the id.
+        if self.slots[ID] == NULL and self.serial == serial:
+            self.slots[ID] = Py_NewRef(<PyObject*>made)
+        value = Py_XNewRef(self.slots[ID])
+        let(&section)
+    return value
 
 
 cdef PyObject* moment_of(PyObject* op) except NULL:
@@ -802,7 +916,10 @@ cdef PyObject* blank(Shape* shape, PyTypeObject* cls) except NULL:
     """A record in the state that `reset` leaves it in."""
     cdef PyObject* op
     cdef Record* self
+    cdef uint64_t serial
     cdef int i
+    want_serial()
+    serial = take_serial()
     if cls == shape.type:
         op = obtain(shape)
     else:
@@ -811,6 +928,7 @@ cdef PyObject* blank(Shape* shape, PyTypeObject* cls) except NULL:
             return NULL
     self = <Record*>op
     self.seconds = wall_clock()
+    self.serial = serial
     for i in range(FIRST_CONTAINER):
         self.slots[i] = Py_NewRef(BLANK) if 2 <= i < shape.texts_end else NULL
     if shape == &QUERY:
@@ -912,6 +1030,7 @@ cdef void exchange(PyObject* op, PyObject* other, Shape* shape) noexcept:
         self.slots[i], fresh.slots[i] = fresh.slots[i], self.slots[i]
     self.state, fresh.state = fresh.state, self.state
     self.seconds, fresh.seconds = fresh.seconds, self.seconds
+    self.serial, fresh.serial = fresh.serial, self.serial
     if shape == &QUERY:
         self.query_type, fresh.query_type = fresh.query_type, self.query_type
         self.priority, fresh.priority = fresh.priority, self.priority
@@ -996,13 +1115,17 @@ cdef const char* query_names_of(int i) noexcept:
 
 cdef PyObject* query_made(PyObject** given, bint restoring) except NULL:
     cdef Plan plan
+    cdef uint64_t serial
     cdef PyObject* op
     cdef Record* self
     cdef bint cyclic
     plan_query(given, restoring, &plan)
+    want_serial()
+    serial = take_serial()
     op = obtain(&QUERY)
     self = <Record*>op
     self.seconds = plan.seconds
+    self.serial = serial
     self.query_type = plan.query_type
     self.priority = plan.priority
     cyclic = take_values(&self.slots[0], &plan.slots[0])
@@ -1094,13 +1217,17 @@ cdef int plan_response(PyObject** given, Plan* plan) except -1:
 
 cdef PyObject* response_made(PyObject** given) except NULL:
     cdef Plan plan
+    cdef uint64_t serial
     cdef PyObject* op
     cdef Record* self
     cdef bint cyclic
     plan_response(given, &plan)
+    want_serial()
+    serial = take_serial()
     op = obtain(&RESPONSE)
     self = <Record*>op
     self.seconds = plan.seconds
+    self.serial = serial
     (<PooledExpertResponse>op).confidence = plan.confidence
     cyclic = take_values(&self.slots[0], &plan.slots[0])
     if plan.slots[METADATA] != NULL:
@@ -1165,12 +1292,24 @@ cdef PyObject* get_id(PyObject* op, void* closure) except NULL:
 
 
 cdef int set_id(PyObject* op, PyObject* value, void* closure) except -1:
+    cdef Section section
+    cdef PyObject* old
     if value == NULL:
         not_deletable("id")
     value = absent(value)
     if value != NULL:
         check_text(value, &ID_TEXT)
-    put(op, ID, value)
+    want_serial()
+    Py_XINCREF(value)
+    hold(&section, op)
+    old = (<Record*>op).slots[ID]
+    (<Record*>op).slots[ID] = value
+    # None means a new id, and the old number would give the old one.
+    (<Record*>op).serial = take_serial()
+    if collectable(value):
+        track(op)
+    let(&section)
+    Py_XDECREF(old)
     return 0
 
 
@@ -1351,6 +1490,9 @@ cdef class StatsAttribute:
 
     cdef Shape* shape
 
+    def __cinit__(self, bint of_query):
+        self.shape = &QUERY if of_query else &RESPONSE
+
     def __get__(self, instance, owner):
         stats = RecordStats(counts(self.shape))
         stats._is_query = self.shape == &QUERY
@@ -1389,7 +1531,7 @@ cdef tuple response_values(PyObject* op):
 
 
 cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
-    """Whether the identifiers alone tell two records apart; one that nobody has read yet is like no other."""
+    """Whether the identifiers alone make two records differ; one that was never read differs from any other."""
     cdef object a = taken(peek(one, ID))
     cdef object b = taken(peek(other, ID))
     return a is None or b is None or a != b
@@ -1397,7 +1539,7 @@ cdef bint ids_differ(PyObject* one, PyObject* other) except -1:
 
 cdef str shown(object self, tuple fields, tuple values):
     cdef list parts = []
-    # No comprehension: Cython 3.3.1 drops an item twice where appending it fails for want of memory.
+    # No comprehension: Cython 3.3.1 drops an item twice if allocation fails while appending it.
     for name, value in zip(fields, values):
         part = f"{name}={value!r}"
         parts.append(part)
@@ -1450,7 +1592,7 @@ cdef object reduced(object self):
 
 
 cdef object copied(object self):
-    """A shallow copy by way of the pickling protocol, so that subclasses have their say."""
+    """A shallow copy made through the pickling protocol, so that a subclass can customise it."""
     make, arguments, state = self.__reduce__()
     twin = make(*arguments)
     twin.__setstate__(state)
@@ -1471,8 +1613,8 @@ cdef class PooledExpertQuery:
     high, critical; both accept strings or `QueryType` and `QueryPriority` members, and read as members. ``deadline`` is
     a timezone-aware datetime later than ``created_at``. ``context`` is stored by reference. ``constraints`` and
     ``tags`` are copied; tags are lower-cased, stripped and deduplicated, and blank ones removed. ``id`` defaults to a
-    version-4 UUID generated when first read, ``created_at`` to the time of construction in UTC. Setting an attribute
-    applies the same checks. An error names the field and leaves the query unchanged.
+    version-4 UUID, which forked children and unpickled copies share, ``created_at`` to the time of construction in UTC.
+    Setting an attribute applies the same checks. An error names the field and leaves the query unchanged.
 
     Construction takes constant time, plus linear time in the constraints and tags. Queries are mutable and compare by
     value, so they are unhashable. `PooledExpertQuery.stats` counts how often memory was reused.
@@ -1581,8 +1723,9 @@ cdef class PooledExpertResponse:
     """An expert's answer, whose memory is reused for the next one after the last reference is dropped.
 
     ``confidence`` is a number from 0 to 1. ``metadata`` is stored by reference, not copied. ``id`` defaults to a
-    version-4 UUID generated when first read, ``timestamp``, a timezone-aware datetime, to the time of construction in
-    UTC. Setting an attribute applies the same checks. An error names the field and leaves the response unchanged.
+    version-4 UUID, which forked children and unpickled copies share, ``timestamp``, a timezone-aware datetime, to the
+    time of construction in UTC. Setting an attribute applies the same checks. An error names the field and leaves the
+    response unchanged.
 
     Construction takes constant time. Responses are mutable and compare by value, so they are unhashable.
     `PooledExpertResponse.stats` counts how often memory was reused.
@@ -1728,7 +1871,7 @@ cdef int install(
 ) except -1:
     cdef int i
     cdef PyTypeObject* cls = shape.type
-    cdef StatsAttribute stats = StatsAttribute()
+    cdef StatsAttribute stats = StatsAttribute(shape == &QUERY)
     cdef char* doc = <char*>PyMem_RawMalloc(strlen(signature) + strlen(cls.tp_doc) + 1)
     if doc == NULL:
         raise MemoryError()
@@ -1740,7 +1883,6 @@ cdef int install(
     acquiring.ml_meth = <PyCFunction>acquire
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
-    stats.shape = shape
     PyDict_SetItemString(cls.tp_dict, "stats", stats)
     PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(cls, acquiring))
     # inspect.signature() reads the signature from the start of the docstring. Never freed, like the type.

@@ -1,3 +1,5 @@
+# Types of `_sizeof.pyx`: deep sizes of values.
+
 __all__ = ["sizeof", "sizeof_pair"]
 
 def sizeof(value: object, *, budget: int = 20_000) -> int: ...

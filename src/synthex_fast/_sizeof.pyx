@@ -28,7 +28,7 @@ __all__ = ["sizeof", "sizeof_pair"]
 
 cdef extern from *:
     """
-    /* Where the interpreter keeps an instance's attributes while nobody has asked for its __dict__. */
+    /* Where the interpreter keeps an instance's attributes until its __dict__ is first read. */
     #if PY_VERSION_HEX >= 0x030D0000
       /* In the instance, behind its basic size: capacity, size, embedded, valid, their order, the values. */
       #define synthex_inline_values(o) ((unsigned char *)(o) + Py_TYPE(o)->tp_basicsize)
@@ -145,6 +145,14 @@ cdef extern from *:
     }
     #define synthex_set_entry sizeof(setentry)
 
+    /* Whether C code made the type under this full name. Its own __name__ is then the last part only, so a Python class
+       that was given the full name as its __name__ is told apart. */
+    static inline int synthex_has_c_name(PyTypeObject *type, const char *name) {
+        return strcmp(type->tp_name, name) == 0
+            && (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE)
+                || PyUnicode_CompareWithASCIIString(((PyHeapTypeObject *)type)->ht_name, name) != 0);
+    }
+
     /* How an io.StringIO begins. Once something but appending was done to it, it keeps four bytes a character. */
     typedef struct {
         PyObject_HEAD
@@ -191,6 +199,7 @@ cdef extern from *:
     bint set_outside "synthex_set_outside"(PyObject*) noexcept
     PyObject* set_key "synthex_set_key"(PyObject*, Py_ssize_t) noexcept
     const Py_ssize_t SET_ENTRY "synthex_set_entry"
+    bint has_c_name "synthex_has_c_name"(PyTypeObject*, const char*) noexcept
     int64_t string_io_bytes "synthex_string_io_bytes"(PyObject*) noexcept
 
     PyTypeObject PyDict_Type, PyList_Type, PyTuple_Type, PySet_Type, PyFrozenSet_Type
@@ -224,7 +233,7 @@ cdef extern from * nogil:
 
 
 cdef enum:
-    # What weigh() says of a value that isn't a leaf.
+    # What count_leaf() returns instead of a size.
     ENTER = -1
     NO_MEMORY = -2
 
@@ -232,9 +241,9 @@ cdef enum:
     NOTHING = 1               # they belong to the process: nothing is counted
     SHALLOW = 2               # themselves, without what they refer to
     DEEP = 3                  # themselves and everything that they refer to
-    ARRAY = 4                 # numpy.ndarray: besides, the memory that a view keeps alive
+    ARRAY = 4                 # numpy.ndarray: the same, and the memory that a view keeps alive
     MAPPING = 5               # a dict subclass: its traversal doesn't show the keys
-    PLAIN_MAPPING = 6         # the same, with nothing worth a traversal besides
+    PLAIN_MAPPING = 6         # the same, with nothing else worth a traversal
     EXTERNAL = 7              # themselves, and memory that neither __sizeof__ nor a traversal shows
     OWN_SIZER = 8             # added to the others: __sizeof__ is looked up and called each time
 
@@ -247,16 +256,16 @@ cdef enum:
     FRAMES = 24
     REFERENT_SLOTS = 32
     SEEN_SLOTS = 128          # a power of two
-    MEAN_BYTES = 64           # of an object, as long as none was looked at
+    MEAN_BYTES = 64           # assumed of an object until one has been visited
 
 # The total saturates here: only a wrong __sizeof__ can exceed it. The headroom above exceeds any real memory.
 cdef int64_t MOST = INT64_MAX - (<int64_t>1 << 60)
 
 
 cdef struct Frame:
-    PyObject* owner           # a container being read, held; NULL where there is none
+    PyObject* owner           # a strong reference to a container being read, or NULL
     Py_ssize_t at             # position in it; for REFERENTS: where its part of the stack of referents starts
-    Py_ssize_t done           # children that are settled
+    Py_ssize_t done           # children already counted
     Py_ssize_t expected       # REFERENTS only: all its children
     int64_t before            # the total before its children
     int64_t claimed           # REFERENTS only: bytes that a __sizeof__ written in Python adds to the object itself
@@ -265,14 +274,14 @@ cdef struct Frame:
 
 cdef struct Walk:
     int64_t total
-    Py_ssize_t left           # objects that may still be looked at
+    Py_ssize_t left           # objects that may still be visited
     Py_ssize_t reserve        # objects for the siblings of what was cut short
-    Py_ssize_t looked_at
+    Py_ssize_t visited
     Py_ssize_t solitary       # references up to which an object can't be met twice
     bint exhausted
     bint no_memory
     bint cut                  # the collection of referents under way stopped at the budget
-    Py_ssize_t settled        # leaves counted by the collection under way
+    Py_ssize_t leaves         # leaves counted by the collection under way
     PyObject* roots[2]
     PyObject** seen           # open addressing; NULL until something shared is met
     Py_ssize_t seen_count
@@ -280,7 +289,7 @@ cdef struct Walk:
     Frame* frames
     Py_ssize_t depth
     Py_ssize_t frame_room
-    PyObject** referents      # held
+    PyObject** referents      # strong references
     Py_ssize_t referent_count
     Py_ssize_t referent_room
     Frame frame_store[FRAMES]
@@ -334,7 +343,7 @@ cdef void remember(Walk* w, PyObject* o) noexcept:
 
 
 cdef bint grow_seen(Walk* w) noexcept:
-    """Room for more; False when there is no memory."""
+    """Make room for more; False if allocation fails."""
     cdef PyObject** old = w.seen
     cdef Py_ssize_t old_slots = w.seen_mask + 1
     cdef Py_ssize_t i
@@ -343,7 +352,7 @@ cdef bint grow_seen(Walk* w) noexcept:
         w.seen = w.seen_store
         w.seen_mask = SEEN_SLOTS - 1
         memset(w.seen, 0, sizeof(w.seen_store))
-        # A root is counted as a root: wherever else it turns up, it was met before.
+        # A root is counted as a root: anywhere else it counts as met before.
         remember(w, w.roots[0])
         if w.roots[1] != NULL:
             remember(w, w.roots[1])
@@ -363,7 +372,7 @@ cdef bint grow_seen(Walk* w) noexcept:
 
 
 cdef inline int met_before(Walk* w, PyObject* o) noexcept:
-    """1 when the object was met before, else 0, and from now on it was; -1 when there is no memory."""
+    """1 if the object was met before, otherwise 0, and it is remembered; -1 if allocation fails."""
     cdef Py_ssize_t i
     if unlikely(w.seen_count * 2 >= w.seen_mask) and not grow_seen(w):
         w.no_memory = True
@@ -378,7 +387,7 @@ cdef inline int met_before(Walk* w, PyObject* o) noexcept:
     return 0
 
 
-cdef inline int64_t weigh(Walk* w, PyObject* o) noexcept:
+cdef inline int64_t count_leaf(Walk* w, PyObject* o) noexcept:
     """Bytes of a leaf, 0 for what was met before or isn't the value's own; ENTER; NO_MEMORY."""
     cdef int64_t nbytes = leaf_bytes(o)
     cdef int met
@@ -435,7 +444,7 @@ cdef void pop_frame(Walk* w) noexcept:
 
 
 cdef bint hold_referent(Walk* w, PyObject* o) noexcept:
-    """Adds a reference of its own; False when there is no memory."""
+    """Adds a reference of its own; False if allocation fails."""
     cdef void* room
     if w.referent_count == w.referent_room:
         if w.referents == w.referent_store:
@@ -480,19 +489,23 @@ cdef bint is_numpy_array(PyTypeObject* type) noexcept:
     return False
 
 
-cdef bint is_named(PyTypeObject* type, const char* name) noexcept:
-    """Whether the type is, or inherits from, one made in C under that name. Nothing needs to be imported to tell."""
-    while type != NULL:
-        if strcmp(type.tp_name, name) == 0:
-            return True
+cdef PyTypeObject* base_named(PyTypeObject* type, const char* name) noexcept:
+    """The type, or the base of it, that C code made under that name; NULL if there is none. Imports nothing."""
+    while type != NULL and not has_c_name(type, name):
         type = type.tp_base
-    return False
+    return type
+
+
+cdef inline bint is_named(PyTypeObject* type, const char* name) noexcept:
+    return base_named(type, name) != NULL
 
 
 cdef int64_t external_bytes(PyObject* o) except -1:
     """Memory of an io.StringIO, an mmap or a pyarrow buffer that lies outside of the object itself."""
     cdef object value = <object>o
+    cdef PyTypeObject* base
     cdef int64_t nbytes
+    # The methods of the type made in C: those of a subclass may return or raise anything.
     try:
         if is_named(Py_TYPE(o), "_io.StringIO"):
             nbytes = string_io_bytes(o)
@@ -501,7 +514,11 @@ cdef int64_t external_bytes(PyObject* o) except -1:
                 text = io.StringIO.getvalue(value)
                 nbytes = max(leaf_bytes(<PyObject*>text), <int64_t>0)
             return nbytes
-        return checked_size(o, len(value) if is_named(Py_TYPE(o), "mmap.mmap") else value.size)
+        base = base_named(Py_TYPE(o), "mmap.mmap")
+        if base != NULL:
+            return checked_size(o, (<object>(<PyObject*>base)).__len__(value))
+        base = base_named(Py_TYPE(o), "pyarrow.lib.Buffer")
+        return checked_size(o, (<object>(<PyObject*>base)).size.__get__(value))
     except ValueError:
         # It has been closed.
         return 0
@@ -631,12 +648,12 @@ cdef int collect(PyObject* o, void* arg) noexcept:
     if w.left <= w.referent_count:
         w.cut = True
         return 1
-    nbytes = weigh(w, o)
+    nbytes = count_leaf(w, o)
     if nbytes >= 0:
         w.total += nbytes
         w.left -= 1
-        w.looked_at += 1
-        w.settled += 1
+        w.visited += 1
+        w.leaves += 1
         return 0
     if nbytes == ENTER:
         if hold_referent(w, o):
@@ -653,16 +670,16 @@ cdef Py_ssize_t children_of(PyObject* o, Py_ssize_t found) noexcept:
         n = set_used(o)
     elif PyType_IsSubtype(Py_TYPE(o), &PyList_Type) or PyType_IsSubtype(Py_TYPE(o), &PyTuple_Type):
         n = Py_SIZE(o)
-    elif strcmp(Py_TYPE(o).tp_name, "collections.deque") == 0:
+    elif is_named(Py_TYPE(o), "collections.deque"):
         n = Py_SIZE(o)
     return max(n, found)
 
 
 cdef int enter_referents(Walk* w, PyObject* o) except -1:
-    """Settles or holds what the object on top of the stack refers to, as its type's traversal shows it."""
+    """Counts or holds what the object on top of the stack refers to, as its type's traversal shows it."""
     cdef Section section
     cdef Frame* frame = &w.frames[w.depth - 1]
-    w.settled = 0
+    w.leaves = 0
     w.cut = False
     frame.at = w.referent_count
     section_begin(&section, o)
@@ -672,8 +689,8 @@ cdef int enter_referents(Walk* w, PyObject* o) except -1:
         collect(hidden_dict(o), w)
     Py_TYPE(o).tp_traverse(o, collect, w)
     section_end(&section)
-    frame.done = w.settled
-    frame.expected = w.settled + w.referent_count - frame.at
+    frame.done = w.leaves
+    frame.expected = w.leaves + w.referent_count - frame.at
     if w.cut:
         w.exhausted = True
         frame.expected = children_of(o, frame.expected)
@@ -700,18 +717,18 @@ cdef int enter_array(Walk* w, object array) except -1:
     base = of_class.base.__get__(array)
     while isinstance(base, memoryview):
         base = <object>PyMemoryView_GET_BASE(<PyObject*>base)
-    w.settled = 0
+    w.leaves = 0
     w.cut = False
     if base is not None:
         if isinstance(base, (of_class, bytes, bytearray)):
-            nbytes = weigh(w, <PyObject*>base)
+            nbytes = count_leaf(w, <PyObject*>base)
             if nbytes >= 0:
                 w.total += nbytes
             elif nbytes == ENTER:
                 hold_referent(w, <PyObject*>base)
                 expected = 1
         else:
-            # A mapped file or another library's buffer: the array's own extent is all that is known of it.
+            # A mapped file or another library's buffer: only the array's own extent is known.
             add(w, of_class.nbytes.__get__(array))
     elif of_class.dtype.__get__(array).char == "O":
         PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT)
@@ -722,11 +739,11 @@ cdef int enter_array(Walk* w, object array) except -1:
                 break
         PyBuffer_Release(&view)
         # An element that was never set is NULL: only an array cut short is taken to have no such gaps.
-        expected = n if w.cut else w.settled + w.referent_count - start
+        expected = n if w.cut else w.leaves + w.referent_count - start
     if w.no_memory:
         raise MemoryError()
     push_frame(w, NULL, REFERENTS, start, expected)
-    w.frames[w.depth - 1].done = w.settled
+    w.frames[w.depth - 1].done = w.leaves
     w.frames[w.depth - 1].before = before
     return 0
 
@@ -850,7 +867,7 @@ cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
     items = list_items(o) if frame.kind == LIST else tuple_items(o)
     stop = min(Py_SIZE(o), start + w.left)
     while at < stop:
-        nbytes = weigh(w, items[at])
+        nbytes = count_leaf(w, items[at])
         at += 1
         if nbytes >= 0:
             w.total += nbytes
@@ -863,7 +880,7 @@ cdef PyObject* read_list(Walk* w, Frame* frame) noexcept:
     if at > start:
         frame.done += at - start
         w.left -= at - start
-        w.looked_at += at - start
+        w.visited += at - start
     frame.at = at
     return child
 
@@ -885,8 +902,8 @@ cdef PyObject* read_set(Walk* w, Frame* frame) noexcept:
             continue
         frame.done += 1
         w.left -= 1
-        w.looked_at += 1
-        nbytes = weigh(w, key)
+        w.visited += 1
+        nbytes = count_leaf(w, key)
         if nbytes >= 0:
             w.total += nbytes
         else:
@@ -911,8 +928,8 @@ cdef PyObject* read_dict(Walk* w, Frame* frame, PyObject** other) noexcept:
     section_begin(&section, o)
     while 2 * entries < w.left and PyDict_Next(o, &frame.at, &key, &value):
         entries += 1
-        of_key = weigh(w, key)
-        of_value = weigh(w, value)
+        of_key = count_leaf(w, key)
+        of_value = count_leaf(w, value)
         if of_key >= 0 and of_value >= 0:
             w.total += of_key + of_value
             continue
@@ -934,7 +951,7 @@ cdef PyObject* read_dict(Walk* w, Frame* frame, PyObject** other) noexcept:
     section_end(&section)
     frame.done += 2 * entries
     w.left -= 2 * entries
-    w.looked_at += 2 * entries
+    w.visited += 2 * entries
     return child
 
 
@@ -949,7 +966,7 @@ cdef Py_ssize_t children(Frame* frame) noexcept:
 
 
 cdef void estimate(Walk* w, Frame* frame) noexcept:
-    """The children that weren't looked at are taken to be as large as those that were."""
+    """Assume that the children not visited are as large as those that were."""
     cdef Py_ssize_t n = children(frame)
     cdef double rest
     if n <= frame.done:
@@ -957,8 +974,8 @@ cdef void estimate(Walk* w, Frame* frame) noexcept:
     w.exhausted = True
     if frame.done:
         rest = <double>(w.total - frame.before) / frame.done
-    elif w.looked_at:
-        rest = <double>w.total / w.looked_at
+    elif w.visited:
+        rest = <double>w.total / w.visited
     else:
         rest = MEAN_BYTES
     rest *= n - frame.done
@@ -978,7 +995,7 @@ cdef void leave_frame(Walk* w) noexcept:
     pop_frame(w)
 
 
-cdef int settle(Walk* w) except -1:
+cdef int read_all(Walk* w) except -1:
     """Reads until the stack is empty."""
     cdef Frame* frame
     cdef PyObject* child
@@ -988,7 +1005,7 @@ cdef int settle(Walk* w) except -1:
         if w.left <= 0:
             if children(frame) > frame.done:
                 estimate(w, frame)
-                # What comes beside the part cut short may differ in kind: each level gets half the reserve.
+                # What comes next to the part cut short may differ in kind: each level gets half the reserve.
                 w.left = w.reserve >> 1
                 w.reserve -= w.left
             leave_frame(w)
@@ -1005,7 +1022,7 @@ cdef int settle(Walk* w) except -1:
                 child = w.referents[w.referent_count]
                 frame.done += 1
                 w.left -= 1
-                w.looked_at += 1
+                w.visited += 1
         else:
             child = read_list(w, frame)
         if w.no_memory:
@@ -1041,7 +1058,7 @@ cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* ex
     w.total = 0
     w.left = budget
     w.reserve = budget >> 2
-    w.looked_at = 0
+    w.visited = 0
     w.solitary = 1
     w.exhausted = False
     w.no_memory = False
@@ -1069,7 +1086,7 @@ cdef int64_t walk(PyObject* first, PyObject* second, Py_ssize_t budget, bint* ex
                 continue
             Py_INCREF(root)
             enter(&w, root)
-            settle(&w)
+            read_all(&w)
         if w.exhausted:
             exhausted[0] = True
         return w.total

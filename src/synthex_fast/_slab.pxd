@@ -10,7 +10,7 @@ from synthex_fast._sync cimport Lock
 
 
 cdef struct Slab:
-    Answers answers           # first: whoever frees the answers frees the slab
+    Answers answers           # first, so that freeing the answers frees the slab
     Py_ssize_t capacity       # rows
     Py_ssize_t nbytes         # size of the whole block: this struct and everything its pointers refer to
     double* confidence

@@ -1,3 +1,5 @@
+# Types of `_slab.pyx`: `ResponseBuffer` and its columns.
+
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import (
     Any,

@@ -11,9 +11,9 @@ continues in a fresh one. Without views it continues in the same one. The free-t
 time.
 
 **Flushing.** The rows to flush are chosen first, then everything that may fail is done (allocating the result and a
-spare slab, running the handler), and the rows are removed last, which cannot fail. Additions meanwhile go behind the
-chosen rows; these are moved to the front when the others are removed, with new codes and new figures. One flush runs at
-a time. A flush that was begun by a thread that a fork left behind never ends and is ignored.
+spare slab, running the handler), and the rows are removed last, which cannot fail. Additions made until then go behind
+the chosen rows and are moved to the front when those are removed, with new codes and new figures. One flush runs at a
+time. A flush that was begun by a thread that a fork left behind never ends and is ignored.
 
 **Locking.** `guard` protects every field that changes. It does not exist on the standard build, where the interpreter's
 lock has the same effect: the sections between `lock` and `unlock` run no Python code. Nothing in such a section may
@@ -29,7 +29,7 @@ from libc.math cimport INFINITY, ceil
 from libc.stdint cimport INT32_MAX, int32_t
 from libc.string cimport memmove, memset
 
-from synthex_fast._arguments cimport check_callable, check_text, real, share, size
+from synthex_fast._arguments cimport check_callable, check_text, real, refuse_awaitable, share, size
 from synthex_fast._codes cimport (
     CodeEntry,
     code_find,
@@ -102,7 +102,7 @@ from synthex_fast.errors import (
 
 __all__ = ["Aggregate", "AggregateRow", "Columns", "ResponseBuffer"]
 
-# A cimported class is no attribute of this module yet; here is where users import these from.
+# A cimported class does not become an attribute of this module by itself, but users import these from here.
 globals().update(Aggregate=Aggregate, AggregateRow=AggregateRow)
 
 
@@ -133,7 +133,7 @@ NOTHING.answers.queries.entries = NOTHING.answers.experts.entries = &NO_ENTRY
 
 
 cdef Slab* slab_new(Py_ssize_t capacity) except NULL:
-    """A slab for so many rows and as many distinct ids in each code table, or MemoryError.
+    """A slab for `capacity` rows and as many distinct ids in each code table, or MemoryError.
 
     The memory arrives zeroed, and large blocks come from the system page by page as they are touched.
     """
@@ -183,7 +183,7 @@ cdef inline PyObject* open_gate(Fill* fill) noexcept:
 
 
 cdef void slab_release(Slab* self) noexcept:
-    """Give up one holder's share. The last holder's call frees the slab; the responses are the buffer's concern."""
+    """Drop one hold on the slab; dropping the last one frees it. The buffer releases the responses."""
     if self != NULL and self != &NOTHING:
         answers_release(&self.answers)
 
@@ -297,7 +297,7 @@ cdef class Columns:
 
     `confidence` and `timestamp` (seconds since the epoch, UTC) are float64. `query` and `expert` are int32
     codes: ``columns.queries[code]`` and ``columns.experts[code]`` are the ids. Arrays and ids never change,
-    whatever happens to the buffer.
+    even if the buffer does.
 
     >>> from synthex_fast import PooledExpertResponse, ResponseBuffer
     >>> buffer = ResponseBuffer(capacity=10)
@@ -431,6 +431,7 @@ cdef str WAITS = "True, False, seconds (0 or more) or a callable that returns on
 cdef double seconds_to_wait(object wait) except -1.0:
     """0: not at all; infinity: until resumed."""
     cdef double seconds
+    refuse_awaitable("wait", wait)
     if wait is True:
         return INFINITY
     if wait is False:
@@ -454,6 +455,7 @@ cdef class Gate:
     def __cinit__(self, wait):
         self.seconds = 0.0
         if callable(wait):
+            check_callable("wait", wait)
             self.ask = wait
         else:
             self.seconds = seconds_to_wait(wait)
@@ -559,7 +561,7 @@ cdef class ResponseBuffer:
             self.high_water = self.fill.count
 
     cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept:
-        """Add responses straight from a list or tuple that nobody can change meanwhile.
+        """Add responses straight from a list or tuple that cannot change during the call.
 
         Returns the number added, 0 if there is no room, or -1 if an item needs the slower path. Nothing here
         runs Python code or allocates, so the borrowed references are safe on the standard build.
@@ -689,7 +691,7 @@ cdef class ResponseBuffer:
         )
 
     cdef int add_rows(self, PyObject** items, Py_ssize_t n, bint single) except -1:
-        """Add responses by way of rows: references are taken to all of them before Python code can change the items."""
+        """Add responses through rows: references are taken to all of them before Python code can change the items."""
         cdef Row few[STAGED]
         cdef Row* rows = few
         cdef Py_ssize_t done = 0
@@ -886,7 +888,7 @@ cdef class ResponseBuffer:
                     PyTuple_SET_ITEM(<PyObject*>kept, i, self.fill.slab.responses[i])
                 if wanted:
                     result = list(kept)
-                self.on_flush(list(kept))
+                refuse_awaitable("on_flush", self.on_flush(list(kept)))
         except BaseException:
             lock(&self.guard)
             self.flushing = False
@@ -947,7 +949,7 @@ cdef class ResponseBuffer:
     def pause(self, wait=True):
         """Stop accepting responses until `resume`. O(1). Return whether this call paused the buffer.
 
-        `wait` decides what `add` and `add_batch` do meanwhile. True: they wait until the buffer is resumed,
+        `wait` decides what `add` and `add_batch` do until then. True: they wait until the buffer is resumed,
         without holding the interpreter's lock; Ctrl-C ends the wait. A number: they wait that many seconds
         and then raise `BufferPausedError`. False: they raise it at once. A callable: each addition calls it,
         in its own thread, for one of these (and again every second while it waits), so that an event loop's
@@ -1073,7 +1075,7 @@ cdef class ResponseBuffer:
         return table_ids(&view.slab.answers.experts, view.experts)
 
     def consensus(self, query_id):
-        """The consensus of the buffered responses to one query, as an `AggregateRow`. O(1), whatever the buffer holds.
+        """The consensus of the buffered responses to one query, as an `AggregateRow`. O(1), however full the buffer is.
 
         Count, mean and population variance of the confidence are kept up to date as responses are added. The
         row does not change afterwards. Its set of experts is built when it is first read, or by the next flush,
@@ -1143,7 +1145,7 @@ cdef class ResponseBuffer:
             lock(&self.guard)
             queries = <size_t>self.fill.slab.answers.queries.used
             unlock(&self.guard)
-            # Outside the lock, so another thread may add more queries meanwhile.
+            # Outside the lock, so another thread may add more queries in the meantime.
             aggregate.reserve(queries)
             lock(&self.guard)
             taken = aggregate.take(&self.fill.slab.answers, self.fill.count)
@@ -1263,8 +1265,8 @@ cdef int clear(PyObject* self) noexcept:
 
 
 cdef void dealloc(PyObject* self) noexcept:
-    # Weak references go first: Python code that runs as the responses are freed must not reach the buffer through
-    # one. That rules out __dealloc__, which Cython calls with a reference count that is not 0.
+    # Weak references are cleared first: Python code that runs as the responses are freed must not reach the buffer
+    # through one. That rules out __dealloc__, which Cython calls with a reference count that is not 0.
     cdef Fill* fill = fill_of(self)
     PyObject_GC_UnTrack(self)
     PyObject_ClearWeakRefs(self)

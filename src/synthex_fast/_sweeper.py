@@ -1,10 +1,10 @@
-"""The package's one background thread, which frees due entries of dicts and pools that nobody touches.
+"""The package's one background thread, which frees due entries of dicts and pools that are not used.
 
 The thread starts when the first client is scheduled and sleeps until the next entry is due. It holds its clients
 weakly. Before a fork it ends, so that a preloading server forks a single-threaded process, and it starts again in
 parent and child. It ends before the interpreter does.
 
-A client has a method ``_sweep(budget) -> float``: free what is due for at most ``budget`` seconds, and return the time
+A client has a method ``_sweep(budget) -> float``: free due entries for at most ``budget`` seconds, and return the time
 (``time.monotonic()``) of the next visit, or ``math.inf`` for none until the client is scheduled again.
 
 The lock of ``_state`` guards the agenda and the visits. It is never held during a visit, nor while a reference to a
@@ -47,7 +47,7 @@ _thread: threading.Thread | None = None
 
 
 def schedule(client, due):
-    """Have ``client._sweep`` called soon after ``due`` (seconds on the scale of ``time.monotonic()``)."""
+    """Schedule a call of ``client._sweep`` soon after ``due`` (seconds on the scale of ``time.monotonic()``)."""
     with _state:
         if _lifecycle.is_exiting():
             return
@@ -128,7 +128,7 @@ def _run():
                 slice_ends = now + _slice_seconds(now - entry[0])
             _visit(entry, slice_ends - now)
         except MemoryError:
-            # Another thread may free some.
+            # Another thread may free some memory.
             time.sleep(DELAY)
 
 
@@ -150,7 +150,7 @@ def _next_visit():
         wait = entry[0] - time.monotonic()
         if wait > 0:
             return None, min(wait, threading.TIMEOUT_MAX)
-        # The client stays in `_visits` throughout, for those who schedule it and for a process forked meanwhile.
+        # The client stays in `_visits` throughout: it may be scheduled, or the process forked, during the visit.
         _visits[entry[3]] = (math.inf, next(_order), entry[2], entry[3])
         heapq.heappop(_agenda)
         return entry, 0.0
@@ -172,7 +172,7 @@ def _visit(entry, budget):
     with _state:
         planned = _visits.get(key)
         if planned is None or planned[2] is not reference:
-            # The client died, and another one has its id.
+            # The client died, and another one has reused its id.
             return
         now = time.monotonic()
         if again > now:

@@ -26,7 +26,7 @@ cdef extern from *:
         #define SYNTHEX_YIELD() sched_yield()
       #endif
       /* Not a PyMutex: a thread that waits for one detaches and may receive it while the world is stopped; in a forked
-         child or at exit the mutex then stays locked for ever. The holder of this lock never detaches, so while the
+         child or at exit the mutex then stays locked forever. The holder of this lock never detaches, so while the
          world is stopped (fork, garbage collection) it is free and the data it guards is consistent. */
       typedef struct { int held; } synthex_lock;
       static inline void synthex_lock_acquire(synthex_lock *lock) {

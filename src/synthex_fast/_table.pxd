@@ -1,4 +1,4 @@
-"""The table behind TTLDict: hash index, expiry heap, eviction order and byte account over one set of slots.
+"""The table behind TTLDict: hash index, expiry heap, eviction order and byte accounting over one set of slots.
 
 Plain C structs with inline functions that touch no reference count and run no Python code, so that other Cython code
 can cimport them and use them without the interpreter. Keys are compared by the caller: `table_probe` yields the slots
@@ -8,7 +8,7 @@ are not resident. With a limit in entries, the last step is exact.
 
 The index is open-addressed with linear probing and backward-shift deletion (Knuth, TAOCP 3, 6.4, algorithm R). Homes
 are found by range reduction, so its size need not be a power of two. The heap is 4-ary. A node's tick may be earlier
-than its slot's deadline (a refreshed entry is moved only when it comes up), but never later by more than one tick.
+than its slot's deadline (a refreshed entry is moved when it reaches the top), but never later by more than one tick.
 Policies: FIFO, LRU, SIEVE (Zhang et al., NSDI 2024) and S3-FIFO (Yang et al., SOSP 2023).
 """
 
@@ -227,7 +227,7 @@ cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item)
     if not FREE_THREADED:
         grown = PyMem_RawRealloc(old, room * item)
     else:
-        # An allocator with a lock of its own (tracemalloc's) may wait in here, and the garbage collector run meanwhile:
+        # An allocator with a lock of its own (tracemalloc's) may wait in here while the garbage collector runs:
         # it must find the old array intact.
         grown = PyMem_RawMalloc(room * item)
         if grown != NULL and old != NULL:
@@ -241,12 +241,12 @@ cdef inline bint grow(void** array, uint32_t before, uint32_t room, size_t item)
 
 
 cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
-    """Make the index `size` entries large and enter every live slot anew. False: no memory, and nothing changed."""
+    """Make the index `size` entries large and re-enter every live slot. False: allocation failed, nothing changed."""
     cdef uint32_t* old = NULL
     cdef uint32_t* index
     cdef uint32_t slot, bits = 1, most = size if size > t.room else t.room
     if not FREE_THREADED:
-        # In place: a new array beside the old one would leave a hole in the heap that stays resident.
+        # In place: a second array would leave a hole in the heap that stays resident.
         if not grow(<void**>&t.index, 0, size, sizeof(uint32_t)):
             return False
         memset(t.index, 0, size * sizeof(uint32_t))
@@ -264,13 +264,13 @@ cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
     for slot in range(t.used):
         if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
             index_insert(t, slot)
-    # Last: the allocator may wait in here, and a process forked meanwhile must find a table that is whole.
+    # Last: the allocator may wait in here, and a process forked during the wait must find a consistent table.
     PyMem_RawFree(old)
     return True
 
 
 cdef inline bint reserve_slot(Table* t) noexcept nogil:
-    """Make room for one more slot and index entry. False: no memory, and no entry has moved."""
+    """Make room for one more slot and index entry. False: allocation failed, no entry has moved."""
     cdef uint32_t room, before = t.room
     cdef uint64_t size
     if t.free == NONE and t.used == t.room:
@@ -292,7 +292,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
         if t.index != NULL and (room + 1) >> t.slot_bits and not index_rebuild(t, t.index_size):
             t.room = before
             return False
-    # At most 5/8 full: a removal then looks at four entries to the right on average; at 6/8 it would look at nine.
+    # At most 5/8 full: a removal then examines four entries to the right on average; at 6/8 it would examine nine.
     if (<uint64_t>t.live + 1) * 8 > <uint64_t>t.index_size * 5:
         size = <uint64_t>t.index_size * 2 + 16
         if t.limit != NONE and <uint64_t>t.limit * 8 // 5 + 4 > t.index_size:
@@ -303,7 +303,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
 
 
 cdef inline bint reserve_node(Table* t) noexcept nogil:
-    """Make room for one more node in the heap. False: no memory, and nothing changed."""
+    """Make room for one more node in the heap. False: allocation failed, nothing changed."""
     cdef uint32_t room
     # A full table evicts before it inserts, so it never has more nodes than its limit.
     if t.scheduled < t.heap_room or t.heap_room >= t.limit:
@@ -318,7 +318,7 @@ cdef inline bint reserve_node(Table* t) noexcept nogil:
 
 
 cdef inline bint reserve_wide(Table* t) noexcept nogil:
-    """Make room for a size over INLINE_SIZE_MAX. False: no memory, and nothing changed."""
+    """Make room for a size over INLINE_SIZE_MAX. False: allocation failed, nothing changed."""
     cdef uint32_t slot
     if t.wide != NULL:
         return True
@@ -330,7 +330,7 @@ cdef inline bint reserve_wide(Table* t) noexcept nogil:
     return True
 
 
-# ---- byte account ----
+# ---- byte accounting ----
 
 cdef inline uint64_t slot_size(const Table* t, uint32_t slot) noexcept nogil:
     return t.wide[slot] if t.wide != NULL else t.slots[slot].meta >> SIZE_SHIFT
@@ -478,7 +478,7 @@ cdef inline void heap_rebuild(Table* t) noexcept nogil:
 
 
 cdef inline void heap_rebase(Table* t, double base) noexcept nogil:
-    """Count ticks from another time on."""
+    """Change the time from which ticks are counted."""
     cdef uint32_t at
     t.base = base
     for at in range(t.scheduled):
@@ -489,7 +489,7 @@ cdef inline void heap_rebase(Table* t, double base) noexcept nogil:
 cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept nogil:
     """Update the heap for a slot whose deadline was `before` until now. The heap must have room (`reserve_node`).
 
-    A node that would only move later stays where it is until it comes up.
+    A node that would only move later stays where it is until it reaches the top.
     """
     cdef double due = slot_due(t, slot)
     cdef Node node
@@ -512,7 +512,7 @@ cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept 
 
 
 cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept nogil:
-    """A slot that is due, or NONE. Each node looked at takes one of `steps`; NONE is also returned if they run out."""
+    """A slot that is due, or NONE. Each node examined takes one of `steps`; NONE is also returned if they run out."""
     cdef uint32_t tick, slot
     cdef double due
     cdef Node node
@@ -544,7 +544,7 @@ cdef inline uint32_t heap_next_due(Table* t, double now, int* steps) noexcept no
 
 
 cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, uint32_t at, int* steps) noexcept nogil:
-    """A slot at or below node `at` that is due within its tick, or NONE. Each node looked at takes one of `steps`."""
+    """A slot at or below node `at` that is due within its tick, or NONE. Each node examined takes one of `steps`."""
     cdef uint32_t slot, child, last
     cdef uint64_t first
     if at >= t.scheduled or t.heap[at].tick > tick or steps[0] <= 0:
@@ -707,7 +707,7 @@ cdef inline void slot_free(Table* t, uint32_t slot) noexcept nogil:
 
 
 cdef inline void dead_push(Table* t, uint32_t slot, uint32_t reason) noexcept nogil:
-    """Add a removed slot to the dead queue, which keeps its key and value until somebody releases them."""
+    """Add a removed slot to the dead queue, which keeps its key and value until they are released."""
     t.slots[slot].meta |= DEAD
     t.links[slot].prev = reason
     t.links[slot].next = NONE

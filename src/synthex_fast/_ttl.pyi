@@ -1,3 +1,5 @@
+# Types of `_ttl.pyx`: `TTLDict`.
+
 from collections.abc import Callable, ItemsView, Iterator, KeysView, MutableMapping, ValuesView
 from types import GenericAlias
 from typing import Any, Literal, Self, SupportsIndex, TypedDict, TypeVar, overload, type_check_only

@@ -1,8 +1,8 @@
 """TTLDict: a mapping whose entries expire, limited in entries and in bytes.
 
-The table itself (hash index, expiry heap, eviction order, byte account) is a C struct in ``_table.pxd`` that knows
-nothing of reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that the
-hot paths inline, and reads in this order:
+The table itself (hash index, expiry heap, eviction order, byte accounting) is a C struct in ``_table.pxd`` that knows
+nothing about reference counts, locks or Python code. This module adds those three. It is one compilation unit, so that
+the hot paths inline, and reads in this order:
 
 - ``_ttl_locking.pxi``: the locks of the free-threaded build;
 - ``_ttl_lookup.pxi``: the clock, the search for a key, reads;
@@ -29,7 +29,7 @@ collector traverses the table without a lock, since it stops every other thread.
 
 How expiry stays cheap. An operation frees a few due entries (`expire_some`); only calls that count or show all entries
 free all that are due (`expire_due`). An operation that runs inside a callback or finaliser frees none
-(`callback_depth`), or callbacks would nest. Entries that nobody touches are freed by the package's sweeper thread.
+(`callback_depth`), or callbacks would nest. Entries of an unused dict are freed by the package's sweeper thread.
 """
 
 cimport cython
@@ -40,15 +40,15 @@ from libc.string cimport memset
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
 
-from synthex_fast._arguments cimport check_callable, check_choice, integer, real, seconds
+from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds
 from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_REFCNT, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
-    PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyList_GET_SIZE, PyObject_CallFunctionObjArgs, PyObject_RichCompareBool,
-    PySequence_Fast_ITEMS, PyTuple_GET_ITEM, PyTypeObject, PyUnicode_CheckExact, defer_refcount, hash_of, inquiry,
-    owned, same_text, traverseproc, visitproc,
+    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_REFCNT, Py_ReprEnter, Py_ReprLeave, Py_XDECREF,
+    PyErr_WriteUnraisable, PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyList_GET_SIZE, PyObject_CallFunctionObjArgs,
+    PyObject_RichCompareBool, PySequence_Fast_ITEMS, PyTuple_GET_ITEM, PyTypeObject, PyUnicode_CheckExact,
+    defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
 )
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
@@ -104,14 +104,14 @@ cdef extern from *:
 cdef enum:
     # Entries that a `Victims` record holds before the dead queue is used.
     VICTIMS = 8
-    # Due entries that one lookup, insertion or deletion looks at. An insertion adds one, so a backlog shrinks.
+    # Due entries that one lookup, insertion or deletion examines. An insertion adds one, so a backlog shrinks.
     EXPIRE_STEPS = 4
     # Due entries that `expire_due` takes off the heap one by one before it scans the whole heap instead.
     EXPIRE_DUE_STEPS = 64
     # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, and the rest
     # for pages that are not full. Measured by `bench_ttl.py`; without `max_size` the index may be half as dense.
     ENTRY_COST = 60
-    # A reason besides those of Reason: `on_evict` is not called.
+    # A reason in addition to those of Reason: `on_evict` is not called.
     SILENT = 4
     # Free-threaded build: hits by other threads than the dict's own before it counts as shared.
     SHARED_HITS = 1024
@@ -174,7 +174,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
     dict's own cost per entry take together. ``ttl`` is how many seconds an entry lives, ``idle`` how many seconds it
     lives without being read or replaced. ``None`` means no limit. An expired value is never returned, counted or shown.
     It is freed by the operations that follow, a few entries each, or within about a second by the package's sweeper if
-    nobody touches the dict (``sweep=False`` turns that off).
+    the dict is not used (``sweep=False`` turns that off).
 
     ``policy`` says which entry a full dict evicts: ``"s3fifo"`` (Yang et al., SOSP 2023; the default, with the best hit
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
@@ -400,7 +400,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
         raises, nothing is stored and the error passes to the caller. A result that alone exceeds the memory limit is
-        returned without being stored, and counted in ``stats["uncacheable"]``.
+        returned without being stored, and counted in ``stats["uncacheable"]``. `ArgumentTypeError` if it is a coroutine
+        function or returns a coroutine, which only one caller could await: await it and store its result.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
@@ -411,6 +412,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         present = self.lookup(<PyObject*>key)
         if present == NULL:
             made = factory()
+            refuse_awaitable("factory", made, True)
             self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
         return owned(present)
 
@@ -517,7 +519,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         return due
 
     def touch(self, key, ttl=None):
-        """Let the entry live for `ttl` seconds from now (None: the dict's own ttl). O(log n).
+        """Make the entry live for `ttl` seconds from now (None: the dict's own ttl). O(log n).
 
         Returns whether the key was present.
 
@@ -786,7 +788,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
     # ---- copies ----
 
     def copy(self):
-        """A shallow copy with the same limits, deadlines and sizes. Idle times start anew. O(n)."""
+        """A shallow copy with the same limits, deadlines and sizes. Idle times start over. O(n)."""
         cdef TTLDict other = type(self).__new__(type(self))
         cdef double now = now_if_needed(self)
         TTLDict.__init__(other, **settings(self))
@@ -855,6 +857,9 @@ cdef int configure(
     cdef uint64_t most = bytes_from(memory_limit)
     ttl_seconds = seconds("ttl", ttl, True)
     idle_seconds = seconds("idle", idle, True)
+    if isinstance(policy, str):
+        # A subclass may define __str__, __hash__ and __eq__; an exact str of the same text does not.
+        policy = str.__str__(policy)
     check_choice("policy", policy, POLICIES)
     check_sizeof(size_of)
     check_callable("timer", timer, True)
@@ -865,14 +870,14 @@ cdef int configure(
         try:
             import_sweeper()
         except Exception:
-            # Probably no memory. The first store tries again.
+            # Probably out of memory. The first store tries again.
             pass
     start = monotonic_coarse() if timer is None else read_timer(timer)
     # The code of an argument may have initialised this dict, or used it.
     require_unused(self)
     self.ready = True
     self.ttl_seconds = ttl_seconds
-    self.policy_name = str(policy)
+    self.policy_name = policy
     self.size_of = size_of
     self.clock = timer
     self.on_evict = on_evict

@@ -25,9 +25,19 @@ cdef void notify_evicted(TTLDict self, PyObject* key, PyObject* value, int reaso
         if result == NULL:
             PyErr_WriteUnraisable(<PyObject*>self.on_evict)
         else:
+            if result != Py_None:
+                check_eviction_result(self, result)
             Py_DECREF(result)
     Py_DECREF(key)
     Py_DECREF(value)
+
+
+cdef void check_eviction_result(TTLDict self, PyObject* result) noexcept:
+    try:
+        refuse_awaitable("on_evict", <object>result)
+    except BaseException as error:
+        from synthex_fast._unraisable import report
+        report(error, self.on_evict)
 
 
 cdef void release_all_refs(TTLDict self, Victims* victims) noexcept:
@@ -161,7 +171,7 @@ cdef inline bint any_due(TTLDict self, double now) noexcept:
 
 
 cdef inline void remove_some_due(TTLDict self, double now, int steps, Victims* victims) noexcept:
-    """Remove due entries, looking at `steps` nodes of the heap at most."""
+    """Remove due entries, examining at most `steps` nodes of the heap."""
     cdef uint32_t slot
     while steps > 0:
         slot = heap_next_due(&self.table, now, &steps)
@@ -171,7 +181,7 @@ cdef inline void remove_some_due(TTLDict self, double now, int steps, Victims* v
 
 
 cdef void expire_some(TTLDict self, double now) noexcept:
-    """The share of expiry that a lookup does: a bounded number of due entries."""
+    """A lookup's share of expiry: a bounded number of due entries."""
     cdef Victims victims
     victims.count = 0
     victims.queued = 0
@@ -328,7 +338,7 @@ cdef int wake_sweeper(TTLDict self, double now) except -1:
         import_sweeper()
         schedule(self, due)
     except Exception:
-        # No memory, or no thread could be started. A store after half a second tries again.
+        # Out of memory, or no thread could be started. A store after half a second tries again.
         self.sweep_at = now + 0.5 - SWEEP_LOST
     return 0
 

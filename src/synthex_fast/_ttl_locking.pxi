@@ -1,7 +1,7 @@
 # Locks of the free-threaded build, included by _ttl.pyx. On the standard build every function here compiles to nothing.
 #
 # A reader locks the stripe of its own thread, a writer locks all stripes in ascending order. Holding any one stripe
-# therefore guarantees that nobody inserts, removes or moves an entry. Readers may still set FREQUENCY bits, `touched`
+# therefore guarantees that no entry is inserted, removed or moved. Readers may still set FREQUENCY bits, `touched`
 # times and their stripe's counters; a lost update there costs some accuracy, never consistency.
 
 # Held while one thread resets a dict's locks after a fork, so that no other thread does so twice.

@@ -1,7 +1,7 @@
 # Finding and reading entries, included by _ttl.pyx.
 #
 # Most lookups compare identical objects or plain strings and run no Python code. Where a comparison must ask Python,
-# the lock is released meanwhile; if the index has changed by then (`Table.layout`), the search starts again.
+# the lock is released for that time; if the index has changed by then (`Table.layout`), the search starts again.
 
 
 cdef inline double now_of(TTLDict self) except? -1.0:
@@ -15,6 +15,7 @@ cdef inline double now_if_needed(TTLDict self) except? -1.0:
 
 cdef double read_timer(object timer) except? -1.0:
     value = timer()
+    refuse_awaitable("timer", value)
     cdef double now = real("timer()", value, "a finite number of seconds")
     if not -INFINITY < now < INFINITY:
         raise value_error("timer()", value, "a finite number of seconds")
@@ -22,7 +23,7 @@ cdef double read_timer(object timer) except? -1.0:
 
 
 cdef int compare(TTLDict self, uint32_t slot, PyObject* key, Stripe* shared) noexcept:
-    """Ask Python whether the slot's key equals `key`: 1 yes, 0 no, 2 the index changed meanwhile, -1 an error.
+    """Ask Python whether the slot's key equals `key`: 1 yes, 0 no, 2 the index has changed, -1 an error.
 
     The lock is held before and after, and released in between. `shared` is the stripe that a reader holds; NULL means
     that the caller holds the lock for writing.

@@ -16,6 +16,7 @@ cdef inline int64_t entry_size(TTLDict self, PyObject* key, PyObject* value) exc
 
 cdef int64_t entry_size_by_caller(TTLDict self, PyObject* key, PyObject* value) except -1:
     size = self.size_of(<object>key, <object>value)
+    refuse_awaitable("sizeof", size)
     return <int64_t>integer("sizeof(key, value)", size, 0, SIZE_MAX, "bytes") + ENTRY_COST
 
 

@@ -35,7 +35,7 @@ cdef class _Iterator:
     cdef TTLDict owner
     cdef uint64_t made_by     # the instruction that made it, until the first call of next(); then 0
     cdef list entries         # what is left of the entries of one moment; None: the iterator is live
-    cdef uint32_t position    # the next slot to look at; NONE at the end
+    cdef uint32_t position    # the next slot to visit; NONE at the end
     cdef uint32_t changes
     cdef Kind kind
 

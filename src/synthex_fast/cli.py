@@ -1,6 +1,6 @@
 """The command ``synthex-fast``: ``validate`` and ``node-flags``.
 
-A wrong argument ends it with status 2 and one line on stderr. What only one command needs is imported by that command.
+An invalid argument ends it with status 2 and one line on stderr. Each command imports what only it needs.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="synthex-fast", description=synthex_fast.__doc__, allow_abbrev=False)
+    parser = _OneLineParser(
+        prog="synthex-fast", description=synthex_fast.__doc__.partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"synthex-fast {synthex_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_validate(commands)
@@ -277,7 +279,7 @@ def _progress(console):
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    # Drawn on each call rather than by a thread: the arms are being timed meanwhile.
+    # Drawn on each call, not by a thread, which would disturb the arms being timed.
     columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=1.0)

@@ -6,8 +6,8 @@ two in step, and refers to its owner weakly.
 Adding is all or nothing across both parts. Everything the buffer may refuse is checked before the dict is changed; then
 the dict takes the answers (which may evict others), then the buffer, and if that fails the dict's part is undone. The
 owner or another thread may end the collector at any point: an addition checks for that once it has finished, and clears
-what it stored. A query's answers are a list that only grows at its end; whoever appends to one that exists, or undoes
-that, holds the lock. Handlers, and the owner's weak reference callback, run without it.
+what it stored. A query's answers are a list that only grows at its end; appending to an existing one, or undoing that,
+requires the lock. Handlers, and the owner's weak reference callback, run without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from itertools import islice
 from weakref import ref
 
-from synthex_fast._arguments import want_text, whole_number
+from synthex_fast._arguments import want_callable, want_text, whole_number
 from synthex_fast._forks import fork_count
 from synthex_fast._records import PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
@@ -68,8 +68,8 @@ class ResponseCollector:
     of the owner or of the collector is referenced weakly too; a lambda or partial that refers to the owner keeps it
     alive.
 
-    Threads may share a collector. Handlers run outside all locks; what a handler raises reaches whoever added or
-    flushed, and nothing is lost. Weak references, subclasses and ``with`` work; pickling and copying are refused.
+    Threads may share a collector. Handlers run outside all locks; what a handler raises propagates to the call that
+    ran it, and nothing is lost. Weak references, subclasses and ``with`` work; pickling and copying are refused.
 
     >>> from synthex_fast import PooledExpertResponse, ResponseCollector
     >>> collector = ResponseCollector(on_flush=lambda responses: print(len(responses), "delivered"))
@@ -145,6 +145,7 @@ class ResponseCollector:
             timer=timer,
             sweep=sweep,
         )
+        want_callable("on_flush", on_flush, optional=True)
         for anchor in (owner, self):
             if anchor is not None and getattr(on_flush, "__self__", None) is anchor:
                 function = getattr(on_flush, "__func__", None)
@@ -168,7 +169,7 @@ class ResponseCollector:
     def add(self, response: PooledExpertResponse) -> None:
         """Add one response to the answers to its query and to the buffer, or to neither.
 
-        Raises what `add_batch` raises. O(1), or O(answers so far) if the query has some: their size is computed anew.
+        Raises what `add_batch` raises. O(1), or O(answers so far) if the query has some: their size is recomputed.
 
         >>> collector = ResponseCollector()
         >>> collector.add(PooledExpertResponse("q1", "ada", confidence=0.5))
@@ -198,7 +199,7 @@ class ResponseCollector:
             batch = self._read(responses)
         if not batch:
             return 0
-        # The buffer refuses now what it is going to refuse, before these answers evict others.
+        # Whatever the buffer refuses, it must refuse before these answers evict others.
         query = buffer._admit(batch)
         answers = list(batch)
         if (
@@ -298,7 +299,7 @@ class ResponseCollector:
     ) -> None:
         with self._lock():
             while not self._extended(query_id, present, answers):
-                # The list expired or was evicted meanwhile. The query starts again with these answers alone.
+                # The list has expired or been evicted. The query starts again with these answers alone.
                 present = self._answers.setdefault(query_id, answers)
                 if present is answers:
                     return
@@ -664,5 +665,5 @@ def _call_method(
     """Calls a method as the handler without keeping its object alive."""
     self = anchor()
     if self is None:
-        raise OwnerGoneError("the object whose method was to take these responses is gone")
+        raise OwnerGoneError("the object whose method was to receive these responses is gone")
     return function(self, responses)

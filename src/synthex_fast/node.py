@@ -8,10 +8,10 @@ objects. ``v8.getHeapStatistics().heap_size_limit`` is the sum of the old space 
 
 from __future__ import annotations
 
-from synthex_fast._arguments import share_of_one, want_text
+from synthex_fast._arguments import share_of_one, want_methods, want_text
 from synthex_fast._readings import Readings
 from synthex_fast._readings import memory_limit as limit_from
-from synthex_fast.errors import type_error, value_error
+from synthex_fast.errors import value_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ def node_options(
 
 def _limit(given: int | float | str | None, readings: HasLimit | None) -> int:
     if readings is not None:
-        if not all(callable(getattr(readings, name, None)) for name in ("limit", "total")):
-            raise type_error("readings", readings, "an object with the methods limit and total, or None")
-        return limit_from(given, readings)
+        return limit_from(given, want_methods("readings", readings, ("limit", "total")))
     own = Readings()
     try:
         return limit_from(given, own)

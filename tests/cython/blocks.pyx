@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True
 """The C-level freelist as a class, for `test_freelist.py`.
 
-It cimports from both modules that hand the freelist out: what one has pushed, the other pops.
+It cimports from both modules that export the freelist: what one pushes, the other pops.
 """
 
 from libc.stdint cimport int64_t
@@ -20,7 +20,7 @@ cdef void release_block(void* block) noexcept:
     gone.append(<size_t>block)
 
 cdef class Blocks:
-    """Numbers stand for blocks: a freelist looks at no block."""
+    """Numbers stand for blocks: a freelist never reads a block."""
     cdef Freelist* idle
 
     def __cinit__(self, Py_ssize_t limit, bint pinned=False):

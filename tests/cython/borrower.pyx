@@ -15,7 +15,7 @@ cdef void release_block(void* block) noexcept:
     pass
 
 
-# Under nogil the compiler refuses whatever would call into Python.
+# Under nogil the compiler refuses anything that would call into Python.
 cdef int64_t cycle(Freelist* spare, int* blocks, int count, int rounds) noexcept nogil:
     cdef int64_t total = 0
     cdef int _round, _each, i
@@ -41,7 +41,7 @@ def use_freelist(int rounds):
 
 
 cdef uint32_t find(Table* table, size_t key) noexcept nogil:
-    # The table compares no keys; here they are numbers in the place of pointers.
+    # The table compares no keys; here they are numbers instead of pointers.
     cdef uint32_t hash = mix_hash(<Py_hash_t>key, 1), slot, at
     if table.live == 0:
         return NONE

@@ -19,12 +19,13 @@ every now and then, reads memory. Collections happen where a request ends, in ``
 which the callback wakes. The watcher sleeps on a queue: without collections there is no cyclic garbage to watch.
 
 Locks. ``_lock`` guards the run's number (``_epoch``), the requests in flight and the interpreter's thresholds: they
-always agree when it is released. ``_work`` is held by whoever decides on or makes a full collection, so there is one at
-a time; it is taken before ``_lock``. ``_guard``, one per process, guards which tuner runs, and is taken before both.
-All are reentrant, since a finaliser or a signal handler can begin a request anywhere. Code inside the callback never
-waits for a lock.
+always agree when it is released. ``_work`` is held by the thread that decides on or makes a full collection, so there
+is one at a time; it is taken before ``_lock``. ``_guard``, one per process, guards which tuner runs, and is taken
+before both. All are reentrant, since a finaliser or a signal handler can begin a request anywhere. Code inside the
+callback never waits for a lock.
 """
 
+from synthex_fast.gc_tuner import collector, memory, pacing, pauses, tuner, watcher
 from synthex_fast.gc_tuner.collector import (
     FREE_THREADED,
     GENERATIONAL,
@@ -35,3 +36,13 @@ from synthex_fast.gc_tuner.collector import (
 from synthex_fast.gc_tuner.tuner import GCTuner
 
 __all__ = ["FREE_THREADED", "GENERATIONAL", "INCREMENTAL", "OUT_OF_REACH", "GCTuner", "collector_kind"]
+
+TYPE_CHECKING = False
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        # The constants that this module had before it became a package.
+        for part in (collector, memory, pacing, pauses, tuner, watcher) if name.isupper() else ():
+            if hasattr(part, name):
+                return getattr(part, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

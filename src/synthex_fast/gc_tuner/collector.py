@@ -59,7 +59,7 @@ def collector_kind(hexversion: int, free_threaded: bool) -> str:
     """Which of CPython's three collectors a build has."""
     if free_threaded:
         return FREE_THREADED
-    # Came with 3.14.0, went with 3.14.5.
+    # Python 3.14.0 to 3.14.4 only.
     return INCREMENTAL if 0x030E0000 <= hexversion < 0x030E0500 else GENERATIONAL
 
 
@@ -72,7 +72,7 @@ def is_forked_child() -> bool:
         return True
     try:
         with open("/proc/self/stat", "rb") as stat:
-            # The name, in parentheses, may hold anything.
+            # The name, in parentheses, may contain anything.
             fields = stat.read().rpartition(b")")[2].split()
         return bool(int(fields[6]) & FORKED_WITHOUT_EXEC)
     except (OSError, ValueError, IndexError):

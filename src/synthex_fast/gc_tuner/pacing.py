@@ -31,14 +31,14 @@ HOLD_MOST_NS = 3_600_000_000_000
 # of containers that thresholds are compared with goes down with each one freed, so there can be many times as many
 # young objects; those made recently are still in the processor's caches, where collecting costs a fraction.
 BOUNDARY_MOST_NS = 200_000
-# After two that found nothing they may grow to this, still short should the interpreter start one inside a request.
+# After two that found nothing they may grow to this, which is still short if one starts inside a request.
 FRUITLESS_BOUNDARY_MOST_NS = 400_000
 REQUESTS_AT_MOST = 1_024
 
 # A full collection is due when memory has grown by as much as the last one kept, and at least by this.
 GROWTH_AT_LEAST = 64 << 20
 # A full collection that returns less than a 64th of memory was fruitless if it freed fewer objects than this, or took
-# longer for each: it then visited about ten live objects for each one freed.
+# longer for each: about ten live objects were then visited for each one freed.
 FEW_FREED = 1_000
 FRUITLESS_NS = 5_000
 # Time without collecting can be saved up for collecting, up to this, as in Go's limiter.
@@ -91,9 +91,9 @@ class YoungThreshold:
     def begin_at(self, threshold: int) -> None:
         """Begin with the service's own threshold, within bounds; no decision is noted."""
         self.value = min(max(threshold, YOUNG_AT_START), YOUNG_MOST)
-        # What it was while memory was last clear of the limit: it is lowered in proportion to this.
+        # Its value when memory was last well below the limit: it is lowered in proportion to this.
         self._clear_value = self.value
-        # A young collection between requests is worth while from half of the threshold on.
+        # A young collection between requests is worthwhile from half of the threshold on.
         self.boundary = self.value // 2
 
     def cap_for_requests(self) -> Change | None:
@@ -224,10 +224,10 @@ class FullCollections:
         self.last_pause = 0
         # Nanoseconds of those that the tuner asked for.
         self.asked_ns = 0
-        # Not before, by the time that collecting may take; except above the watermark.
+        # No full collection before this, to keep to the time budget; except above the watermark.
         self.not_before = now
         self._growth_allowed = GROWTH_AT_LEAST
-        # Due since a request was in flight, and to be made up for as soon as none is: that moment may be short.
+        # One fell due while a request was in flight: make up for it as soon as none is, since that moment may be short.
         self.owed = False
         # The share of the limit from which one happens even inside a request.
         self.forced_from = memory.high
@@ -268,7 +268,7 @@ class FullCollections:
         self.forced_from = memory.high
         if memory.is_high:
             # Freed memory may still belong to the process, in holes: any growth means that they are full again. After a
-            # fruitless one, wait for an eighth of what is left; for more if that is no use, but well before the end.
+            # fruitless one, wait for an eighth of what is left, or more if that did not help, but at most half.
             left = max(1 - memory.share, 0.0)
             step = 1 / 256
             if self._fruitless:

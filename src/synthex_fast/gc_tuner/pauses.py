@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 AUTOMATIC, BOUNDARY, DEBT, IDLE, WATERMARK, FORCED, TRIM = range(7)
 CAUSES = ("automatic", "boundary", "debt", "idle", "watermark", "forced", "trim")
 
-# A collection inside a request may take 1 ms; half of it is left for the machine's slow moments.
+# A collection inside a request may take 1 ms; half of that is kept in reserve for a slow machine.
 PAUSE_BUDGET_NS = 500_000
 
 # Buckets of a pause in nanoseconds: eight for each power of two, each at most an eighth as wide as its values.
@@ -45,7 +45,7 @@ class PauseStatistics:
     """Pauses by generation, and inside requests. Written by the callback, which takes no lock.
 
     The callback runs at every collection, so each of its statements counts: it is a closure, it makes a container only
-    where it reads memory, and what the histograms already tell is not counted separately.
+    where it reads memory, and what the histograms already show is not counted separately.
     """
 
     __slots__ = (

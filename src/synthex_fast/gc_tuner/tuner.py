@@ -1,4 +1,4 @@
-"""GCTuner itself: starts and stops, counts requests, and collects when the pacing says so."""
+"""GCTuner itself: starts and stops, counts requests, and collects when `pacing` finds it due."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ import warnings
 from threading import RLock
 
 from synthex_fast import _lifecycle, _pressure, _readings, _unraisable
-from synthex_fast._arguments import one_of, share_of_one, want_bool, want_callable, whole_number
+from synthex_fast._arguments import (
+    one_of,
+    positive_seconds,
+    share_of_one,
+    want_bool,
+    want_callable,
+    want_methods,
+    whole_number,
+)
 from synthex_fast._lifecycle import Stage
-from synthex_fast.errors import TunerRunningError, type_error
+from synthex_fast.errors import ArgumentTypeError, TunerRunningError
 from synthex_fast.gc_tuner import requests
 from synthex_fast.gc_tuner.collector import (
     COLLECTOR_METHODS,
@@ -47,7 +55,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Any
+    from typing import Any, NoReturn
 
     from synthex_fast._pressure import MemoryReadings
     from synthex_fast.gc_tuner.collector import Collector
@@ -55,6 +63,8 @@ if TYPE_CHECKING:
 
 # A full collection that another thread's held up is retried after this.
 RETRY_SECONDS = 0.001
+# The watcher's, where it sleeps for a time: the system's waits have a limit.
+LONGEST_SLEEP = 3600.0
 
 
 class GCTuner:
@@ -75,8 +85,16 @@ class GCTuner:
     plenty of garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the
     first request the old generation is left to the interpreter.
 
+    A request older than ``long_request`` seconds (infinity for never) no longer keeps collections away: it may be
+    waiting for an event or a slow client. In `stats` it stays in flight, and is one of the ``long_requests``.
+
+<<<<<<< HEAD
     One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
     `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+=======
+    One tuner runs in a process at a time, and it is kept alive while it runs. A request costs one to two microseconds.
+    Raises `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
+>>>>>>> baf9ee7
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
@@ -97,18 +115,20 @@ class GCTuner:
         clock: Callable[[], float] | None = None,
         collector: Collector | None = None,
         kind: str | None = None,
+        long_request: float = 5.0,
     ) -> None:
         target = share_of_one("target_overhead", target_overhead, 0.5)
         self._freeze = want_bool("freeze", freeze)
+        self._in_flight = requests.InFlight(positive_seconds("long_request", long_request) * 1e9)
         if readings is None:
             readings = _readings.Readings()
         else:
-            _want_methods("readings", readings, READINGS_METHODS)
+            want_methods("readings", readings, READINGS_METHODS)
         want_callable("clock", clock, optional=True)
         if collector is None:
             collector = gc
         else:
-            _want_methods("collector", collector, COLLECTOR_METHODS)
+            want_methods("collector", collector, COLLECTOR_METHODS)
         if kind is None:
             kind = collector_kind(sys.hexversion, bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
         self._kind = one_of("kind", kind, KINDS)
@@ -134,7 +154,7 @@ class GCTuner:
         )
         self._lock = RLock()
         self._work = RLock()
-        # 0 while it doesn't run; otherwise unique to each start and each forked child.
+        # 0 while it isn't running; otherwise unique to each start and each forked child.
         self._epoch = 0
         self._reset()
 
@@ -143,6 +163,7 @@ class GCTuner:
         now = self._started = self._ended = self._now()
         self._requests = 0
         self._serving = False
+        self._in_flight.reset()
         self._pauses.reset()
         self._memory.reset(now)
         self._young.reset(now)
@@ -154,18 +175,18 @@ class GCTuner:
     # Start and stop
 
     def start(self) -> None:
-        """Take the collector over; no effect on a tuner that runs.
+        """Take over the garbage collector. No effect if the tuner is already running.
 
         With ``freeze`` it costs one full collection, except in a forked child: there it freezes without one, and
-        ``stats["collected_at_start"]`` is False. Raises `TunerRunningError` if another tuner runs.
+        ``stats["collected_at_start"]`` is False. Raises `TunerRunningError` if another tuner is running.
         """
         global _running
         with _guard:
             if _running is self:
                 return
             if _running is not None:
-                raise TunerRunningError("another GCTuner runs in this process: stop it first")
-            # Now, because an import takes long in a process that runs out of memory.
+                raise TunerRunningError("another GCTuner is running in this process: stop it first")
+            # Now, because an import is slow in a process that runs out of memory.
             _pressure.find_malloc_trim()
             self._start()
             _running = self
@@ -198,7 +219,7 @@ class GCTuner:
         self._full.mark_growth(memory)
 
     def stop(self) -> None:
-        """Restore the collector's settings; no effect on a tuner that doesn't run.
+        """Restore the collector's settings. No effect if the tuner isn't running.
 
         Requests in flight may end later; `stats` keeps its figures.
         """
@@ -216,6 +237,7 @@ class GCTuner:
         with self._lock:
             self._epoch = 0
             self._ended = self._now()
+            self._in_flight.reset()
             self._pauses.in_flight = 0
             self._remove_callback()
             self._settings.restore()
@@ -244,8 +266,8 @@ class GCTuner:
     def request(self) -> requests.Request:
         """A request, in flight inside ``with``; the same object is a decorator.
 
-        A call of a decorated coroutine function or generator is in flight until it ends. No effect while the tuner
-        doesn't run.
+        A call of a decorated function that returns an awaitable or a generator is in flight until that ends. No effect
+        while the tuner isn't running.
 
         >>> from synthex_fast import GCTuner
         >>> tuner = GCTuner()
@@ -260,27 +282,35 @@ class GCTuner:
     def asgi(self, app: ASGIApplication) -> ASGIApplication:
         """ASGI middleware: an HTTP request is in flight until the last part of its response is sent.
 
+        From the first part of a streamed response on, such as server-sent events, it is in flight only while the
+        application works on a part, not while it waits.
         A websocket is in flight while it works on a message, not while it waits for one; lifespan never is.
         """
-        return requests.asgi(self, want_callable("app", app))
+        return requests.asgi(self, want_callable("app", app, may_await=True))
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
-        """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands."""
+        """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands.
+
+        While the server sends a part of a streamed response, the request is not in flight.
+        A file (``wsgi.file_wrapper``) reaches the server unchanged, so that it can use ``sendfile``.
+        """
         return requests.wsgi(self, want_callable("app", app))
 
-    def _begin_request(self) -> int:
-        """The number of the run to which the request belongs, for `_end_request`; 0 while the tuner doesn't run."""
-        epoch = self._epoch
-        if not epoch:
+    def _begin_request(self, counted: bool = True) -> int:
+        """The request's number, for `_end_request`; 0 while the tuner isn't running. A part of one is not counted."""
+        if not self._epoch:
             return 0
-        pauses, watcher = self._pauses, self._watcher
+        pauses, watcher, in_flight = self._pauses, self._watcher, self._in_flight
+        now = self._now()
         with self._lock:
-            if epoch != self._epoch:
+            if not self._epoch:
                 return 0
-            self._requests += 1
-            pauses.in_flight += 1
+            self._requests += counted
+            number = next(in_flight.numbers)
+            in_flight.began[number] = now
+            pauses.in_flight = count = len(in_flight.began)
             try:
-                if pauses.in_flight == 1 and (self._switched or not self._serving):
+                if count == 1 and (self._switched or not self._serving):
                     if not self._serving:
                         self._begin_serving()
                     self._set_thresholds()
@@ -289,11 +319,12 @@ class GCTuner:
                     watcher.dozing = False
             except BaseException:
                 # Allocation may have failed. A request that did not begin will not end.
-                pauses.in_flight -= 1
+                in_flight.began.pop(number, None)
+                pauses.in_flight = len(in_flight.began)
                 raise
         if watcher.restart_due:
             self._restart_watcher()
-        return epoch
+        return number
 
     def _begin_serving(self) -> None:
         """From the first request on, the tuner decides when the old generation is collected."""
@@ -303,19 +334,23 @@ class GCTuner:
         # Last: if allocation fails above, the next request tries again.
         self._serving = True
 
-    def _end_request(self, epoch: int) -> None:
-        if not epoch or epoch != self._epoch:
+    def _end_request(self, number: int) -> None:
+        if not number or not self._epoch:
             return
-        pauses = self._pauses
+        pauses, in_flight = self._pauses, self._in_flight
         with self._lock:
-            if epoch != self._epoch:
+            # The number of a request of another run is unknown.
+            if in_flight.began.pop(number, None) is None and not in_flight.end_long(number):
                 return
-            pauses.in_flight -= 1
-            nobody = not pauses.in_flight
-            if nobody and self._switched:
+            epoch = self._epoch
+            pauses.in_flight = count = len(in_flight.began)
+            if not count and self._switched:
                 self._set_thresholds()
         try:
             now = self._now()
+            if now >= in_flight.due:
+                self._find_long_requests(now)
+            nobody = not pauses.in_flight
             # First: otherwise the callback of a young collection would read memory, and leave the rest to the watcher.
             if now >= self._memory.due or (nobody and self._full.owed):
                 self._read_memory(now)
@@ -327,14 +362,25 @@ class GCTuner:
         except Exception as error:
             _unraisable.report(error, self)
 
+    def _find_long_requests(self, now: int) -> None:
+        """From here on they no longer keep collections away."""
+        pauses, in_flight = self._pauses, self._in_flight
+        with self._lock:
+            in_flight.find_long(now)
+            before, pauses.in_flight = pauses.in_flight, len(in_flight.began)
+            if before and not pauses.in_flight and self._epoch and self._switched:
+                self._set_thresholds()
+
     # Collecting
 
     def idle(self) -> int:
-        """Say that the service is idle: garbage is collected now. Returns the number of unreachable objects found.
+        """Collect garbage now, while the service is idle. Returns the number of unreachable objects found.
 
         No effect while a request is in flight, nor so soon after another full collection that the two would take more
         than ``target_overhead`` of the time.
         """
+        if self._now() >= self._in_flight.due:
+            self._find_long_requests(self._now())
         # A local reference: in a child forked by a finaliser, the tuner has another lock.
         work = self._work
         if not self._epoch or self._pauses.in_flight or not work.acquire(False):
@@ -355,8 +401,8 @@ class GCTuner:
         """One full collection now; returns the bytes by which resident memory fell.
 
         ``nbytes`` is how much memory the caller would like; a collection frees all that it finds. Returns 0 without
-        collecting if that is 0, the tuner doesn't run, another thread is collecting, or the cap of 50 % of wall time is
-        reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
+        collecting if that is 0, the tuner isn't running, another thread is collecting, or the cap of 50 % of wall time
+        is reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
 
         >>> from synthex_fast import GCTuner
         >>> with GCTuner() as tuner:
@@ -438,7 +484,7 @@ class GCTuner:
         now = self._now()
         self._read_memory(now)
         full.record(now, before, freed, pause, memory)
-        # From here on the interpreter may be told to make another, should memory go on growing.
+        # From here on the interpreter may be told to make another, if memory goes on growing.
         self._pauses.taken = 0
         if memory.is_high and freed >= FEW_FREED:
             _pressure.malloc_trim()
@@ -527,7 +573,10 @@ class GCTuner:
         try:
             if epoch != self._epoch:
                 return -1
-            self._adapt(self._now())
+            now = self._now()
+            if now >= self._in_flight.due:
+                self._find_long_requests(now)
+            self._adapt(now)
             now = self._now()
             cause = self._cause(now)
             if cause:
@@ -612,7 +661,7 @@ class GCTuner:
         try:
             self._start_watcher()
         except Exception as error:
-            # The tuner works without: requests end, and the callback does what it can.
+            # The tuner works without it: requests end, and the callback does what it can.
             _unraisable.report(error, self)
 
     def _watch(self, epoch: int) -> float:
@@ -625,8 +674,12 @@ class GCTuner:
         else:
             memory.postpone(now)
         seconds = self._collect_if_due(epoch)
-        if not self._switched or seconds >= 0:
+        if seconds >= 0:
             return seconds
+        if not self._switched:
+            # If only requests keep a collection away, it is made once they are long, even if none ends.
+            seconds = (self._in_flight.due - now) / 1e9
+            return max(min(seconds, LONGEST_SLEEP), RETRY_SECONDS) if self._full.owed else -1
         # Inside requests no collection starts by itself, so none wakes the watcher: it acts when memory is to be read.
         # Between requests it sleeps, and the next one wakes it. Set before the check, for a request that begins now.
         watcher.dozing = True
@@ -641,6 +694,8 @@ class GCTuner:
     def stats(self) -> dict[str, Any]:
         """What it has measured and decided since `start`, as a new dict. Seconds and bytes.
 
+        ``in_flight`` are the requests that have not ended, ``long_requests`` those of them that were found to be older
+        than ``long_request`` seconds.
         ``collector`` is ``generational``, ``incremental`` or ``free-threaded``. ``frozen`` is whether the tuner froze
         what was alive at the start, ``collected_at_start`` whether it collected before that, as everywhere but in a
         forked child. ``overhead`` is the share of wall time spent collecting. ``pauses`` has a dict for each
@@ -648,7 +703,7 @@ class GCTuner:
         histogram and are at most an eighth too high. ``causes`` counts collections by what made them happen, ``forced``
         those above the watermark with a request in flight, ``limited`` those put off because collection is capped at
         50 % of wall time. ``decisions`` are the last 32 changes of the young threshold, each with its reason.
-        ``memory_limit`` is in force, ``requested_limit`` what was asked for: more than the machine has is clamped.
+        ``memory_limit`` is in force, ``requested_limit`` what was asked for, which may be more than the machine has.
         ``container`` is ``limited``, ``none``, or ``unknown`` if the container's limits can't be read.
         """
         pauses, memory, young = self._pauses, self._memory, self._young
@@ -662,7 +717,8 @@ class GCTuner:
             "frozen": self._settings.frozen,
             "collected_at_start": self._settings.collected_at_start,
             "requests": self._requests,
-            "in_flight": pauses.in_flight,
+            "in_flight": pauses.in_flight + self._in_flight.long,
+            "long_requests": self._in_flight.long,
             "overhead": pauses.collecting() / max(now - self._started, 1),
             "collections": collections,
             "causes": causes,
@@ -678,6 +734,11 @@ class GCTuner:
             "memory_share": memory.share,
             "decisions": [dict(decision) for decision in list(young.decisions)],
         }
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+        )
 
     def __repr__(self) -> str:
         state = "running" if self._epoch else "stopped"
@@ -712,11 +773,6 @@ class GCTuner:
         self._begin_reading()
 
 
-def _want_methods(name: str, value: object, methods: tuple[str, ...]) -> None:
-    if not all(callable(getattr(value, method, None)) for method in methods):
-        raise type_error(name, value, f"an object with the methods {', '.join(methods)}")
-
-
 # A process has one collector, so one tuner runs at a time. Guarded by `_guard`.
 _guard = RLock()
 _running: GCTuner | None = None
@@ -747,7 +803,7 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    """What is frozen stays so: nothing is collected any more but what the interpreter takes down."""
+    """Leave frozen objects frozen: the interpreter's own last collections should not visit them."""
     tuner = _running
     if tuner is not None:
         tuner._remove_callback()

@@ -60,7 +60,7 @@ class Watcher:
             queue.put(None)
 
     def dismiss(self) -> threading.Thread | None:
-        """Have the thread end; returns it, for `wait_for`."""
+        """Make the thread end; returns it, for `wait_for`."""
         thread, self.thread = self.thread, None
         if thread is not None:
             self.wake()
@@ -80,7 +80,7 @@ class Watcher:
     def _loop(self, run: int, queue: SimpleQueue[None]) -> None:
         me = threading.current_thread()
         seconds = -1.0
-        # Checked before sleeping too: nobody wakes a thread that was dismissed before it began.
+        # Checked before sleeping too: nothing wakes a thread that was dismissed before it began.
         while self._is_current(run) and self.thread is me:
             try:
                 with contextlib.suppress(Empty):
@@ -89,9 +89,9 @@ class Watcher:
                     return
                 seconds = self._step(run)
             except MemoryError:
-                # Even to sleep may take memory; another thread may free some meanwhile.
+                # Even sleeping may take memory; another thread may free some in the meantime.
                 time.sleep(WITHOUT_MEMORY_SECONDS)
                 seconds = WITHOUT_MEMORY_SECONDS
             except Exception as error:
-                _unraisable.report(error, self)
+                _unraisable.report(error, self._step)
                 seconds = 1.0

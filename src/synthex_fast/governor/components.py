@@ -97,7 +97,7 @@ class Pausable(Protocol):
 
     def pause(self, *, wait: Wait) -> object:
         """Delay additions (True), refuse them (False), or delay them for that many seconds; a callable is asked each
-        time. Return False if it is paused already: the governor then leaves it to whoever paused it.
+        time. Return False if it is paused already: the governor then leaves it to the code that paused it.
         """
         ...
 
@@ -209,9 +209,13 @@ def _has(obj: object, name: str, method: bool) -> bool:
 def limit_of(obj: Any) -> int | None:
     """The memory limit that an object has now; None if it has none or its getter raises."""
     try:
-        limit = obj.memory_limit
+        return _read_limit(obj)
     except Exception:
         return None
+
+
+def _read_limit(obj: Any) -> int | None:
+    limit = obj.memory_limit
     return limit if isinstance(limit, int) else None
 
 
@@ -314,6 +318,18 @@ class ComponentState:
             self.reported.add(what)
             _unraisable.report(error, f"{what} of {self.name}")
 
+    def note_limit(self, obj: Any) -> bool:
+        """Adopt a limit that was set elsewhere as the one to restore; False if the limit can't be read."""
+        try:
+            current = _read_limit(obj)
+        except Exception as error:
+            # Not None: the caller's own limit would be forgotten.
+            self.failed("memory_limit", error)
+            return False
+        if current != (self.own_limit if self.set_limit is None else self.set_limit):
+            self.own_limit, self.set_limit = current, None
+        return True
+
     def change_limit(self, obj: Any, limit: int | None, set_limit: int | None) -> bool:
         """Resize the object; False if that raises, with the state as it was."""
         before, self.set_limit = self.set_limit, set_limit
@@ -324,13 +340,13 @@ class ComponentState:
             self.failed("resize", error)
             return False
         if self.removed:
-            # Unregistered meanwhile, by code that the eviction ran or by a thread that did not wait any longer.
+            # Unregistered in the meantime, by code that the eviction ran or by a thread that did not wait any longer.
             self.set_limit = set_limit
             self.restore(obj)
         return True
 
     def pause(self, obj: Any, wait: Wait) -> bool:
-        """Pause the object, unless somebody else has done so; True if it was paused here."""
+        """Pause the object, unless it is paused already; True if it was paused here."""
         try:
             self.paused = obj.pause(wait=wait) is not False
         except Exception as error:
@@ -342,7 +358,7 @@ class ComponentState:
         return paused
 
     def resume(self, obj: Any) -> bool:
-        """Resume the object; False if that raises, from lack of memory perhaps. It is then tried again later."""
+        """Resume the object; False if that raises, as it may if allocation fails. It is then tried again later."""
         self.paused = False
         try:
             obj.resume()
@@ -353,17 +369,20 @@ class ComponentState:
         return True
 
     def restore(self, obj: Any) -> None:
-        """Resume the object and give it back its own limit, unless somebody has set another one meanwhile."""
+        """Resume the object and give it back its own limit, unless it has been set elsewhere."""
         if self.paused:
             self.resume(obj)
         limit, self.set_limit = self.set_limit, None
-        if limit is not None and limit_of(obj) == limit:
+        if limit is not None:
+            what = "memory_limit"
             try:
-                obj.resize(memory_limit=self.own_limit)
+                if _read_limit(obj) == limit:
+                    what = "resize"
+                    obj.resize(memory_limit=self.own_limit)
             except Exception as error:
                 # The limit to restore must not be forgotten: the next stop tries again.
                 self.set_limit = limit
-                self.failed("resize", error)
+                self.failed(what, error)
 
 
 class Registry:

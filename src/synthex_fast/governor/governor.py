@@ -1,6 +1,6 @@
 """The governor itself: it reads memory, asks the policy what to do, and does it to the components.
 
-Each idea has its own module, with its own state:
+Each concern has its own module, with its own state:
 
 - `components`: what an object may offer (protocols), and what is kept about each registered one;
 - `reading`: memory in use against the nearer limit;
@@ -11,7 +11,7 @@ Each idea has its own module, with its own state:
 `MemoryGovernor._step` is one pass: read memory, update what the policy knows, then act in order of what it costs the
 caller, from pausing buffers (which frees nothing but stops the rise) to a full collection. Memory is read again after
 each action, so that the next one deals with what is left. Only one thread at a time takes a step, and it holds no lock
-meanwhile: components and callbacks may do anything, including registering, unregistering and stopping the governor.
+while it does: components and callbacks may do anything, including registering, unregistering and stopping the governor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from synthex_fast import _pressure, _unraisable
 from synthex_fast import monitor as _monitor
-from synthex_fast._arguments import finite_number, want_callable, want_text
+from synthex_fast._arguments import finite_number, refuse_awaited, want_callable, want_text
 from synthex_fast._pressure import (
     CRITICAL,
     EMERGENCY,
@@ -38,7 +38,7 @@ from synthex_fast._pressure import (
     MemoryUse,
     classify,
 )
-from synthex_fast.errors import type_error, value_error
+from synthex_fast.errors import ArgumentTypeError, type_error, value_error
 from synthex_fast.governor.components import (
     Component,
     GarbageCollector,
@@ -55,10 +55,10 @@ from synthex_fast.governor.thread import Worker, is_acting, join
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Any, Literal, Self
+    from typing import Any, Literal, NoReturn, Self
 
+    from synthex_fast._pressure import MemoryReadings
     from synthex_fast.governor.components import Live, Wait
-    from synthex_fast.governor.reading import MemoryReadings
 
     Pause = Literal["wait", "fail"] | Wait
 
@@ -155,7 +155,7 @@ class MemoryGovernor:
     # Components
 
     def register(self, obj: T, weight: float = 1.0, *, name: str | None = None) -> T:
-        """Let the governor count and shrink ``obj``, and return it. O(components).
+        """Have the governor count and shrink ``obj``, and return it. O(components).
 
         Accepts a `Component`, which has ``nbytes`` and ``trim(nbytes) -> int``: a TTLDict, a pool, a buffer, a
         collector, an object of your own. Also a `GarbageCollector` (a tuner) and a `PressureSource` (a monitor).
@@ -224,7 +224,7 @@ class MemoryGovernor:
         try:
             use = self._memory.read_memory(sample)
         except Exception as error:
-            # Without figures nothing can be decided; perhaps they can be read later.
+            # Without figures nothing can be decided; the next reading may succeed.
             _unraisable.report(error, self)
             self._interval = IDLE_SECONDS[WARNING]
             return
@@ -266,7 +266,7 @@ class MemoryGovernor:
         self._memory.acted()
 
     def _free_unused(self, components: Live, use: MemoryUse, why: str) -> MemoryUse:
-        """Free what nobody will miss: expired entries, and objects idle in pools."""
+        """Free what is not in use: expired entries, and objects idle in pools."""
         freed = 0
         for state, obj in components:
             if state.expirable and not state.removed:
@@ -297,7 +297,7 @@ class MemoryGovernor:
     def _trim(
         self, components: Live, amounts: list[float], use: MemoryUse, action: str, why: str
     ) -> MemoryUse:
-        """Have each component free its amount."""
+        """Make each component free its amount."""
         freed = 0
         asked = False
         for (state, obj), amount in zip(components, amounts, strict=True):
@@ -317,14 +317,10 @@ class MemoryGovernor:
         return after
 
     def _limit_caches(self, components: Live, use: MemoryUse, level: int, now: float, why: str) -> None:
-        """Set the limits under which all caches can fill up to the size aimed at and no further."""
+        """Set the limits under which all caches can fill up to the target size and no further."""
         caches = []
         for state, obj in components:
-            if state.limited and state.weight and not state.removed:
-                current = limit_of(obj)
-                if current != (state.own_limit if state.set_limit is None else state.set_limit):
-                    # Somebody else has set it meanwhile: that is the limit to restore.
-                    state.own_limit, state.set_limit = current, None
+            if state.limited and state.weight and not state.removed and state.note_limit(obj):
                 caches.append((state, obj))
         changes = self._policy.limits(use, [state for state, _ in caches], level, now)
         for n, limit, set_limit, action in changes:
@@ -351,7 +347,7 @@ class MemoryGovernor:
         return self._trim_heap(components, after, CRITICAL, why)
 
     def _trim_heap(self, components: Live, use: MemoryUse, level: int, why: str) -> MemoryUse:
-        """Have the C library return free memory to the system, where there is likely to be some."""
+        """Make the C library return free memory to the system, if it is likely to hold some."""
         began = self._clock()
         states = [state for state, _ in components]
         if not _pressure.find_malloc_trim() or not self._policy.trims_heap(use, states, level, began):
@@ -376,7 +372,7 @@ class MemoryGovernor:
                 self._record("resume", _reason(use))
 
     def _record(self, action: str, why: str, freed: int = 0, returned: int = 0) -> None:
-        """Enter an action in the stats."""
+        """Record an action in the stats."""
         entry = self._actions.get(action)
         if entry is None:
             entry = self._actions[action] = _Action()
@@ -390,7 +386,7 @@ class MemoryGovernor:
         callback = self._on_emergency
         try:
             if callback is not None:
-                callback(self)
+                refuse_awaited("on_emergency", callback(self))
         except Exception as error:
             _unraisable.report(error, callback)
 
@@ -409,13 +405,13 @@ class MemoryGovernor:
             raise
 
     def _wake(self) -> None:
-        """Act as soon as possible, in the governor's own thread; with nothing to act on there is none."""
+        """Act as soon as possible, in the governor's own thread, unless there is nothing to act on."""
         if self.running and (len(self._components) or self._on_emergency is not None):
             self._subscribe()
             self._worker.plan(0.0)
 
     def _subscribe(self) -> None:
-        """Have a monitor call when the level changes."""
+        """Make a monitor call when the level changes."""
         worker = self._worker
         with worker.state:
             if worker.attaching or not worker.running:
@@ -462,7 +458,7 @@ class MemoryGovernor:
     ) -> None:
         self.stop()
 
-    # Showing
+    # Reporting
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -532,6 +528,11 @@ class MemoryGovernor:
             return "no limit was given and there is no container: the limit is all of the machine's memory"
         return None
 
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+        )
+
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
         name = type(self).__name__
@@ -553,6 +554,8 @@ def _wait_from(pause: Any) -> Wait:
         wait = pause
     else:
         wait = finite_number("pause", pause, allowed, least=0)
+    if callable(wait):
+        want_callable("pause", wait)
     if wait is False:
         return False
 

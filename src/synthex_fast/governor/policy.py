@@ -4,7 +4,7 @@ Nothing here reads memory or calls a component. `MemoryGovernor` does both and a
 
 A cache counts the bytes of what it holds. What they cost in resident memory is more, because of allocator rounding and
 fragmentation, so the ratio of the two (`Policy.overhead`) is learned while caches grow. Limits derived from it let the
-caches fill up to the size aimed at (`SIZED_FOR`) and no further. They are set while there is headroom, so that a cache
+caches fill up to the target size (`SIZED_FOR`) and no further. They are set while there is headroom, so that a cache
 evicts by itself, in the insertion that would exceed it, however fast memory grows.
 
 Freed memory need not return to the system at once. Resident memory that stays after an eviction is room for what comes
@@ -101,7 +101,7 @@ class Policy:
     """What one governor has learned since it started, and the decisions that follow from it."""
 
     def __init__(self, now: float, limit: int, bounded: bool) -> None:
-        # The process's own limit, and False if that is merely all of the machine's memory.
+        # The process's own limit, and False if that is only the whole machine's memory.
         self._limit = limit
         self._bounded = bounded
         self.overhead = OVERHEAD
@@ -180,7 +180,7 @@ class Policy:
     def excess(self, use: MemoryUse, level: int, now: float) -> float | None:
         """Bytes of memory to free by evicting, at "high" or above; None for no eviction.
 
-        That is what exceeds the size aimed at, if memory has just risen: none of it is room to refill. Memory that
+        That is what exceeds the target size, if memory has just risen: none of it is room to refill. Memory that
         stays although caches have shrunk is theirs to fill again, and evicting more would not lower it. More is evicted
         then only while memory is critical, and little by little.
         """
@@ -218,7 +218,7 @@ class Policy:
     def limits(
         self, use: MemoryUse, caches: list[ComponentState], level: int, now: float
     ) -> Iterator[tuple[int, int | None, int | None, str]]:
-        """The limits to change so that all caches can fill up to the size aimed at and no further.
+        """The limits to change so that all caches can fill up to the target size and no further.
 
         Yields a cache's index, its new limit, the same again (or None where it is the caller's own), and whether that
         is to ``"grow"`` or to ``"limit"``. Each is to be set before the next is asked for.
@@ -236,7 +236,7 @@ class Policy:
             if level >= HIGH:
                 aim = min(aim, state.peak)
             elif level == NORMAL and not self._bounded:
-                # Nobody asked for a limit: only what pressure took is given back.
+                # No limit was asked for: only what pressure took is given back.
                 aim = math.inf
             aim = max(aim, least, state.nbytes if level < HIGH else 0)
             if state.set_limit is not None and self._recovering:

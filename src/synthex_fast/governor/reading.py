@@ -7,24 +7,14 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from synthex_fast import _readings
+from synthex_fast._arguments import want_methods
 from synthex_fast._pressure import LEVELS, NORMAL, MemoryUse, nearest, working_set
-from synthex_fast.errors import type_error
 from synthex_fast.governor.components import MemorySample, offers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
 
-    class MemoryReadings(Protocol):
-        """What the governor uses of `synthex_fast._readings.Readings`."""
-
-        def rss(self) -> int: ...
-        def charge(self) -> int | None: ...
-        def reclaimable(self) -> int: ...
-        def limit(self) -> int | None: ...
-        def available(self) -> int: ...
-        def total(self) -> int: ...
-
+    from synthex_fast._pressure import MemoryReadings
 
 __all__ = ["MemoryReader"]
 
@@ -46,18 +36,14 @@ class MemoryReader:
     ) -> None:
         if readings is None:
             readings = _readings.Readings()
-        elif not all(callable(getattr(readings, name, None)) for name in _METHODS):
-            raise type_error(
-                "readings", readings, f"an object with the methods {', '.join(_METHODS)}, or None"
-            )
-        self._readings = readings
+        self._readings = readings = want_methods("readings", readings, _METHODS)
         self._clock = clock
         self.limit = _readings.memory_limit(limit, readings, name="limit")
         # More than `limit` if the machine has less.
         self.requested = _readings.requested_limit(limit, readings, name="limit")
         container = readings.limit()
         self.follows = limit is None and container is not None
-        # False if the limit is merely all of the machine's memory.
+        # False if the limit is only the whole machine's memory.
         self.bounded = limit is not None or container is not None
         self._container: int | None = None
         self._container_at = -math.inf
@@ -95,7 +81,7 @@ class MemoryReader:
             return nearest(rss, limit, charge, container, held)
         if self.bounded:
             return MemoryUse(rss, charge, rss, limit)
-        # Everybody uses the machine's memory.
+        # All processes share the machine's memory.
         taken = known.used if known and known.limit == limit else limit - self._readings.available()
         return MemoryUse(rss, charge, max(rss, taken), limit)
 

@@ -25,7 +25,7 @@ class Subscription:
         self._cancels: list[Callable[[], object]] = []
 
     def attach(self, source: Any, callback: Callable[[str, Any], None]) -> None:
-        """Have the source call at each change of level, and run it. A source that can't be started is detached."""
+        """Make the source call at each change of level, and run it. A source that can't be started is detached."""
         if source is self.source:
             return
         self.detach()
@@ -45,13 +45,17 @@ class Subscription:
         source, self.source = self.source, None
         cancels, self._cancels = self._cancels, []
         started, self._started = self._started, False
-        try:
-            for cancel in cancels:
+        # Each by itself: one that raises must not leave the others undone.
+        for cancel in cancels:
+            try:
                 cancel()
-            if started:
+            except Exception as error:
+                _unraisable.report(error, source)
+        if started:
+            try:
                 source.stop()
-        except Exception as error:
-            _unraisable.report(error, source)
+            except Exception as error:
+                _unraisable.report(error, source)
 
 
 def _is_running(source: Any) -> bool:

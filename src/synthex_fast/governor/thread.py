@@ -1,15 +1,15 @@
 """Who acts for a governor and when: turns, the thread, forks and the interpreter's exit.
 
 A governor acts in whichever thread asks: its own (`Worker`), its monitor's, or the caller's of `check`. One at a time
-does, the *actor*. A thread that finds another one acting returns at once, and the actor reads memory once more for it.
+does, the *actor*. A thread that finds another one acting returns at once, and the actor reads memory again for it.
 
 ``state`` is the only lock. It guards the fields of `Worker`, and is never held while memory is read, a component is
 called or a callback runs. It is reentrant, since a finaliser may run wherever Python code does, in a critical section
 too; each step leaves all fields consistent.
 
-Before a fork the threads end, so that a preloading server forks a process that has none, and each ``state`` is held
-over the fork by the forking thread, so that the child can release it. Afterwards parent and child start threads of
-their own.
+Before a fork the threads end, so that a preloading server forks a process that has none. Then the forking thread takes
+each ``state`` and holds it over the fork, so that the child can release it. It does so after the monitors' threads have
+ended, since one of them may be the actor. Afterwards parent and child start threads of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Target(Protocol):
-        """What a worker needs of its governor."""
+        """What a worker needs from its governor."""
 
         _interval: float
         """Seconds until memory is to be read again."""
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "is_acting"]
 
-# How often one thread reads memory again because others have asked meanwhile; the rest is left to the governor's own.
+# How often one thread reads memory again because others asked during its turn; then the governor's own does it.
 ROUNDS = 3
 # How long one thread waits for another. Bounded: a callback may be waiting for a lock that the waiting thread holds.
 WAIT_SECONDS = 1.0
@@ -60,7 +60,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.state = threading.Condition()
-        # The governor while it runs, else None.
+        # The governor while it is running, else None.
         self.target: Target | None = None
         self.thread: threading.Thread | None = None
         # When the thread is to act next, by `time.monotonic`.
@@ -152,7 +152,7 @@ class Worker:
                 self.state.wait_for(lambda: self.actor is None or self.turns != turns, WAIT_SECONDS)
 
     def start(self, target: Target) -> bool:
-        """Run for ``target`` from now on; False if it runs already or the interpreter is exiting."""
+        """Run for ``target`` from now on; False if it is already running or the interpreter is exiting."""
         with self.state:
             if self.running or _lifecycle.is_exiting():
                 return False
@@ -219,7 +219,7 @@ def join(thread: threading.Thread | None) -> None:
         thread.join(WAIT_SECONDS)
 
 
-# The workers that run. Their governors stay alive.
+# The running workers. They keep their governors alive.
 running: set[Worker] = set()
 _forking = False
 # The locks that a forking thread holds over its fork: each thread its own, since several may fork at once.
@@ -234,25 +234,22 @@ def _before_fork() -> None:
             thread, worker.thread = worker.thread, None
             worker.state.notify_all()
         join(thread)
+
+
+def _hold_locks() -> None:
     held = _forker.__dict__.setdefault("held", [])
     for state in sorted((worker.state for worker in list(running)), key=id):
         state.acquire()
         held.append(state)
 
 
-def _after_fork() -> None:
-    global _forking
-    _forking = False
+def _release_locks() -> None:
     held = _forker.__dict__.get("held")
     while held:
         held.pop().release()
-    for worker in list(running):
-        # If no thread can be started, the monitor's next call tries again.
-        with contextlib.suppress(Exception):
-            worker.plan(max(0.0, worker.due - time.monotonic()))
 
 
-def _after_fork_in_child() -> None:
+def _release_locks_in_child() -> None:
     me = threading.get_ident()
     for worker in list(running):
         worker.thread = None
@@ -261,7 +258,16 @@ def _after_fork_in_child() -> None:
         if worker.actor not in (None, me):
             worker.actor = None
             worker.due = 0.0
-    _after_fork()
+    _release_locks()
+
+
+def _after_fork() -> None:
+    global _forking
+    _forking = False
+    for worker in list(running):
+        # If no thread can be started, the monitor's next call tries again.
+        with contextlib.suppress(Exception):
+            worker.plan(max(0.0, worker.due - time.monotonic()))
 
 
 def _at_exit() -> None:
@@ -275,6 +281,12 @@ _lifecycle.register(
     _lifecycle.Stage.GOVERNOR,
     before=_before_fork,
     after_in_parent=_after_fork,
-    after_in_child=_after_fork_in_child,
+    after_in_child=_after_fork,
     at_exit=_at_exit,
+)
+_lifecycle.register(
+    _lifecycle.Stage.GOVERNOR_LOCKS,
+    before=_hold_locks,
+    after_in_parent=_release_locks,
+    after_in_child=_release_locks_in_child,
 )

@@ -1,4 +1,4 @@
-"""A month of samples in memory of fixed size: three rings of rows, each coarser than the one before.
+"""A month of samples in a fixed amount of memory: three rings of rows, each coarser than the one before.
 
 A row keeps the minimum and the maximum of every metric over its width in time, so that no peak is averaged away. Each
 ring holds one open row that samples are merged into. When a sample falls into the next row, the open one is packed into

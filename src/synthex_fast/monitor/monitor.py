@@ -19,9 +19,10 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from synthex_fast import _lifecycle, _unraisable
-from synthex_fast._arguments import finite_number, one_of, want_callable, whole_number
+from synthex_fast._arguments import finite_number, one_of, refuse_awaited, want_callable, whole_number
 from synthex_fast._pressure import LEVELS, NORMAL
 from synthex_fast._readings import container_state
+from synthex_fast.errors import ArgumentTypeError
 from synthex_fast.monitor.history import DAY, History
 from synthex_fast.monitor.sampling import AdaptiveInterval, MemorySampler
 from synthex_fast.monitor.thread import SamplingThread
@@ -31,6 +32,7 @@ from synthex_fast.monitor.wakeups import GrowthThreshold, burst
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import NoReturn
 
     import numpy as np
     import numpy.typing as npt
@@ -131,7 +133,7 @@ class AdaptiveMemoryMonitor:
         return taken
 
     def _take_sample(self) -> tuple[Sample, list[tuple[str, Callback]]]:
-        # Short, because CPython 3.11 fails to leave a block far down in a function if no memory is left at all.
+        # Short, because CPython 3.11 can't leave a block far down in a function if no memory is left.
         with self._lock:
             now = self._clock()
             taken = self._read_memory(now)
@@ -227,7 +229,7 @@ class AdaptiveMemoryMonitor:
         return measure_trend(times, values, seconds)
 
     def leak(self) -> Leak:
-        """Whether memory grows as a leak makes it grow, how fast, and how certain that is.
+        """Whether memory grows the way a leak does, how fast, and how certain that is.
 
         The last 2.5 hours, 8 hours, day and 9 days are each checked for a rise of the floor of resident memory that
 
@@ -296,7 +298,7 @@ class AdaptiveMemoryMonitor:
     @staticmethod
     def _call(callback: Callback, level: str, sample: Sample) -> None:
         try:
-            callback(level, sample)
+            refuse_awaited("callback", callback(level, sample))
         except BaseException as error:
             _unraisable.report(error, callback)
 
@@ -314,7 +316,7 @@ class AdaptiveMemoryMonitor:
             if self.running or _lifecycle.is_exiting():
                 return
             thread = SamplingThread(self, self._sampler.readings, self._sampler.kernel)
-            # Sample at once; events that came before mean nothing.
+            # Sample at once; earlier events no longer matter.
             self._due = -math.inf
             self._threshold.forget()
             try:
@@ -392,9 +394,9 @@ class AdaptiveMemoryMonitor:
 
         ``running``, ``level``, ``interval`` (seconds), ``samples``, ``wakeups`` (of the thread), ``events`` (wake-ups
         by the kernel), ``slow_readings`` (of the figures read once a minute), ``cpu_seconds`` (of the thread),
-        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``requested_limit`` is the limit asked for, in
-        bytes or None: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown`` if
-        the container's limits can't be read.
+        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``requested_limit`` is the limit asked for,
+        in bytes or None: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown``
+        if the container's limits can't be read.
         """
         with self._lock:
             thread, running = self._thread, self.running
@@ -414,6 +416,11 @@ class AdaptiveMemoryMonitor:
                 "requested_limit": self._sampler.requested,
                 "container": container_state(self._sampler.readings),
             }
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+        )
 
 
 def _interval(name: str, value: float, least: float) -> float:

@@ -1,8 +1,8 @@
 """Reading memory, comparing it with its limit, and deciding how long to wait until the next time.
 
 `MemorySampler` reads resident size and charge at every sample, since they are cheap. The rest is read once a minute,
-and whenever the level changes: callbacks then get a sample in which everything is current. What counts against which
-limit is decided in `synthex_fast._pressure`, for the governor too.
+and whenever the level changes: callbacks then get a sample in which everything is current. `synthex_fast._pressure`
+decides what counts against which limit, for the governor too.
 
 `AdaptiveInterval` is the rule for the time between samples. Neither takes a lock; the monitor holds its own.
 """
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from synthex_fast._arguments import want_methods
 from synthex_fast._pressure import (
     EMERGENCY,
     LEVELS,
@@ -27,7 +28,6 @@ from synthex_fast._pressure import (
     working_set,
 )
 from synthex_fast._readings import Readings, memory_limit, parse_size, requested_limit
-from synthex_fast.errors import type_error
 from synthex_fast.monitor.history import DAY, MINUTE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _METHODS = ("rss", "charge", "reclaimable", "limit", "available", "swap", "total
 class Sample(NamedTuple):
     """Memory at one moment, from `AdaptiveMemoryMonitor.sample`. Sizes are in bytes, times in seconds.
 
-    Memory has two limits, the process's own and its container's. ``used`` and ``limit`` are the pair that has come
+    Memory has two limits, the process's own and its container's. ``used`` and ``limit`` are the pair that is
     nearer: the resident size and the process's limit, or the container's working set and its limit. Outside of a
     container and without a limit of its own, they are what the host has in use, and the host's memory.
     """
@@ -98,11 +98,7 @@ class MemorySampler:
     def __init__(self, limit: int | float | str | None, readings: MemoryReadings | None) -> None:
         if readings is None:
             readings = Readings()
-        elif not all(callable(getattr(readings, name, None)) for name in _METHODS):
-            raise type_error(
-                "readings", readings, f"an object with the methods {', '.join(_METHODS)}, or None"
-            )
-        self.readings = readings
+        self.readings = readings = want_methods("readings", readings, _METHODS)
         self.kernel: KernelReadings = readings if isinstance(readings, Readings) else _OneByOne(readings)
         self._given: int | None = None
         self.requested: int | None = None
@@ -137,7 +133,7 @@ class MemorySampler:
         use = self._compare(rss, charge, held)
         level = classify(use.share, before)
         if level != before and self._slow_at != now:
-            # Page cache that has grown in the last minute is no pressure, and callbacks get current figures.
+            # Page cache that has grown in the last minute is not pressure, and callbacks get current figures.
             self._read_slow(now, rss)
             held = self._working_set(charge)
             use = self._compare(rss, charge, held)

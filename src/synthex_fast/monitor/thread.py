@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CollectionTimer", "SamplingThread"]
 
-# After an event, further ones are ignored for so long, which bounds the cost of a storm of them.
+# After an event, further ones are ignored for this long, which bounds the cost of a burst of them.
 _MUTED_SECONDS = 0.8
 # If the kernel can't wake the thread, resident size is checked after a collection, at most this often.
 _CHECK_SECONDS = 1.0
@@ -98,7 +98,7 @@ class SamplingThread:
         self.end()
 
     def end(self) -> None:
-        """Have the thread end. May be called anywhere, even during a garbage collection."""
+        """Make the thread end. May be called anywhere, even during a garbage collection."""
         self.abandon()
         self.waker.wake()
 

@@ -1,6 +1,6 @@
 """The slope of memory's floor, and whether it is a leak.
 
-Traffic moves memory up and down; what a leak moves is the floor that memory returns to. Everything here works on that
+Traffic moves memory up and down; a leak raises the floor that memory returns to. Everything here works on that
 floor: the least resident size of each of some equal blocks of time.
 
 `measure_trend` gives the floor's slope (Theil and Sen) and how unlikely it is by chance (Mann and Kendall).
@@ -180,7 +180,7 @@ _STILL_STANDING = 0.98
 def _rises_like_a_leak(
     times: Floats, values: Floats, end: float, window: _Window, block: float
 ) -> tuple[float, float] | None:
-    """Slope and chance if the floor, in blocks of that length, has grown over the window as a leak makes it grow."""
+    """Slope and chance if the floor, in blocks of that length, has grown over the window the way a leak does."""
     import numpy as np
 
     parts, seconds = window.parts, window.seconds

@@ -6,9 +6,9 @@ control group's version:
 - Version 1: a threshold on the charge (``cgroup.event_control``). It fires once memory has grown to it, and
   `GrowthThreshold` decides where to set the next one.
 - Version 2: ``memory.events``, and pressure stall information of the group or of the host.
-- Without these, or in addition to the latter, the monitor looks at resident size after garbage collections (`thread`).
+- Without these, or in addition to the latter, the monitor reads resident size after garbage collections (`thread`).
 
-One thread may wake a waker while another closes it. The pipe is therefore closed only once nobody uses it, because its
+One thread may wake a waker while another closes it. The pipe is therefore closed only once it is unused, because its
 descriptor's number may belong to another file a moment later.
 """
 

@@ -10,6 +10,6 @@ What happens when ``synthex-fast validate`` runs, and where to read it:
   package.
 - `worker` is an arm's process: it makes the corpus, waits for commands, runs rounds and returns measurements.
 - `rounds` starts the processes and has them take turns, one at a time, so that drift affects all arms alike.
-- `figures` turns the rounds into rows: medians and spread beside the report's figures and targets.
+- `figures` turns the rounds into rows: medians and spread next to the report's figures and targets.
 - `report` prints the table and writes the JSON.
 """

@@ -1,4 +1,4 @@
-"""What the counting allocator keeps: the allocators it stands in front of, and what went past."""
+"""The counting allocator's state: the allocators that it wraps, and what has been requested of them."""
 
 from libc.stdint cimport uint64_t
 

@@ -8,7 +8,7 @@ objects that the interpreter reuses from its own free lists.
 
 
 cdef inline bint enter(size_t size) noexcept nogil:
-    """Count `size` if it is ours to count; true when the caller must `leave` again."""
+    """Count `size` if this request is to be counted; true if the caller must `leave` again."""
     global requested, blocks, inside
     if PyThread_get_thread_ident() != counted_thread or inside:
         return False
@@ -50,7 +50,7 @@ cdef void *counting_realloc(void *ctx, void *block, size_t size) noexcept nogil:
     cdef void *after = behind.realloc(behind.ctx, block, size)
     if counted:
         leave()
-        # Growing in place asks for no new block, and by how much it grew isn't known: only a move counts.
+        # A block that grows in place is no new block, and its growth isn't known: only a move counts.
         if <size_t>after == before:
             requested -= size
             blocks -= 1

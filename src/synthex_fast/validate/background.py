@@ -8,10 +8,10 @@ Task = tuple[float, Callable[[], float]]
 
 
 class Background:
-    """Runs each task when it is due in seconds of load: while another arm has its turn, no time passes here.
+    """Runs each task when it is due, counted in seconds of load: no time passes during another arm's turn.
 
-    A service samples its memory every so many seconds for as long as it runs. Counting only the seconds of
-    its own rounds keeps that rate as it is, and keeps the samples out of the other arms' rounds.
+    A service samples its memory at intervals for as long as it runs. Counting only the seconds of
+    its own rounds keeps that rate unchanged, and keeps the samples out of the other arms' rounds.
     """
 
     def __init__(self, tasks: list[Task]):

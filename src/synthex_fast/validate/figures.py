@@ -1,4 +1,4 @@
-"""Turns rounds into table rows: medians with their spread, beside the report's figures and targets."""
+"""Turns rounds into table rows: medians with their spread, next to the report's figures and targets."""
 
 import math
 from collections.abc import Callable, Sequence

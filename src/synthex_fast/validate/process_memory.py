@@ -33,7 +33,7 @@ def peak() -> int:
 
 
 def restart_peak() -> bool:
-    """Have `peak` count from now on; false where the system can't (only Linux can, and only if /proc is
+    """Make `peak` count from now on; false if the system can't (only Linux can, and only if /proc is
     writable).
     """
     if sys.platform != "linux":

@@ -1,4 +1,4 @@
-"""What the reader gets: one table with its footnotes, and the same as JSON."""
+"""The output of a comparison: one table with its footnotes, and the same as JSON."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from synthex_fast.validate.figures import BASELINE, REPORT_RATE, Figure, Row, rows
 
-# A table that is read from a file or a log has no terminal's width to keep to.
+# A table that goes to a file or a log need not fit a terminal.
 PLAIN_WIDTH = 200
 # Below this the table is shown in two halves, one above the other.
 WHOLE_WIDTH = 155

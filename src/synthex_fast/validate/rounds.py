@@ -27,7 +27,7 @@ FEWEST_ROUNDS = 7
 LONGEST_ROUND = 3.0  # seconds
 SHORTEST_ROUND = 0.05
 COMPARED_REQUESTS = 200
-# What a run may take when nobody says how much load there shall be: everything included, within a minute.
+# The length of a run if no load is asked for: a minute, everything included.
 DEFAULT_LOAD = 45.0
 DEFAULT_TOTAL = 54.0
 # Seconds beyond the requested duration after which a silent process counts as hung.
@@ -40,7 +40,7 @@ class ValidationError(Exception):
 
 @dataclass
 class Results:
-    """What has been measured so far: it can be reported at any moment, which is what an interruption does."""
+    """What has been measured so far. It can be reported at any moment, as after an interruption."""
 
     arms: tuple[str, ...]
     seed: int
@@ -53,7 +53,7 @@ class Results:
     allocation: dict[str, dict] = field(default_factory=dict)
     sampling: dict[str, dict] = field(default_factory=dict)
     rounds: dict[str, list[dict]] = field(default_factory=dict)
-    compared: int = 0  # requests for which the arms were seen to return the same
+    compared: int = 0  # requests for which all arms returned the same result
     complete: bool = False
 
     def finished(self) -> int:
@@ -62,7 +62,7 @@ class Results:
 
 
 class Process:
-    """An arm's process, and the line to it."""
+    """An arm's process, and the pipes to and from it."""
 
     def __init__(self, arm: str, seed: int):
         self.arm = arm
@@ -93,12 +93,12 @@ class Process:
         self._answers.put(None)
 
     def order(self, **command) -> None:
-        """Tell the process to do something; `answer` waits for what comes of it."""
+        """Send a command to the process; `answer` waits for the result."""
         try:
             self._popen.stdin.write(dumps(command).encode() + b"\n")
             self._popen.stdin.flush()
         except OSError:
-            # `answer` finds the pipe closed and says so, with the process's own last words.
+            # `answer` will find the pipe closed and report that, with the last line that the process wrote.
             pass
 
     def answer(self, seconds: float = 0.0, tick: Callable[[], None] = lambda: None) -> tuple[dict, bytes]:
@@ -128,11 +128,11 @@ class Process:
         return f"{how}: {lines[-1].strip()}" if lines else how
 
     def kill(self) -> None:
-        """End the process, at once and whatever it is doing: it holds nothing that needs saving."""
+        """Kill the process without waiting for it: it holds nothing that needs saving."""
         self._popen.kill()
 
     def end(self) -> None:
-        """See the killed process off and close what led to it."""
+        """Wait for the killed process and close its pipes."""
         self._popen.wait()
         self._reader.join()
         self._popen.stdout.close()
@@ -143,7 +143,7 @@ class Process:
 
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
-    # The same hashes in every arm: the order of a set is then no difference between them.
+    # The same hashes in every arm, so that the order of sets does not differ between them.
     environment["PYTHONHASHSEED"] = "0"
     root = str(Path(__file__).resolve().parents[2])
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
@@ -155,14 +155,14 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def processes(arms: tuple[str, ...], seed: int) -> Iterator[dict[str, Process]]:
-    """A process for each arm; none is left when the block is, however it is left."""
+    """A process for each arm; all have ended when the block exits, even with an exception."""
     started: dict[str, Process] = {}
     try:
         for arm in arms:
             started[arm] = Process(arm, seed)
         yield started
     finally:
-        # All are told before any is waited for: a second Ctrl-C then finds them ending.
+        # All are killed before any is waited for, so that none survives a second Ctrl-C.
         for process in started.values():
             process.kill()
         for process in started.values():
@@ -185,25 +185,25 @@ def plan(arms: int, seconds: float) -> tuple[int, float]:
 
 
 def least_seconds(arms: int) -> float:
-    """The least load that `plan` can share out among so many arms."""
+    """The least load that `plan` can share out among that many arms."""
     return FEWEST_ROUNDS * SHORTEST_ROUND * arms
 
 
 def run(results: Results, seconds: float | None, say: Callable[[str, float], None]) -> None:
     """Fill `results`, with `seconds` of load for all arms together (as much as fits into a minute if None).
 
-    ``say(what, share)`` is told what is being done and what share of the whole is behind us, some times a
-    second. Raises `ValidationError` when an arm's process dies or the arms disagree.
+    ``say(what, share)`` is called several times a second with the current activity and the share of the run that
+    is done. Raises `ValidationError` when an arm's process dies or the arms disagree.
     """
     began = time.monotonic()
     arms = results.arms
     say("filling the caches once to measure their size", 0.0)
-    with processes(arms, results.seed) as weighing:
-        for process in weighing.values():
+    with processes(arms, results.seed) as measured:
+        for process in measured.values():
             process.answer()
             process.order(do="held")
-        for arm, process in weighing.items():
-            results.held[arm] = process.answer(tick=lambda: say("weighing the caches", 0.02))[0]
+        for arm, process in measured.items():
+            results.held[arm] = process.answer(tick=lambda: say("measuring the caches", 0.02))[0]
     say("starting the arms", 0.04)
     with processes(arms, results.seed) as working:
         for arm, process in working.items():

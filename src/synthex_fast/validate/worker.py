@@ -2,7 +2,7 @@
 
 It reads one JSON command a line on standard input and answers each with one JSON line on standard output; an
 answer with ``"payload": n`` is followed by n raw bytes. It ends when its standard input does, in the middle
-of a round if need be, so that it can't outlive the process that started it, however that one went.
+of a round if need be, so that it can't outlive the process that started it, however that one ended.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Arm:
         self.before_import = process_memory.resident()
         self.make_service = service(name)
         gc.collect()
-        # The collector shall walk what the load makes, not the harness, its corpus or what was imported.
+        # The collector is to traverse what the load makes, not the harness, its corpus or what was imported.
         gc.freeze()
         self.before_load = process_memory.resident()
         self.service = self.make_service()
@@ -88,7 +88,7 @@ class Arm:
             handle(request)
 
     def first_fill(self) -> dict:
-        """Fill the caches for the first time in this process; what the collector had to do meanwhile."""
+        """Fill the caches for the first time in this process, and return what the collector did during that."""
         before = collected()
         with self.collections.watch():
             self.fill()
@@ -127,13 +127,13 @@ class Arm:
         Meant for a process of its own, in which nothing was served before. What is allocated from the making
         of the service to its last request, and is still there when the buffer has been emptied, is in its
         caches and pools. Every request arrives as fresh objects here, as from a network, so that the texts
-        count for whoever keeps them.
+        count where they are kept.
         """
         import tracemalloc
 
         arriving = [pickle.dumps(self.requests[i % len(self.requests)]) for i in range(FILL_REQUESTS)]
         tracemalloc.start()
-        # What a first request makes once and for all is on the books before the service that counts is made.
+        # The first requests make what is made once per process, before the service that is measured is made.
         for request in arriving[:FIRST_REQUESTS]:
             self.service.handle(pickle.loads(request))
         self.service.close()
@@ -230,10 +230,10 @@ class Arm:
 
 
 class Channel:
-    """The protocol's pipe to the parent, kept apart from what anybody prints."""
+    """The protocol's pipe to the parent, kept separate from anything that is printed."""
 
     def __init__(self):
-        # Whatever a library prints must not get between the answers.
+        # What a library prints must not get between the answers.
         self._out = os.dup(1)
         os.dup2(2, 1)
         self._commands: queue.SimpleQueue[dict] = queue.SimpleQueue()
@@ -243,7 +243,7 @@ class Channel:
         with contextlib.suppress(OSError, ValueError):
             for line in sys.stdin.buffer:
                 self._commands.put(json.loads(line))
-        # The parent is gone: so is the point of whatever this process is doing.
+        # The parent has ended, so this process has nothing left to do.
         os._exit(0)
 
     def receive(self) -> dict:

@@ -5,13 +5,13 @@ A `Service` has
 - `handle(request)`: makes the query, keeps it among the active ones, makes its five responses, adds them to
   the buffer as a batch, keeps them per query, and returns their `Consensus`;
 - `answer(request)` and `sent()`: the two halves of `handle`, before and after the response has gone out;
-- `expire()`: lets go of all that the caches and the buffer hold, as a mass expiry does; pools keep theirs;
-- `tasks()`: what the version does in the background, as pairs of seconds until it is first due and a function
-  that does it and returns the seconds until the next time;
+- `expire()`: releases all that the caches and the buffer hold, as a mass expiry does; pools keep their objects;
+- `tasks()`: its background work, as pairs of the seconds until a task is first due and a function that runs it and
+  returns the seconds until the next run;
 - `flush()`: empties the response buffer, as its threshold does;
-- `sampling()`: the sampling of a memory monitor like its own, as a function that takes a sample and returns the
-  seconds until the next one; to it, the time between two calls is as long as that;
-- `close()`: gives back what it took of the process as a whole (the garbage collector);
+- `sampling()`: a function that takes a sample as its memory monitor does and returns the seconds until the next
+  one; on the monitor's clock, two calls are that far apart;
+- `close()`: restores what it changed for the whole process (the garbage collector's settings);
 - `made()`: `(reused, created)`, the records taken from a pool or freelist and the ones newly allocated;
 - `account()`: the bytes that the caches believe they hold;
 - `flushed`: how many responses the buffer's handler has been given.
@@ -25,7 +25,7 @@ ARMS = ("current", "recommended", "synthex_fast")
 ACTIVE_QUERIES, ACTIVE_SECONDS = 1_000, 3_600.0
 RESPONSE_QUERIES, RESPONSE_SECONDS = 500, 14_400.0
 BUFFER_CAPACITY, FLUSH_THRESHOLD = 1_000, 0.8
-# What the report wants the response cache to come down to; it gives no other figure for a cache's limit.
+# The report's target for the response cache; it gives no other figure for a cache's limit.
 CACHE_LIMIT_MB = 5.8
 
 

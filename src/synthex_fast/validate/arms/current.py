@@ -9,7 +9,7 @@ silent.
   value that carries its own times, TTL and size, statistics, and a size from a shallow ``sys.getsizeof``. The
   system wraps this class in another that only passes calls on; that layer is left out here.
 - Clean-up (sections 2A and 4A): a scan of every entry, every 300 s for queries and every 600 s for responses.
-- Buffer (section 2B): a list without a limit on a batch, handed over when it reaches 800 responses.
+- Buffer (section 2B): a list without a limit on a batch, flushed when it reaches 800 responses.
 - Collector (section 3A): ``gc.set_threshold(700, 10, 10)``.
 - Monitor (section 5): a thread that asks psutil every second for seven metrics and keeps an hour of samples.
 """
@@ -325,7 +325,7 @@ class Service:
         pass
 
     def made(self) -> tuple[int, int]:
-        # Every request makes one query and five responses, and nothing is ever taken up again.
+        # Every request makes one query and five responses, and nothing is ever reused.
         stats = self._active.stats
         return 0, 6 * (len(self._active) + stats.evictions + stats.expirations)
 

@@ -9,8 +9,8 @@ the way that costs this version least:
 - How a pooled record is filled isn't shown. Here its attributes are assigned, as `reset` assigns them.
   pydantic doesn't validate assignments unless told to, and if told to refuses the ``title = ""`` of the
   report's own `reset`; so this version skips the checks that the other two make, which is to its advantage.
-- When a record is released isn't shown either. Here it is when its cache lets it go, the first moment at
-  which nobody holds it: an `on_evict` callback, which the system's cache has.
+- When a record is released isn't shown either. Here it is when its cache drops it, the first moment at
+  which nothing refers to it: in an `on_evict` callback, which the system's cache has.
 - 6C calls an ``_estimate_memory_usage`` that the report doesn't show; here it is the system's running
   account, which is shallow. The limit is the report's target for the cache.
 - Section 6 has no new buffer, consensus or collector thresholds: those of the current system stay.
