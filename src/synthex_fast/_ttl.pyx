@@ -891,7 +891,7 @@ cdef int check_sizeof(object size_of) except -1:
     check_callable("sizeof", size_of, True)
     if size_of is getsizeof or size_of is length_hint or size_of is next:
         # They would take the value for the default: sys.getsizeof would measure the key alone, without an error.
-        raise value_error("sizeof", size_of, "a function of (key, value), which this one's (object, default) is not")
+        raise value_error("sizeof", size_of, "a function of (key, value) rather than (object, default)")
     return 0
 
 
