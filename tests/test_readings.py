@@ -250,6 +250,45 @@ def test_v2_file_pages_in_use_are_reclaimable(tree):
     assert readings.reclaimable() == (20 + 600 + 10 - 15 - 5) * MB
 
 
+def levels(tree):
+    """The levels that monitor and governor see, and the share of memory that the tuner does."""
+    from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, TTLDict
+
+    monitor = AdaptiveMemoryMonitor(readings=tree.readings())
+    cache = TTLDict()
+    cache.update((n, n) for n in range(1000))
+    governor = MemoryGovernor(readings=tree.readings())
+    governor.register(cache)
+    level = governor.check()
+    with GCTuner(readings=tree.readings(), freeze=False) as tuner:
+        share = tuner.stats["memory_share"]
+    return monitor.sample().level, level, round(share, 2), len(cache)
+
+
+def test_page_cache_in_use_is_no_pressure(tree):
+    tree.belong("0::/", V2_MOUNT.format(part="/"))
+    tree.v2("sys/fs/cgroup", usage=990 * MB, limit=1000 * MB)
+    tree.write(
+        "sys/fs/cgroup/memory.stat",
+        f"anon {300 * MB}\ninactive_file {20 * MB}\nactive_file {670 * MB}\n",
+    )
+    assert levels(tree) == ("normal", "normal", 0.3, 1000)
+
+
+def test_little_room_in_the_group_around_is_pressure(tree):
+    tree.belong("0::/pod/app", V2_MOUNT.format(part="/"))
+    tree.v2("sys/fs/cgroup/pod/app", usage=410 * MB, limit=2000 * MB, inactive=0)
+    tree.v2("sys/fs/cgroup/pod", usage=3960 * MB, limit=4000 * MB, inactive=0)
+    assert levels(tree)[:3] == ("emergency", "emergency", 0.99)
+
+
+def test_a_soft_limit_that_is_reached_is_pressure(tree):
+    tree.belong("0::/", V2_MOUNT.format(part="/"))
+    tree.v2("sys/fs/cgroup", usage=599 * MB, limit=1000 * MB, inactive=0)
+    tree.write("sys/fs/cgroup/memory.high", f"{600 * MB}\n")
+    assert levels(tree)[:3] == ("emergency", "emergency", 1.0)
+
+
 def test_v1_file_pages_in_use_are_reclaimable(tree):
     tree.belong("4:memory:/", V1_MOUNT.format(part="/"))
     tree.v1("sys/fs/cgroup/memory", usage=230 * MB, limit=240 * MB)

@@ -1,12 +1,7 @@
 """Requests in flight: their ages, the context manager and decorator, and the ASGI and WSGI middleware.
 
-<<<<<<< HEAD
-Each way of marking a request calls the tuner's ``_begin_request()``, keeps the number that it returns, and passes it to
-``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without effect.
-=======
 Each way of marking a request calls the tuner's ``_begin_request()``, keeps the number that it returns, and passes it
 to ``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without effect.
->>>>>>> baf9ee7
 
 A response that is streamed is in flight only while the application works on a part of it. Each part then begins and
 ends like a request, but is not counted as one.

@@ -88,13 +88,8 @@ class GCTuner:
     A request older than ``long_request`` seconds (infinity for never) no longer keeps collections away: it may be
     waiting for an event or a slow client. In `stats` it stays in flight, and is one of the ``long_requests``.
 
-<<<<<<< HEAD
-    One tuner runs in a process at a time, and running keeps it alive. A request costs one to two microseconds. Raises
-    `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
-=======
     One tuner runs in a process at a time, and it is kept alive while it runs. A request costs one to two microseconds.
     Raises `ArgumentValueError` and `ArgumentTypeError` for bad arguments.
->>>>>>> baf9ee7
 
     >>> from synthex_fast import GCTuner
     >>> tuner = GCTuner(memory_limit="90%")
