@@ -124,6 +124,7 @@ cdef extern from "Python.h":
     PyObject* Py_NewRef(PyObject*) noexcept
     PyObject* Py_XNewRef(PyObject*) noexcept
     PyTypeObject* Py_TYPE(PyObject*) noexcept
+    Py_ssize_t Py_REFCNT(PyObject*) noexcept
 
     # Objects
     int PyObject_RichCompareBool(PyObject*, PyObject*, int) noexcept

@@ -29,6 +29,15 @@ cdef struct Stripe:
     char padding[104]
 
 
+cdef struct Copying:
+    # A copy that C code such as dict(d) is making: see _ttl_views.pxi.
+    Copying* following
+    PyObject* frame           # owned: the Python frame whose instruction makes the copy
+    int instruction
+    PyObject* pairs           # owned: a list of (key, value)
+    Py_ssize_t position       # the first pair that has not been fetched
+
+
 cdef class TTLDict:
     cdef object __weakref__
     cdef Table table
@@ -52,6 +61,7 @@ cdef class TTLDict:
     cdef object clock
     cdef object on_evict
     cdef str policy_name
+    cdef Copying* copies          # NULL: none is under way
 
     # The value as a new reference; NULL without an error if the key is missing.
     cdef PyObject* lookup(self, PyObject* key) except? NULL

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, SupportsIndex, TypedDict, TypeVar, overlo
 
 from typing_extensions import disjoint_base
 
-__all__ = ["Items", "TTLDict", "Values", "create_memory_aware_ttl_dict"]
+__all__ = ["Items", "Keys", "TTLDict", "Values", "create_memory_aware_ttl_dict"]
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -108,6 +108,7 @@ class TTLDict(MutableMapping[_K, _V]):
     def _sweep(self, budget: float) -> float: ...
 
 class Items(ItemsView[_K, _V]): ...
+class Keys(KeysView[_K]): ...
 class Values(ValuesView[_V]): ...
 
 def create_memory_aware_ttl_dict(

@@ -45,9 +45,10 @@ from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_ReprEnter, Py_ReprLeave, Py_XDECREF, PyErr_WriteUnraisable,
-    PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyObject_CallFunctionObjArgs, PyObject_RichCompareBool, PyTypeObject,
-    PyUnicode_CheckExact, defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
+    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_REFCNT, Py_ReprEnter, Py_ReprLeave, Py_XDECREF,
+    PyErr_WriteUnraisable, PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyList_GET_SIZE, PyObject_CallFunctionObjArgs,
+    PyObject_RichCompareBool, PySequence_Fast_ITEMS, PyTuple_GET_ITEM, PyTypeObject, PyUnicode_CheckExact,
+    defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
 )
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
@@ -71,7 +72,7 @@ from synthex_fast._arguments import want_bool
 from synthex_fast.errors import ArgumentValueError, ValueTooLargeError, value_error
 
 
-__all__ = ["Items", "TTLDict", "Values", "create_memory_aware_ttl_dict"]
+__all__ = ["Items", "Keys", "TTLDict", "Values", "create_memory_aware_ttl_dict"]
 
 
 cdef extern from *:
@@ -84,7 +85,15 @@ cdef extern from *:
     #define SYNTHEX_FAILED 0xFFFFFFFEu
     /* How many releases of removed entries this thread is inside of. */
     static SYNTHEX_THREAD_LOCAL int synthex_callback_depth;
+
+    static inline PyObject *synthex_current_frame(int *instruction) {
+        PyFrameObject *frame = PyEval_GetFrame();
+        if (frame != NULL) *instruction = PyFrame_GetLasti(frame);
+        return (PyObject *)frame;
+    }
     """
+    # The innermost Python frame, borrowed, and the instruction it is at; NULL if there is none or no memory for it.
+    PyObject* current_frame "synthex_current_frame"(int* instruction) noexcept
     const unsigned int STRIPES "SYNTHEX_STRIPES"
     # What `find` returns instead of a slot. Both are greater than any slot.
     const uint32_t MISSING "SYNTHEX_NONE"
@@ -172,7 +181,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
     first. When ``memory_limit`` is exceeded, the dict evicts down to 80 % of it.
 
     Inserting or deleting during an iteration raises RuntimeError, as with a dict. Eviction and expiry don't: the
-    iterator skips what is gone.
+    iterator skips what is gone. ``list(d)``, ``dict(d)`` and other consumers written in C see the entries of one
+    moment, whatever other threads do; ``dict(d)`` counts neither as a use nor as hits.
 
     ``sizeof(key, value)`` returns the bytes of both and replaces the built-in estimate. A function of the value alone
     is passed as ``lambda key, value: measure(value)``; ``sys.getsizeof`` is refused, because it would measure the key
@@ -219,6 +229,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         # tp_clear has emptied the dict, or was not needed because there was no cycle to break.
         if self.stripes_block != NULL:
             release_entries(self)
+            release_copies(detach_copies(self))
             PyMem_RawFree(self.stripes_block)
 
     # ---- the C interface (described in _ttl.pxd) ----
@@ -271,7 +282,11 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     def __getitem__(self, key):
         """The value stored under the key. Raises KeyError if the key is missing or has expired."""
-        cdef PyObject* value = lookup_now(self, <PyObject*>key)
+        cdef PyObject* value = NULL
+        if unlikely(self.copies != NULL):
+            value = copied_value(self, <PyObject*>key)
+        if likely(value == NULL):
+            value = lookup_now(self, <PyObject*>key)
         if value == NULL:
             raise KeyError(key)
         return owned(value)
@@ -401,7 +416,24 @@ timer=None, on_evict=None, sweep=True)\n--\n
             self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
         return owned(present)
 
-    update = MutableMapping.update
+    def update(self, other=(), /, **entries):
+        """Store the entries of a mapping or of an iterable of pairs, and the keyword arguments. O(entries given)."""
+        if not isinstance(other, TTLDict):
+            MutableMapping.update(self, other, **entries)
+            return
+        if type(other).__getitem__ is TTLDict.__getitem__:
+            # Without a second look-up, which would miss an entry that falls due meanwhile.
+            for key, value in other.items():
+                self[key] = value
+        else:
+            for key in list(other):
+                try:
+                    value = other[key]
+                except KeyError:
+                    continue
+                self[key] = value
+        for key, value in entries.items():
+            self[key] = value
 
     def clear(self):
         """Remove every entry, without calling `on_evict`. O(n)."""
@@ -434,7 +466,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     def keys(self):
         """A view of the keys."""
-        return KeysView(self)
+        return Keys(self)
 
     def values(self):
         """A view of the values."""
@@ -859,7 +891,7 @@ cdef int check_sizeof(object size_of) except -1:
     check_callable("sizeof", size_of, True)
     if size_of is getsizeof or size_of is length_hint or size_of is next:
         # They would take the value for the default: sys.getsizeof would measure the key alone, without an error.
-        raise value_error("sizeof", size_of, "a function of (key, value), which this one's (object, default) is not")
+        raise value_error("sizeof", size_of, "a function of (key, value) rather than (object, default)")
     return 0
 
 
@@ -887,7 +919,13 @@ cdef inquiry clear_fields = (<PyTypeObject*>TTLDict).tp_clear
 cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef Table* t = &(<TTLDict>self).table
     cdef uint32_t slot
+    cdef Copying* copy = (<TTLDict>self).copies
     cdef int stop = traverse_fields(self, visit, arg)
+    while copy != NULL and not stop:
+        stop = visit(copy.frame, arg)
+        if not stop:
+            stop = visit(copy.pairs, arg)
+        copy = copy.following
     for slot in range(t.used):
         if stop:
             return stop
@@ -900,6 +938,7 @@ cdef int traverse(PyObject* self, visitproc visit, void* arg) noexcept:
 
 cdef int clear_references(PyObject* self) noexcept:
     release_entries(<TTLDict>self)
+    release_copies(detach_copies(<TTLDict>self))
     return clear_fields(self)
 
 

@@ -1,4 +1,16 @@
 # Iterators, views, and snapshots of all entries, included by _ttl.pyx.
+#
+# A loop in Python and a consumer in C, such as list(d) or dict(d), need different things. The loop gets a live
+# iterator, which raises if the user inserts or deletes. The consumer gets the entries of one moment, as a plain dict
+# gives it, because another thread may write, or an entry fall due, before it is done. The two are told apart by the
+# bytecode instruction at which the calling frame stands. A loop calls iter() at one instruction and next() at another,
+# whereas a consumer does both within one.
+#
+# dict(d), {**d} and dict.update call keys(), iterate over it, and then look up every key, all within one instruction.
+# An iteration over keys() that begins at the instruction which called keys() therefore records the pairs in `copies`,
+# and __getitem__ takes from there what the same frame asks for at the same instruction. The record owns the frame, so
+# that no later frame has its address, and is dropped with the last key. If an error ends the copy early, the next
+# d[key] drops it, once its frame has ended or moved on.
 
 
 # ---- iteration ----
@@ -9,8 +21,20 @@ cdef enum Kind:
     ITEMS = 2
 
 
+cdef inline uint64_t instruction() noexcept:
+    """A number for the calling frame and its present instruction; 0 if unknown.
+
+    A later frame may get the same number, so a match may only decide which of two correct things is done.
+    """
+    cdef int at = 0
+    cdef PyObject* frame = current_frame(&at)
+    return 0 if frame == NULL else <uint64_t><size_t>frame * <uint64_t>0x9E3779B97F4A7C15 + <uint64_t>at + 1
+
+
 cdef class _Iterator:
     cdef TTLDict owner
+    cdef uint64_t made_by     # the instruction that made it, until the first call of next(); then 0
+    cdef list entries         # what is left of the entries of one moment; None: the iterator is live
     cdef uint32_t position    # the next slot to visit; NONE at the end
     cdef uint32_t changes
     cdef Kind kind
@@ -32,6 +56,16 @@ cdef class _Iterator:
         cdef Stripe* stripe
         if slot == NONE:
             raise StopIteration
+        if self.made_by:
+            if self.made_by == instruction():
+                self.entries = entries_now(owner, self.kind)
+            self.made_by = 0
+        if self.entries is not None:
+            if slot >= <size_t>len(self.entries):
+                self.position = NONE
+                raise StopIteration
+            self.position = slot + 1
+            return self.entries[slot]
         now = now_if_needed(owner)
         stripe = enter_shared(owner)
         if self.changes != owner.changes:
@@ -65,7 +99,32 @@ cdef _Iterator entries_of(TTLDict self, Kind kind):
     iterator.position = 0
     iterator.changes = self.changes
     iterator.kind = kind
+    iterator.made_by = instruction()
     return iterator
+
+
+class Keys(KeysView):
+    """The keys of a TTLDict, without expired ones."""
+
+    __slots__ = ("_made_by",)
+
+    def __init__(self, mapping):
+        self._mapping = mapping
+        self._made_by = instruction()
+
+    def __iter__(self):
+        cdef list pairs
+        made_by = self._made_by
+        if not made_by or made_by != instruction():
+            return entries_of(self._mapping, KEYS)
+        pairs = entries_now(self._mapping, ITEMS)
+        keys = []
+        for pair in pairs:
+            keys.append((<tuple>pair)[0])
+        keys = iter(keys)
+        if pairs:
+            add_copy(self._mapping, pairs)
+        return keys
 
 
 class Items(ItemsView):
@@ -97,7 +156,154 @@ class Values(ValuesView):
         return any(found is value or found == value for found in self)
 
 
+# ---- copies made by C code ----
+
+cdef void release_copies(Copying* copy) noexcept:
+    """Free a chain of records that the dict no longer holds."""
+    cdef Copying* following
+    while copy != NULL:
+        following = copy.following
+        Py_DECREF(copy.pairs)
+        Py_DECREF(copy.frame)
+        PyMem_RawFree(copy)
+        copy = following
+
+
+cdef Copying* detach_copies(TTLDict self) noexcept:
+    cdef Copying* copies
+    enter(self)
+    copies = self.copies
+    self.copies = NULL
+    leave(self)
+    return copies
+
+
+cdef inline bint frame_ended(PyObject* frame) noexcept:
+    # While a frame runs or waits, the interpreter or its generator has a reference besides the record's.
+    return Py_REFCNT(frame) == 1
+
+
+cdef int add_copy(TTLDict self, list pairs) except -1:
+    """Record that the present instruction copies these pairs."""
+    cdef int at = 0
+    cdef PyObject* frame = current_frame(&at)
+    cdef Copying* copy
+    cdef Copying* dropped = NULL
+    cdef Copying** link
+    if frame == NULL:
+        return 0
+    copy = <Copying*>PyMem_RawMalloc(sizeof(Copying))
+    if copy == NULL:
+        raise MemoryError()
+    copy.frame = frame
+    copy.instruction = at
+    copy.pairs = <PyObject*>pairs
+    copy.position = 0
+    Py_INCREF(copy.frame)
+    Py_INCREF(copy.pairs)
+    enter(self)
+    link = &self.copies
+    while link[0] != NULL:
+        if link[0].frame == frame or frame_ended(link[0].frame):
+            move_copy(link, &dropped)
+        else:
+            link = &link[0].following
+    copy.following = self.copies
+    self.copies = copy
+    leave(self)
+    release_copies(dropped)
+    return 0
+
+
+cdef inline void move_copy(Copying** link, Copying** to) noexcept:
+    cdef Copying* copy = link[0]
+    link[0] = copy.following
+    copy.following = to[0]
+    to[0] = copy
+
+
+cdef PyObject* copied_value(TTLDict self, PyObject* key) noexcept:
+    """The key's value as a new reference, if the present instruction is copying the dict; else NULL."""
+    cdef int at = 0
+    cdef PyObject* frame = current_frame(&at)
+    cdef PyObject* pair
+    cdef PyObject* value = NULL
+    cdef Copying* copy
+    cdef Copying* dropped = NULL
+    cdef Copying** link
+    cdef Py_ssize_t size
+    enter(self)
+    link = &self.copies
+    while link[0] != NULL:
+        copy = link[0]
+        if copy.frame == frame:
+            size = PyList_GET_SIZE(copy.pairs)
+            while copy.instruction == at and value == NULL and copy.position < size:
+                pair = PySequence_Fast_ITEMS(copy.pairs)[copy.position]
+                copy.position += 1
+                if PyTuple_GET_ITEM(pair, 0) == key:
+                    value = PyTuple_GET_ITEM(pair, 1)
+                    Py_INCREF(value)
+            if value == NULL or copy.position == size:
+                move_copy(link, &dropped)
+                continue
+        elif frame_ended(copy.frame):
+            move_copy(link, &dropped)
+            continue
+        link = &copy.following
+    leave(self)
+    release_copies(dropped)
+    return value
+
+
 # ---- snapshots ----
+
+cdef struct Pair:
+    PyObject* key
+    PyObject* value
+
+
+cdef list entries_now(TTLDict self, Kind kind):
+    """The keys, values or pairs that are not due, as of one moment, in the order of a live iterator."""
+    cdef Table* t = &self.table
+    cdef double now = now_if_needed(self)
+    cdef Pair* pairs = NULL
+    cdef uint32_t slot, room, count = 0, at
+    cdef list found = []
+    try:
+        while True:
+            room = t.live
+            PyMem_RawFree(pairs)
+            pairs = <Pair*>PyMem_RawMalloc((<size_t>room + 1) * sizeof(Pair))
+            if pairs == NULL:
+                raise MemoryError()
+            enter(self)
+            if t.live <= room:
+                break
+            leave(self)
+        for slot in range(t.used):
+            if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD and slot_due(t, slot) > now:
+                pairs[count].key = t.slots[slot].key
+                pairs[count].value = t.slots[slot].value
+                Py_INCREF(pairs[count].key)
+                Py_INCREF(pairs[count].value)
+                count += 1
+        leave(self)
+        for at in range(count):
+            if kind == KEYS:
+                found.append(<object>pairs[at].key)
+            elif kind == VALUES:
+                found.append(<object>pairs[at].value)
+            else:
+                entry = (<object>pairs[at].key, <object>pairs[at].value)
+                found.append(entry)
+    finally:
+        for at in range(count):
+            Py_DECREF(pairs[at].key)
+            Py_DECREF(pairs[at].value)
+        PyMem_RawFree(pairs)
+    return found
+
 
 cdef struct Copied:
     PyObject* key
