@@ -17,7 +17,13 @@ GROUND = (
     {"_arguments", "_forks", "_lifecycle", "_table", "_pressure"},
     {"_readings", "_ids", "_sizeof", "_sweeper"},
 )
-RECORDS = ({"_freelist", "_codes"}, {"_pool", "_consensus"}, {"_records", "_ttl"}, {"_slab"}, {"collector"})
+RECORDS = (
+    {"_freelist", "_codes"},
+    {"_pool", "_consensus"},
+    {"_records", "_ttl", "_async_flush"},
+    {"_slab"},
+    {"collector"},
+)
 MEMORY = ({"monitor", "gc_tuner", "node"}, {"governor"})
 ABOVE = ({"validate"}, {"cli"})
 
