@@ -289,8 +289,9 @@ def want_methods(name, value, methods):
     Traceback (most recent call last):
     synthex_fast.errors.ArgumentTypeError: readings must be an object with the methods rss, or None, not 3 (int)
     """
-    if not all([callable(getattr(value, method, None)) for method in methods]):
-        raise type_error(name, value, f"an object with the methods {', '.join(methods)}, or None")
+    for method in methods:
+        if not callable(getattr(value, method, None)):
+            raise type_error(name, value, f"an object with the methods {', '.join(methods)}, or None")
     return value
 
 
