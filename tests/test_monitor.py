@@ -1257,9 +1257,11 @@ def test_a_look_at_a_collection_costs_little(monkeypatch):
         wait_for(lambda: watching.stats["samples"] == 1)
         watching._thread._check_at = 0.0
         readings.calls.clear()
+        began = time.monotonic()
         for _ in range(50):
             gc.collect(0)
-        assert readings.calls.count("rss") <= 3
+        # One a second; without the GIL each collection is a full one, and 50 of them may take several.
+        assert readings.calls.count("rss") <= 3 + (time.monotonic() - began)
 
 
 @pytest.mark.skipif(not hasattr(wakeups.select, "poll"), reason="no poll here")
