@@ -657,10 +657,6 @@ def test_a_finaliser_may_sample_while_its_own_thread_does(clock):
     assert watching.history()["samples"].sum() == 2
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] in ((3, 12), (3, 13)),
-    reason="the interpreter itself crashes: sampling is Python code only, and 3.11 and 3.14 pass",
-)
 def test_allocation_failure_leaves_it_working(clock, fail_allocations):
     def prepare():
         watching, readings = contained(clock)

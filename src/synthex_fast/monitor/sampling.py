@@ -184,7 +184,11 @@ class MemorySampler:
         container = self._container_limit
         if charge is None or container is None:
             return None
-        return working_set(charge, max(1, container), lambda: self._reclaimable)
+        # No lambda: CPython 3.12 and 3.13 corrupt memory if a function can't be allocated.
+        return working_set(charge, max(1, container), self._last_reclaimable)
+
+    def _last_reclaimable(self) -> int:
+        return self._reclaimable
 
     def _compare(self, rss: int, charge: int | None, held: int | None) -> MemoryUse:
         container = self._container_limit
