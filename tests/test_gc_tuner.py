@@ -2647,9 +2647,10 @@ class Tuning(RuleBasedStateMachine):
         frozen=st.sampled_from([0, 5000]),
         freeze=st.booleans(),
         kind=st.sampled_from([gc_tuner.GENERATIONAL, gc_tuner.INCREMENTAL, gc_tuner.FREE_THREADED]),
+        long_request=st.sampled_from([5.0, math.inf]),
     )
-    def begin(self, thresholds, enabled, frozen, freeze, kind):
-        self.world = World(freeze=freeze, kind=kind)
+    def begin(self, thresholds, enabled, frozen, freeze, kind, long_request):
+        self.world = World(freeze=freeze, kind=kind, long_request=long_request)
         self.tuner, self.collector = self.world.tuner, self.world.collector
         self.collector.thresholds, self.collector.enabled = thresholds, enabled
         self.collector.frozen = self.expected_frozen = frozen
@@ -2657,7 +2658,8 @@ class Tuning(RuleBasedStateMachine):
         self.running = self.serving = False
         self.freeze = freeze
         self.froze = False
-        # Each request with the run in which it was entered.
+        self.long_request = long_request
+        # Each request with the run in which it was entered, and when.
         self.open = []
         self.run = 0
 
@@ -2681,7 +2683,7 @@ class Tuning(RuleBasedStateMachine):
     def enter(self):
         request = self.tuner.request()
         request.__enter__()
-        self.open.append((request, self.run if self.running else 0))
+        self.open.append((request, self.run if self.running else 0, self.world.clock.now))
         if self.running:
             self.serving = True
 
@@ -2689,7 +2691,7 @@ class Tuning(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data):
         place = data.draw(st.integers(0, len(self.open) - 1))
-        request, _ = self.open.pop(place)
+        request, _, _ = self.open.pop(place)
         request.__exit__(None, None, None)
 
     @precondition(lambda self: self.running)
@@ -2703,7 +2705,7 @@ class Tuning(RuleBasedStateMachine):
     def idle(self):
         full = self.collector.collected.count(2)
         freed = self.tuner.idle()
-        if not self.running or self.in_flight:
+        if not self.running or self.working:
             assert freed == 0
             assert self.collector.collected.count(2) == full
 
@@ -2725,12 +2727,18 @@ class Tuning(RuleBasedStateMachine):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.world.watch()
-        if self.in_flight and self.world.readings.rss_ < 850 * MB:
+        if self.working and self.world.readings.rss_ < 850 * MB:
             assert self.collector.collected.count(2) == full
 
     @property
     def in_flight(self):
-        return sum(run == self.run for _, run in self.open) if self.running else 0
+        return sum(run == self.run for _, run, _ in self.open) if self.running else 0
+
+    @property
+    def working(self):
+        """The requests in flight that are not long, and keep collections away."""
+        oldest = self.world.clock.now - self.long_request
+        return sum(run == self.run and began > oldest for _, run, began in self.open) if self.running else 0
 
     @invariant()
     def holds(self):
@@ -2751,7 +2759,10 @@ class Tuning(RuleBasedStateMachine):
         switched = self.tuner.stats["collector"] != gc_tuner.GENERATIONAL
         if switched:
             assert (middle, old) == self.expected[0][1:]
-            assert (young == OUT_OF_REACH) == bool(self.in_flight)
+            # One that has become long counts until the tuner looks.
+            found_long = self.tuner.stats["long_requests"]
+            assert self.working <= self.in_flight - found_long
+            assert (young == OUT_OF_REACH) == (self.in_flight > found_long)
         else:
             assert (old == OUT_OF_REACH) == self.serving or self.tuner._pauses.armed
         most = gc_tuner.pacing.YOUNG_MOST

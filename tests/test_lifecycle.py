@@ -108,4 +108,6 @@ def test_threads_started_after_a_fork_are_the_childs_own_in_a_program_that_has_n
         assert os.waitpid(child, 0)[1] == 0
         """,
         "-S",
+        # The parent's own thread may be running again before the interpreter looks for threads.
+        "-Wignore::DeprecationWarning",
     )

@@ -97,6 +97,43 @@ cdef extern from *:
         return 0;
     }
 
+    #if PY_VERSION_HEX >= 0x030D0000 && !defined(Py_GIL_DISABLED)
+      #define SYNTHEX_HIDDEN_DICT
+      /* Where an object whose type has inline values keeps its `__dict__`, once that was asked for. */
+      static Py_ssize_t synthex_dict_place;
+    #endif
+
+    /* To be called with an object whose class is written in Python, before any search. */
+    static int synthex_find_dict_place(PyObject *op) {
+    #ifdef SYNTHEX_HIDDEN_DICT
+        if (PyType_HasFeature(Py_TYPE(op), Py_TPFLAGS_INLINE_VALUES)) {
+            /* Makes the dict, which a search must not do. */
+            PyObject **place = _PyObject_GetDictPtr(op);
+            if (place == NULL) {
+                if (!PyErr_Occurred()) PyErr_NoMemory();
+                return -1;
+            }
+            synthex_dict_place = (char *)place - (char *)op;
+        }
+    #else
+        (void)op;
+    #endif
+        return 0;
+    }
+
+    /* Whether others refer to the object's `__dict__`, which then shares the object's inline values and isn't visited. */
+    static int synthex_dict_is_held(PyObject *op) {
+    #ifdef SYNTHEX_HIDDEN_DICT
+        if (PyType_HasFeature(Py_TYPE(op), Py_TPFLAGS_INLINE_VALUES)) {
+            PyObject *dict = *(PyObject **)((char *)op + synthex_dict_place);
+            return dict != NULL && Py_REFCNT(dict) > 1;
+        }
+    #else
+        (void)op;
+    #endif
+        return 0;
+    }
+
     /* Whether all references to the object but `own` come from itself and its parts. A part is an object to which only
        the object and its parts refer. May answer no where this is so, never yes where it isn't. Runs no Python code. */
     static int synthex_refers_to_itself_only(PyObject *op, Py_ssize_t own) {
@@ -105,7 +142,7 @@ cdef extern from *:
     #else
         synthex_search search;
         int i;
-        if (!PyObject_IS_GC(op) || Py_TYPE(op)->tp_traverse == NULL) return 0;
+        if (!PyObject_IS_GC(op) || Py_TYPE(op)->tp_traverse == NULL || synthex_dict_is_held(op)) return 0;
         search.object = op;
         search.found = 0;
         search.visits = search.count = 0;
@@ -114,7 +151,7 @@ cdef extern from *:
             PyObject *part = search.parts[i].object;
             if (search.parts[i].entered || search.parts[i].found != Py_REFCNT(part)) continue;
             search.parts[i].entered = 1;
-            if (Py_TYPE(part)->tp_traverse == NULL) continue;
+            if (Py_TYPE(part)->tp_traverse == NULL || synthex_dict_is_held(part)) continue;
             if (Py_TYPE(part)->tp_traverse(part, synthex_search_visit, &search)) return 0;
             i = -1;                     /* what it refers to may now be a part, too */
         }
@@ -123,6 +160,15 @@ cdef extern from *:
     }
     """
     bint refers_to_itself_only "synthex_refers_to_itself_only"(PyObject*, Py_ssize_t own) noexcept
+    int find_dict_place "synthex_find_dict_place"(object) except -1
+
+
+class _WithDict:
+    pass
+
+
+find_dict_place(_WithDict())
+del _WithDict
 
 
 cdef enum:
