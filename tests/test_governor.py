@@ -923,7 +923,7 @@ def test_a_limit_changed_between_reading_and_setting_is_not_overwritten():
 
     cache = Meddled(memory_limit=900 * MB)
     machine, made = squeezed(500, cache)
-    for limit in (600 * MB, 10 * MB, 800 * MB):
+    for limit in (600 * MB, 300 * MB, 800 * MB):
         cache.then = limit
         # The cap falls, and grows back from there.
         for base in (900, 300, 300, 300):
