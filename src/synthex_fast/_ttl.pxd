@@ -45,10 +45,10 @@ cdef class TTLDict:
     cdef void* stripes_block
     cdef unsigned int generation  # `forks_seen` when the locks were last known to be sound; see _forks.pxd
     cdef double ttl_seconds       # infinity: entries live until evicted
-    # Limits in bytes; all bits set: none. The first is in force: the lower of the user's own and the one set from outside.
+    # Limits in bytes; all bits set: none. The first, the lower of the two others, is in force.
     cdef uint64_t most_bytes
-    cdef uint64_t own_bytes
-    cdef uint64_t cap_bytes
+    cdef uint64_t own_bytes       # `memory_limit`: the user's setting
+    cdef uint64_t cap_bytes       # set from outside by `cap`
     cdef Py_ssize_t most_entries  # as given; 0: no limit
     cdef uint32_t changes         # counts what ends an iteration: the user's insertions and deletions
     cdef int64_t sets

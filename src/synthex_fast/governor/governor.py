@@ -107,8 +107,8 @@ class MemoryGovernor:
     A running governor acts in its monitor's thread as soon as the monitor calls, using the sample passed on, and in a
     thread of its own while there is something to watch; otherwise both are asleep. It uses ``monitor`` or a registered
     one, and starts it if necessary; without either it creates an `AdaptiveMemoryMonitor`. It runs until `stop`, which
-    gives every component its own limit back. ``readings`` and ``clock`` replace the sources of memory figures and time,
-    for tests.
+    lifts the caps and gives every other component its own limit back. ``readings`` and ``clock`` replace the sources of
+    memory figures and time, for tests.
 
     >>> from synthex_fast import TTLDict
     >>> governor = MemoryGovernor("80%")
@@ -179,7 +179,10 @@ class MemoryGovernor:
         return obj
 
     def unregister(self, obj: object) -> bool:
-        """Leave ``obj`` alone from now on: restore its own limit and resume it. False if it was not registered."""
+        """Leave ``obj`` alone from now on: lift its cap or restore its own limit, and resume it.
+
+        Returns False if it was not registered.
+        """
         state = self._components.find(obj)
         if state is None:
             return False
@@ -431,7 +434,7 @@ class MemoryGovernor:
             worker.attaching = False
 
     def stop(self) -> None:
-        """Stop acting, give every component its own limit back, and resume what was paused."""
+        """Stop acting, lift the caps, give every other component its own limit back, and resume what was paused."""
         thread = self._worker.stop()
         self._subscription.detach()
         join(thread)
