@@ -329,8 +329,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
     def set(self, key, value, ttl=None):
         """Store the value for `ttl` seconds. None means the dict's own ttl, ``math.inf`` that it never expires. O(1).
 
-        Raises ValueTooLargeError, and changes nothing, if key and value alone exceed `memory_limit`. If they exceed only
-        the `cap`, there is no error: the value is evicted at once (see `cap`).
+        Raises ValueTooLargeError, and changes nothing, if key and value alone exceed `memory_limit`. If they exceed
+        only the `cap`, the value is evicted at once, without an error (see `cap`).
 
         >>> d = TTLDict(ttl=60)
         >>> d.set("short", 1, ttl=0.5)
@@ -771,13 +771,13 @@ timer=None, on_evict=None, sweep=True)\n--\n
     def cap(self, nbytes):
         """Limit the bytes from outside, for the time being, and evict what exceeds that at once. O(entries evicted).
 
-        For a `MemoryGovernor`, or whatever else knows how much memory there is. The lower of `nbytes` and `memory_limit`
-        holds; 0 keeps nothing, None lifts the cap. The dict's own settings stay as they are, and so copies and pickles
-        have no cap. There is one cap at a time: the last call sets it.
+        For a `MemoryGovernor`, or whatever else knows how much memory there is. The lower of `nbytes` and
+        `memory_limit` holds; 0 keeps nothing, None lifts the cap. The dict's own settings stay as they are, and so
+        copies and pickles have no cap. There is one cap at a time: the last call sets it.
 
-        A cap causes no error. A value that alone exceeds it, but not `memory_limit`, is handled as if it had been stored
-        and evicted at once: an older value under its key is gone, ``on_evict(key, value, "memory")`` is called, and
-        ``stats["over_cap"]`` counts it.
+        A cap causes no error. A value that alone exceeds it, but not `memory_limit`, is handled as if it had been
+        stored and evicted at once: an older value under its key is gone, ``on_evict(key, value, "memory")`` is called,
+        and ``stats["over_cap"]`` counts it.
 
         >>> d = TTLDict(memory_limit=1_000_000)
         >>> d.cap(1000)
