@@ -196,7 +196,11 @@ def serve(procs, seconds, governed, caches, tuned):
                 flush=True,
             )
         print("overhead", f"{stats['overhead']:.2f}", "resident bytes for each counted one", flush=True)
-        print("held", sum(d.memory_limit or 0 for d in (service._active, service._responses)), flush=True)
+        print(
+            "held",
+            sum(stats["components"][name]["memory_limit"] or 0 for name in ("active", "responses")),
+            flush=True,
+        )
         print("cost", stats["looks"], f"{stats['cpu_seconds']:.6f}", flush=True)
         governor.stop()
 

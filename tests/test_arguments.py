@@ -313,6 +313,7 @@ MEANINGFUL = {
     "TTLDict.trim(nbytes)": takes("0"),
     "TTLDict.resize(max_size)": takes("None"),
     "TTLDict.resize(memory_limit)": takes("None"),
+    "TTLDict.cap(nbytes)": takes("None", "0"),
     "create_memory_aware_ttl_dict(max_size)": takes("None"),
     "create_memory_aware_ttl_dict(ttl)": takes("None", "inf"),
     "create_memory_aware_ttl_dict(memory_limit_mb)": takes(),
@@ -372,6 +373,7 @@ MEANINGFUL = {
     "ResponseCollector.expire(limit)": takes("None"),
     "ResponseCollector.resize(max_queries)": takes("None"),
     "ResponseCollector.resize(memory_limit)": takes("None"),
+    "ResponseCollector.cap(nbytes)": takes("None", "0"),
     "ResponseCollector.pause(wait)": takes("True", "0", "inf"),
     **{
         f"{function}({name})": values

@@ -650,6 +650,32 @@ def test_resize():
         collector.resize(max_queries=0)
 
 
+def test_answers_over_the_cap_are_delivered_though_not_kept():
+    delivered = []
+    collector = ResponseCollector(memory_limit=1_000_000, on_flush=delivered.extend)
+    collector.add_batch(answers("q1", 2))
+    collector.cap(20_000)
+    assert (collector.memory_limit, collector.memory_cap, list(collector)) == (1_000_000, 20_000, ["q1"])
+    # A query's first answers, more answers, and answers to several queries at once.
+    collector.add_batch(answers("q2", 2, size=30_000))
+    collector.add_batch(answers("q1", 2, size=30_000))
+    collector.add_batch([*answers("q3", 1), *answers("q4", 1, size=60_000)])
+    assert list(collector) == ["q3"]
+    stats = collector.stats
+    # The second answers to "q1": with the older ones, and alone.
+    assert (stats["over_cap"], stats["memory"], collector.buffered) == (4, 4, 8)
+    with pytest.raises(ValueTooLargeError, match="memory_limit"):
+        collector.add_batch(answers("q5", 1, size=2_000_000))
+    assert collector.buffered == 8
+    collector.cap(None)
+    collector.add_batch(answers("q2", 2, size=30_000))
+    assert (sorted(collector), collector.memory_cap) == (["q2", "q3"], None)
+    collector.close()
+    assert len(delivered) == 10
+    collector.cap(100)
+    collector.cap(None)
+
+
 def test_stats():
     collector = ResponseCollector(max_queries=2)
     for n in range(3):

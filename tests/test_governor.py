@@ -26,12 +26,14 @@ from synthex_fast import (
     ObjectPool,
     PooledExpertResponse,
     ResponseBuffer,
+    ResponseCollector,
     TTLDict,
     _pressure,
 )
 from synthex_fast._readings import Readings
-from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, BufferPausedError
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, BufferPausedError, ValueTooLargeError
 from synthex_fast.governor import (
+    Capped,
     Component,
     Expirable,
     GarbageCollector,
@@ -134,6 +136,29 @@ class Cache(Part):
     def resize(self, *, memory_limit):
         self.calls.append(("resize", memory_limit))
         self.memory_limit = memory_limit
+        self.add(0)
+
+
+class CappedCache(Cache):
+    """Takes a cap, as a TTLDict does."""
+
+    def __init__(self, machine, held=0, memory_limit=None):
+        super().__init__(machine, held, memory_limit)
+        self.memory_cap = None
+
+    @property
+    def limit(self):
+        """The limit in force."""
+        return min((n for n in (self.memory_limit, self.memory_cap) if n is not None), default=None)
+
+    def add(self, nbytes):
+        self.held += nbytes
+        if self.limit is not None and self.held > self.limit:
+            self.held = int(0.8 * self.limit)
+
+    def cap(self, nbytes):
+        self.calls.append(("cap", nbytes))
+        self.memory_cap = nbytes
         self.add(0)
 
 
@@ -320,12 +345,12 @@ def test_what_cannot_give_memory_back_is_refused(bad):
 
 def test_the_protocols_say_what_the_package_offers():
     cache, pool, buffer = TTLDict(), ObjectPool(list), ResponseBuffer()
-    protocols = (Component, Expirable, Limited, Pausable, IdlePool, GarbageCollector, PressureSource)
+    protocols = (Component, Expirable, Limited, Capped, Pausable, IdlePool, GarbageCollector, PressureSource)
     found = [[isinstance(obj, each) for each in protocols] for obj in (cache, pool, buffer)]
     assert found == [
-        [True, True, True, False, False, False, False],
-        [True, False, False, False, True, False, False],
-        [True, False, False, True, False, False, False],
+        [True, True, True, True, False, False, False, False],
+        [True, False, False, False, False, True, False, False],
+        [True, False, False, False, True, False, False, False],
     ]
     tuner = GCTuner()
     made = Machine().governor(tuner)
@@ -822,6 +847,178 @@ def test_stopping_gives_back_limits_and_resumes():
     made.stop()
     assert not buffer.paused and cache.memory_limit == 700 * MB
     assert made.level == "normal"
+
+
+def squeezed(base, *caches):
+    """A governor of these caches in a container of 1,000 MB, of which others hold `base` MB; it has looked once."""
+    machine = Machine(base=base * MB)
+    machine.parts.append(type("Held", (), {"held": property(lambda self: sum(c.nbytes for c in caches))})())
+    made = machine.governor(*caches)
+    made.check()
+    return machine, made
+
+
+@pytest.mark.parametrize("base", [760, 960])
+def test_shortage_is_no_error_and_no_setting_of_the_caches_own(base):
+    gone = []
+    cache = TTLDict(
+        memory_limit=200 * MB, on_evict=lambda key, value, why: gone.append((key, len(value), why))
+    )
+    _, made = squeezed(base, cache)
+    capped = cache.memory_cap
+    assert (cache.memory_limit, capped < 64 * MB) == (200 * MB, True)
+    big = bytes(capped + 100)
+    cache["big"] = big
+    assert cache.get_or_set("big", lambda: big) is big
+    assert cache.setdefault("big", big) is big
+    cache.update(big=big)
+    assert (len(cache), cache.stats["over_cap"]) == (0, 4)
+    assert gone == [("big", len(big), "memory")] * 4
+    shown = made.stats["components"]["TTLDict"]
+    assert (shown["memory_limit"], shown["own_limit"], shown["memory_cap"]) == (capped, 200 * MB, capped)
+    with pytest.raises(ValueTooLargeError, match=str(200 * MB)):
+        cache["huge"] = bytes(201 * MB)
+    twin = cache.copy()
+    assert (twin.memory_limit, twin.memory_cap) == (200 * MB, None)
+    twin["big"] = big
+    assert "big" in twin
+    made.stop()
+    assert (cache.memory_limit, cache.memory_cap) == (200 * MB, None)
+    shown = made.stats["components"]["TTLDict"]
+    assert (shown["memory_limit"], shown["own_limit"], shown["memory_cap"]) == (200 * MB, 200 * MB, None)
+    cache["big"] = big
+    assert "big" in cache
+
+
+def test_unregistering_lifts_the_cap():
+    cache, unlimited = TTLDict(memory_limit=900 * MB), TTLDict()
+    _, made = squeezed(500, cache, unlimited)
+    assert cache.memory_cap and unlimited.memory_cap
+    made.unregister(cache)
+    assert (cache.memory_limit, cache.memory_cap) == (900 * MB, None)
+    made.stop()
+    assert (unlimited.memory_limit, unlimited.memory_cap) == (None, None)
+
+
+def test_a_collector_is_capped_too():
+    collector = ResponseCollector(memory_limit=500 * MB)
+    _, made = squeezed(700, collector)
+    assert collector.memory_limit == 500 * MB
+    assert collector.memory_cap < 100 * MB
+    shown = made.stats["components"]["ResponseCollector"]
+    assert (shown["own_limit"], shown["memory_cap"]) == (500 * MB, collector.memory_cap)
+    made.stop()
+    assert (collector.memory_limit, collector.memory_cap) == (500 * MB, None)
+
+
+def test_a_limit_changed_between_reading_and_setting_is_not_overwritten():
+    class Meddled(TTLDict):
+        then = None
+
+        def cap(self, nbytes):
+            # As another thread would, after the governor has read the limits.
+            if self.then is not None:
+                self.resize(memory_limit=self.then)
+            super().cap(nbytes)
+
+    cache = Meddled(memory_limit=900 * MB)
+    machine, made = squeezed(500, cache)
+    for limit in (600 * MB, 300 * MB, 800 * MB):
+        cache.then = limit
+        # The cap falls, and grows back from there.
+        for base in (900, 300, 300, 300):
+            machine.base = base * MB
+            machine.now += 60.0
+            made.check()
+        assert cache.memory_limit == limit
+    cache.then = None
+    machine.now += 5.0
+    made.check()
+    assert made.stats["components"]["Meddled"]["own_limit"] == 800 * MB
+    cache.then = 70 * MB
+    made.stop()
+    assert (cache.memory_limit, cache.memory_cap) == (70 * MB, None)
+
+
+def test_a_subclass_that_overrides_resize_is_governed():
+    class Fixed(TTLDict):
+        def resize(self, *arguments, **limits):
+            raise ZeroDivisionError
+
+    cache = Fixed(memory_limit=900 * MB)
+    _, made = squeezed(500, cache)
+    assert cache.memory_cap < 400 * MB
+    assert made.stats["components"]["Fixed"]["errors"] == 0
+    made.stop()
+    assert (cache.memory_limit, cache.memory_cap) == (900 * MB, None)
+
+
+def test_caps_grow_back_slowly_until_there_is_none():
+    machine = Machine(base=100 * MB)
+    cache, unlimited = CappedCache(machine, memory_limit=200 * MB + 7), CappedCache(machine)
+    made = pressed(machine, cache, unlimited)
+    assert cache.memory_cap < 50 * MB
+    seen = [cache.memory_cap]
+    for _ in range(40):
+        machine.now += 5.0
+        made.check()
+        seen.append(cache.limit)
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert all(0 <= step <= 21 * MB for step in steps)
+    assert sum(step > 19 * MB for step in steps) >= 5
+    assert (cache.memory_limit, cache.memory_cap) == (200 * MB + 7, None)
+    assert unlimited.memory_cap > 300 * MB
+    assert ("resize" in str(cache.calls), unlimited.memory_limit) == (False, None)
+    made.stop()
+    assert unlimited.memory_cap is None
+
+
+def test_of_two_governors_the_one_that_allows_less_prevails():
+    machine = Machine(base=100 * MB)
+    cache = CappedCache(machine, memory_limit=900 * MB)
+    strict, lenient = machine.governor(cache, limit="50%"), machine.governor(cache, limit="90%")
+    for _ in range(3):
+        machine.now += 5.0
+        strict.check()
+        lenient.check()
+        assert cache.memory_cap < 310 * MB
+    assert lenient.stats["components"]["CappedCache"]["own_limit"] == 900 * MB
+    # It lifts no cap that it has not set.
+    lenient.stop()
+    assert cache.memory_cap < 310 * MB
+    lenient.check()
+    strict.stop()
+    assert cache.memory_cap is None
+    lenient.check()
+    assert 310 * MB < cache.memory_cap < 900 * MB
+    # And replaces one set by hand only by a lower one.
+    cache.cap(5 * MB)
+    lenient.stop()
+    assert cache.memory_cap == 5 * MB
+    lenient.check()
+    lenient.stop()
+    assert (cache.memory_limit, cache.memory_cap) == (900 * MB, 5 * MB)
+
+
+def test_a_cap_that_cannot_be_lifted_is_lifted_later(unraisable):
+    machine = Machine(base=960 * MB)
+    failing = [True]
+
+    class Bad(CappedCache):
+        def cap(self, nbytes):
+            if failing and nbytes is None:
+                raise MemoryError
+            super().cap(nbytes)
+
+    cache = Bad(machine, memory_limit=700 * MB)
+    made = machine.governor(cache)
+    made.check()
+    made.stop()
+    assert cache.memory_cap < 700 * MB
+    assert [type(error) for error in unraisable] == [MemoryError]
+    failing.clear()
+    made.stop()
+    assert cache.memory_cap is None
 
 
 def test_what_could_not_be_given_back_is_given_back_later(unraisable):
@@ -1671,7 +1868,7 @@ def test_many_threads(hammer, unraisable):
             made.check()
             if turn % 2:
                 made.unregister(cache)
-                assert cache.memory_limit == 10**9
+                assert (cache.memory_limit, cache.memory_cap) == (10**9, None)
         elif i == 4:
             made.check()
         elif i == 5:
@@ -1685,7 +1882,7 @@ def test_many_threads(hammer, unraisable):
     hammer(8, work, iterations=200)
     made.stop()
     buffer.resume()
-    assert [d.memory_limit for d in shared] == [50 * MB] * 3
+    assert [(d.memory_limit, d.memory_cap) for d in shared] == [(50 * MB, None)] * 3
     assert made._worker.actor is None
     wait_for(lambda: not threads())
     assert unraisable == []
@@ -1916,6 +2113,10 @@ def test_importing_leaves_out_what_is_not_needed():
 # State machine ----------------------------------------------------------------------------------------------
 
 
+def limits_of(part):
+    return part.held, getattr(part, "memory_limit", 0), getattr(part, "memory_cap", None)
+
+
 class GovernorMachine(RuleBasedStateMachine):
     """Caches, a pool, a buffer and something else that all grow and shrink as they like, under one governor."""
 
@@ -1930,11 +2131,15 @@ class GovernorMachine(RuleBasedStateMachine):
         self.governor.register(self.buffer)
         self.governor.register(self.tuner)
 
-    @rule(limit=st.sampled_from([None, 20, 200, 900, 3000]), weight=st.sampled_from([0, 0.5, 1, 3]))
-    def add_cache(self, limit, weight):
+    @rule(
+        kind=st.sampled_from([Cache, CappedCache]),
+        limit=st.sampled_from([None, 20, 200, 900, 3000]),
+        weight=st.sampled_from([0, 0.5, 1, 3]),
+    )
+    def add_cache(self, kind, limit, weight):
         if len(self.own) < 4:
             limit = limit and limit * MB
-            cache = Cache(self.machine, 0, limit)
+            cache = kind(self.machine, 0, limit)
             self.governor.register(cache, weight)
             self.parts.append(cache)
             self.own[cache] = limit
@@ -1973,6 +2178,7 @@ class GovernorMachine(RuleBasedStateMachine):
         self.governor.unregister(part)
         if part in self.own:
             assert part.memory_limit == self.own.pop(part)
+            assert getattr(part, "memory_cap", None) is None
         self.machine.parts.remove(part)
 
     @rule(base=st.integers(0, 900))
@@ -1988,7 +2194,9 @@ class GovernorMachine(RuleBasedStateMachine):
         assert used >= _pressure.MARKS[_pressure.LEVELS.index(level)] - _pressure.HYSTERESIS
         assert self.buffer.paused == (level == "emergency")
         for cache, own in self.own.items():
-            if own is not None:
+            if isinstance(cache, CappedCache):
+                assert cache.memory_limit == own
+            elif own is not None:
                 assert cache.memory_limit <= own
 
     @rule()
@@ -1997,9 +2205,9 @@ class GovernorMachine(RuleBasedStateMachine):
         for _ in range(60):
             self.machine.now += 30.0
             self.governor.check()
-        before = [(part.held, getattr(part, "memory_limit", 0)) for part in self.parts]
+        before = [limits_of(part) for part in self.parts]
         level = self.governor.check()
-        assert before == [(part.held, getattr(part, "memory_limit", 0)) for part in self.parts]
+        assert before == [limits_of(part) for part in self.parts]
         evictable = [
             part for part in self.parts if type(part) is Part or (part in self.own and part.held > 20 * MB)
         ]
@@ -2013,6 +2221,7 @@ class GovernorMachine(RuleBasedStateMachine):
         assert not self.buffer.paused
         for cache, own in self.own.items():
             assert cache.memory_limit == own
+            assert getattr(cache, "memory_cap", None) is None
 
     @invariant()
     def stats_add_up(self):

@@ -84,7 +84,8 @@ class Model(RuleBasedStateMachine):
         self.clock = Clock(start)
         self.model = {}
         self.evicted = []
-        self.max_size, self.ttl, self.idle, self.limit = max_size, ttl, idle, limit
+        self.max_size, self.ttl, self.idle = max_size, ttl, idle
+        self.own, self.cap, self.over_cap = limit, None, 0
         self.d = TTLDict(
             max_size,
             ttl,
@@ -96,6 +97,26 @@ class Model(RuleBasedStateMachine):
             on_evict=lambda *entry: self.evicted.append(entry),
         )
         self.serial = 0
+
+    @property
+    def limit(self):
+        return min((limit for limit in (self.own, self.cap) if limit is not None), default=None)
+
+    def too_large(self, value):
+        """Whether a value is over the cap alone."""
+        return self.cap is not None and self.limit == self.cap < ENTRY + value[1]
+
+    def not_kept(self, key, value):
+        """Update the model for a value that was stored although it alone exceeds the cap."""
+        self.over_cap += 1
+        assert self.evicted.count((key, value, "memory")) == 1
+        self.evicted.remove((key, value, "memory"))
+        was_live = key in self.live()
+        assert all(reason in ("expired", "idle") for _, _, reason in self.evicted), "nothing else has to go"
+        self.apply_evictions()
+        if was_live:
+            del self.model[key]
+        assert key not in self.d
 
     def due(self, key):
         _, deadline, used = self.model[key]
@@ -109,7 +130,7 @@ class Model(RuleBasedStateMachine):
                 assert self.due(key) <= self.clock.now
                 assert (reason == "expired") == (self.model[key][1] <= self.clock.now)
             else:
-                assert self.max_size or self.limit or trimmed
+                assert self.max_size or self.limit is not None or trimmed
                 assert self.due(key) > self.clock.now, "a due entry is evicted as expired"
                 assert reason in ("full", "memory")
             del self.model[key]
@@ -153,7 +174,7 @@ class Model(RuleBasedStateMachine):
     def store(self, key, size, ttl, plain):
         self.serial += 1
         value = (self.serial, size)
-        if self.limit is not None and ENTRY + size > self.limit:
+        if self.own is not None and ENTRY + size > self.own:
             before = self.live()
             with pytest.raises(ValueTooLargeError, match="memory_limit"):
                 self.d[key] = value
@@ -165,7 +186,10 @@ class Model(RuleBasedStateMachine):
             self.d[key] = value
         else:
             self.d.set(key, value, ttl)
-        self.stored(key, value, ttl)
+        if self.too_large(value):
+            self.not_kept(key, value)
+        else:
+            self.stored(key, value, ttl)
 
     @rule(key=KEYS, way=st.sampled_from(["get", "item", "in", "setdefault", "get_or_set"]))
     def look(self, key, way):
@@ -187,6 +211,9 @@ class Model(RuleBasedStateMachine):
         else:
             assert self.d.get_or_set(key, lambda: value, 2.5) is (there or value)
         if there is None and way in ("setdefault", "get_or_set"):
+            if self.too_large(value):
+                self.not_kept(key, value)
+                return
             self.stored(key, value, None if way == "setdefault" else 2.5)
             return
         if there is not None and way != "in":
@@ -259,9 +286,20 @@ class Model(RuleBasedStateMachine):
     @rule(max_size=st.one_of(st.none(), st.integers(1, 8)), limit=st.one_of(st.none(), st.integers(120, 500)))
     def resize(self, max_size, limit):
         self.d.resize(max_size=max_size, memory_limit=limit)
-        self.max_size, self.limit = max_size or 10**9, limit or 10**9
+        self.max_size, self.own = max_size or 10**9, limit or 10**9
         self.apply_evictions()
-        self.max_size, self.limit = max_size, limit
+        self.max_size, self.own = max_size, limit
+
+    @rule(cap=st.one_of(st.none(), st.integers(0, 400)))
+    def set_cap(self, cap):
+        before = self.weight()
+        self.d.cap(cap)
+        self.cap = cap
+        over = self.limit is not None and before > self.limit
+        assert any(reason == "memory" for _, _, reason in self.evicted) == over
+        self.apply_evictions()
+        if over:
+            assert self.weight() <= self.limit - self.limit // 5
 
     @rule()
     def clear(self):
@@ -272,6 +310,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def replace_by_copy(self):
         twin = self.d.copy()
+        assert (twin.memory_limit, twin.memory_cap) == (self.own, None)
         assert dict(twin.items()) == self.live()
         for key in twin:
             assert twin.expires_at(key) >= self.d.expires_at(key)
@@ -281,7 +320,10 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         live = self.live()
+        assert (self.d.memory_limit, self.d.memory_cap) == (self.own, self.cap)
         if self.serial % 3 == 0:
+            assert self.d.stats["over_cap"] == self.over_cap
+            self.apply_evictions()
             # Not always: reading frees what is due, and the states in between need testing too.
             assert len(self.d) == len(live)
             assert dict(self.d.items()) == live
@@ -290,7 +332,7 @@ class Model(RuleBasedStateMachine):
             assert self.model.keys() == live.keys()
         if self.max_size:
             assert len(live) <= self.max_size
-        if self.limit:
+        if self.limit is not None:
             assert self.weight() <= self.limit
 
 
@@ -980,7 +1022,224 @@ def test_trim_and_resize():
     assert (len(d), d.nbytes) == (0, 0)
 
 
+def test_a_cap_is_no_limit_of_the_dicts_own():
+    gone = []
+    d = TTLDict(
+        memory_limit=2000, sizeof=lambda k, v: v - ENTRY, on_evict=lambda k, v, why: gone.append((k, v, why))
+    )
+    for n in range(20):
+        d[n] = 100
+    d.cap(1000)
+    assert (d.nbytes, d.memory_limit, d.memory_cap) == (800, 2000, 1000)
+    assert {why for _, _, why in gone} == {"memory"}
+    assert (d.stats["memory_limit"], d.stats["memory_cap"]) == (2000, 1000)
+    # Up to the cap an insertion evicts others, down to 80 % of it.
+    d["x"] = d["y"] = 100
+    d["z"] = 100
+    assert (d.nbytes, "z" in d) == (800, True)
+    d["z"] = 1000
+    assert dict(d) == {"z": 1000}
+    # The user's own limit may change, and the lower one holds.
+    d.resize(memory_limit=3000)
+    assert (d.nbytes, d.memory_limit, d.memory_cap) == (1000, 3000, 1000)
+    d.resize(max_size=5)
+    assert (d.memory_limit, d.memory_cap) == (3000, 1000)
+    d.resize(memory_limit=500)
+    assert (dict(d), d.memory_limit, d.memory_cap) == ({}, 500, 1000)
+    with pytest.raises(ValueTooLargeError, match="at most 500 bytes"):
+        d["w"] = 600
+    d.resize(memory_limit=None)
+    d["w"] = 900
+    d.cap(None)
+    assert (dict(d), d.memory_limit, d.memory_cap) == ({"w": 900}, None, None)
+    d["v"] = 10_000
+    assert d.nbytes == 10_900
+    d.cap(0)
+    assert (dict(d), d.memory_cap) == ({}, 0)
+    for bad in (-1, 1.5, "1", True, 2**70):
+        with pytest.raises(
+            (ArgumentTypeError, ArgumentValueError), match=r"^nbytes must be an integer from 0"
+        ):
+            d.cap(bad)
+    assert d.memory_cap == 0
+
+
+STORES = {
+    "item": lambda d, value: d.__setitem__("k", value),
+    "set": lambda d, value: d.set("k", value, ttl=5),
+    "update": lambda d, value: d.update({"k": value}),
+    "keyword": lambda d, value: d.update(k=value),
+    "setdefault": lambda d, value: d.setdefault("k", value),
+    "get_or_set": lambda d, value: d.get_or_set("k", lambda: value, ttl=5),
+}
+
+
+@pytest.mark.parametrize("way", STORES)
+@pytest.mark.parametrize("present", [None, "live", "due"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_value_over_the_cap_is_evicted_at_once_without_an_error(way, present, policy):
+    clock, gone = Clock(), []
+    d = TTLDict(
+        3,
+        memory_limit=200_000,
+        timer=clock,
+        policy=policy,
+        on_evict=lambda *entry: gone.append(entry),
+    )
+    d.cap(8_000)
+    d["other"] = other = object()
+    old, big = object(), bytes(12_000)
+    if present:
+        d.set("k", old, ttl=1.0)
+        clock.now = 0.5 if present == "live" else 1.0
+    refs = sys.getrefcount(big), sys.getrefcount(old), sys.getrefcount(None)
+    nbytes = d.nbytes if present == "live" else TTLDict(timer=clock).nbytes
+    before = d.stats
+    result = STORES[way](d, big)
+    if present == "live" and way in ("setdefault", "get_or_set"):
+        assert result is old
+        assert (gone, d.stats["over_cap"], d.nbytes) == ([], 0, nbytes)
+        return
+    assert result is (big if way in ("setdefault", "get_or_set") else None)
+    expired = [("k", old, "expired")] if present == "due" else []
+    assert sorted(gone, key=lambda entry: entry[2]) == [*expired, ("k", big, "memory")]
+    # An old value would be stale.
+    assert dict(d.items()) == {"other": other}
+    stats = d.stats
+    assert (stats["over_cap"], stats["memory"], stats["sets"]) == (1, 1, before["sets"] + 1)
+    assert (stats["uncacheable"], stats["entries"]) == (0, 1)
+    assert d.nbytes == d.recount("other")
+    gone.clear()
+    del result, expired
+    clock.now = 3.0
+    assert sys.getrefcount(big) == refs[0]
+    # The dict's own reference is gone, if it had one.
+    assert sys.getrefcount(old) == refs[1] - bool(present)
+    # What its own settings refuse is refused as ever, and changes nothing.
+    with pytest.raises(ValueTooLargeError, match=r"at most 200000 bytes \(memory_limit\)"):
+        d["other"] = bytes(300_000)
+    assert (d["other"], d.stats["over_cap"]) == (other, 1)
+    assert d.get_or_set("huge", lambda: bytes(300_000)) == bytes(300_000)
+    assert (d.stats["uncacheable"], d.stats["over_cap"], gone) == (1, 1, [])
+    d.cap(None)
+    assert STORES[way](d, big) is (big if way in ("setdefault", "get_or_set") else None)
+    assert d["k"] is big
+
+
+def test_recount_over_the_cap_evicts_the_entry():
+    gone = []
+    d = TTLDict(memory_limit=200_000, on_evict=lambda *entry: gone.append(entry))
+    d.cap(8_000)
+    d["a"], d["b"] = value, _ = [], "b"
+    value.append(bytes(12_000))
+    assert d.recount("a") > 12_000
+    assert (dict(d.items()), gone) == ({"b": "b"}, [("a", value, "memory")])
+    assert d.stats["over_cap"] == 1
+    with pytest.raises(KeyError):
+        d.recount("a")
+    assert d.nbytes == d.recount("b")
+    # Beyond its own limit it is an error that changes nothing, cap or not.
+    d["a"] = value = []
+    value.append(bytes(300_000))
+    with pytest.raises(ValueTooLargeError):
+        d.recount("a")
+    assert (d["a"] is value, d.stats["over_cap"]) == (True, 1)
+
+
+@pytest.mark.parametrize("make", [TTLDict, lambda **limits: Sub("me", **limits)])
+def test_copies_and_pickles_have_the_dicts_own_limits(make):
+    for own in (None, 10**6):
+        d = make(memory_limit=own)
+        d["a"] = [1]
+        d.cap(5000)
+        for twin in (d.copy(), copy.copy(d), copy.deepcopy(d), pickle.loads(pickle.dumps(d))):
+            assert (twin.memory_limit, twin.memory_cap, dict(twin.items())) == (own, None, {"a": [1]})
+            assert ("memory_limit" in repr(twin)) == (own is not None)
+            twin["b"] = bytes(12_000)
+            assert "b" in twin
+        assert repr(d) == repr(twin).replace(f", 'b': {bytes(12_000)!r}", "")
+
+
+def test_a_cap_set_before_the_dict_is_initialised_holds():
+    d = TTLDict.__new__(TTLDict)
+    d.cap(500)
+    d.__init__(memory_limit=10**6)
+    assert (d.memory_limit, d.memory_cap) == (10**6, 500)
+    d["a"] = bytes(1000)
+    assert (len(d), d.stats["over_cap"]) == (0, 1)
+
+
+def test_a_subclass_may_override_resize_and_cap():
+    class Logging(TTLDict):
+        def resize(self, *arguments, **limits):
+            calls.append(limits)
+            super().resize(*arguments, **limits)
+
+        def cap(self, nbytes):
+            calls.append(nbytes)
+            super().cap(nbytes)
+
+    calls = []
+    d = Logging(memory_limit=10**6)
+    d.resize(memory_limit=10**5)
+    d.cap(5000)
+    assert (d.memory_limit, d.memory_cap) == (10**5, 5000)
+    assert calls == [{"memory_limit": 10**5}, 5000]
+
+
 # ---- callbacks and other code that runs in the middle
+
+
+@pytest.mark.parametrize("way", ["resize", "cap"])
+def test_a_comparison_may_lower_the_limit_below_the_value_being_stored(way):
+    d = TTLDict(memory_limit=2000, sizeof=lambda k, v: v - ENTRY)
+    first, second = same_hash(1, 2)
+    d[first] = 200
+    second.on_eq = first.on_eq = lambda: d.cap(300) if way == "cap" else d.resize(memory_limit=300)
+    with contextlib.nullcontext() if way == "cap" else pytest.raises(ValueTooLargeError):
+        d[second] = 1000
+    second.on_eq = first.on_eq = None
+    assert d.nbytes == 200
+    assert list(d) == [first]
+
+
+def test_on_evict_may_use_the_dict_when_a_value_is_over_the_cap(monkeypatch):
+    deep, reported = [], []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: reported.append(found.exc_type))
+
+    def on_evict(key, value, reason):
+        deep.append(key)
+        match key:
+            case "clear":
+                d.clear()
+            case "lift":
+                d.cap(None)
+                d[key] = value
+            case "smaller":
+                d[key] = 1
+            case "again":
+                if len(deep) < 100:
+                    d[key] = value
+            case "init":
+                d.__init__()
+
+    d = TTLDict(memory_limit=10**6, on_evict=on_evict)
+    for key in ("clear", "lift", "smaller", "init", "again"):
+        d.pop("lift", None)
+        d.cap(2000)
+        big = bytes(12_000)
+        before = sys.getrefcount(big)
+        d[key] = big
+        assert d.get(key) is {"lift": big, "smaller": 1}.get(key)
+        assert sys.getrefcount(big) == before + (key == "lift")
+    assert deep[:4] == ["clear", "lift", "smaller", "init"]
+    assert (len(deep), d.stats["over_cap"]) == (100, 100)
+    assert reported == [ArgumentValueError]
+    # An iteration ends as with any insertion.
+    iterator = iter(d)
+    d["new"] = big
+    with pytest.raises(RuntimeError, match="changed size"):
+        next(iterator)
 
 
 def test_what_on_evict_raises_goes_to_the_unraisable_hook():
@@ -1724,6 +1983,14 @@ def exercise(policy="s3fifo"):
     d.copy()
     d.trim(100)
     d.resize(max_size=5)
+    d.cap(3_000)
+    for key in ("big", 299):
+        for store in (d.set, d.setdefault, lambda k, v: d.get_or_set(k, lambda: v)):
+            store(key, "x" * 6_000)
+    d["grows"] = grows = []
+    grows.append("x" * 6_000)
+    d.recount("grows")
+    d.cap(None)
     for bad in ([], {}):
         with pytest.raises(TypeError):
             d[bad] = 1
@@ -1761,7 +2028,38 @@ def entry_points():
         "repr": (lambda d: repr(d), grow),
         "reduce": (lambda d: d.__reduce_ex__(4), grow),
         "wide": (lambda d: d.set(3, 2**30), grow),
+        "cap": (lambda d: d.cap(10**6 + 1), grow),
     }
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("key", [3, "new"])
+def test_without_memory_a_value_over_the_cap_is_gone_or_nothing_changes(fail_allocations, key, timed):
+    clock = Clock()
+    content = {n: n for n in range(8)}
+    evicted = []
+
+    def prepare():
+        evicted.clear()
+        d = TTLDict(
+            sizeof=lambda k, v: 8 if v == 1 or v in content else 10**6, timer=clock if timed else None
+        )
+        d.update(content)
+        d.cap(10**6)
+        return d
+
+    def check(d):
+        assert dict(d.items()) == content
+        assert d.nbytes == len(content) * (ENTRY + 8)
+        assert (d.stats["over_cap"], d.stats["memory"]) == (0, 0)
+        d[key] = "big"
+        assert key not in d
+        assert d.stats["over_cap"] == 1
+
+    value = "big"
+    before = sys.getrefcount(value)
+    assert fail_allocations(lambda d: d.set(key, value, 7), prepare=prepare, check=check) >= 0
+    assert sys.getrefcount(value) == before
 
 
 @pytest.mark.parametrize("name", entry_points())

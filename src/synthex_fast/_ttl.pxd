@@ -18,7 +18,7 @@ cdef enum Reason:
 cdef enum Presence:
     REPLACE = 0               # store: the new value wins
     KEEP = 1                  # store: a value that is present stays
-    OFFER = 2                 # like KEEP, and a value over the memory limit is returned but not stored
+    OFFER = 2                 # like KEEP, and a value over the own memory limit is returned but not stored
 
 
 cdef struct Stripe:
@@ -45,13 +45,17 @@ cdef class TTLDict:
     cdef void* stripes_block
     cdef unsigned int generation  # `forks_seen` when the locks were last known to be sound; see _forks.pxd
     cdef double ttl_seconds       # infinity: entries live until evicted
-    cdef uint64_t most_bytes      # all bits set: no limit
+    # Limits in bytes; all bits set: none. The first, the lower of the two others, is in force.
+    cdef uint64_t most_bytes
+    cdef uint64_t own_bytes       # `memory_limit`: the user's setting
+    cdef uint64_t cap_bytes       # set from outside by `cap`
     cdef Py_ssize_t most_entries  # as given; 0: no limit
     cdef uint32_t changes         # counts what ends an iteration: the user's insertions and deletions
     cdef int64_t sets
     cdef int64_t evicted[4]       # entries removed, by Reason
     cdef int64_t exhausted        # values whose size was estimated in part
     cdef int64_t uncacheable      # values that get_or_set returned without storing them
+    cdef int64_t over_cap         # values evicted at once because they alone exceed `cap_bytes`
     cdef bint sweepable
     cdef bint ready
     cdef double sweep_at          # the sweeper's next visit; infinity: none is scheduled

@@ -154,6 +154,11 @@ cdef uint64_t bytes_from(object memory_limit) except? 0:
     return NO_LIMIT if memory_limit is None else integer("memory_limit", memory_limit, 1, PY_SSIZE_T_MAX, "bytes", True)
 
 
+cdef uint64_t cap_from(object nbytes) except? 0:
+    """Like bytes_from, and 0 is allowed: an existing dict may be told to keep nothing for the time being."""
+    return NO_LIMIT if nbytes is None else integer("nbytes", nbytes, 0, PY_SSIZE_T_MAX, "bytes", True)
+
+
 cdef inline double life_from(TTLDict self, object ttl) except? -1.0:
     """The seconds that an entry is to live: `ttl`, or the dict's own if it is None."""
     if ttl is None:
@@ -178,7 +183,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     ``policy`` says which entry a full dict evicts: ``"s3fifo"`` (Yang et al., SOSP 2023; the default, with the best hit
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
-    first. When ``memory_limit`` is exceeded, the dict evicts down to 80 % of it.
+    first. When ``memory_limit`` is exceeded, the dict evicts down to 80 % of it. `cap` sets a second, lower limit from
+    outside; a `MemoryGovernor` does so while memory is short.
 
     Inserting or deleting during an iteration raises RuntimeError, as with a dict. Eviction and expiry don't: the
     iterator skips what is gone. ``list(d)``, ``dict(d)`` and other consumers written in C see the entries of one
@@ -211,7 +217,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         # Each stripe starts on a cache line of its own.
         self.stripes = <Stripe*>((<size_t>self.stripes_block + 127) & ~<size_t>127)
         self.generation = forks_seen
-        self.most_bytes = NO_LIMIT
+        self.most_bytes = self.own_bytes = self.cap_bytes = NO_LIMIT
         self.ttl_seconds = INFINITY
         self.sweep_at = INFINITY
         self.policy_name = "s3fifo"
@@ -323,7 +329,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
     def set(self, key, value, ttl=None):
         """Store the value for `ttl` seconds. None means the dict's own ttl, ``math.inf`` that it never expires. O(1).
 
-        Raises ValueTooLargeError, and changes nothing, if key and value alone exceed the memory limit.
+        Raises ValueTooLargeError, and changes nothing, if key and value alone exceed `memory_limit`. If they exceed
+        only the `cap`, the value is evicted at once, without an error (see `cap`).
 
         >>> d = TTLDict(ttl=60)
         >>> d.set("short", 1, ttl=0.5)
@@ -399,7 +406,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         """The key's value. If the key is missing, ``factory()`` is called and its result stored for `ttl` seconds.
 
         The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
-        raises, nothing is stored and the error passes to the caller. A result that alone exceeds the memory limit is
+        raises, nothing is stored and the error passes to the caller. A result that alone exceeds `memory_limit` is
         returned without being stored, and counted in ``stats["uncacheable"]``. `ArgumentTypeError` if it is a coroutine
         function or returns a coroutine, which only one caller could await: await it and store its result.
 
@@ -630,8 +637,13 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     @property
     def memory_limit(self):
-        """The limit in bytes, or None."""
-        return None if self.most_bytes == NO_LIMIT else self.most_bytes
+        """The dict's own limit in bytes, or None. A `memory_cap` below it holds instead."""
+        return limit_or_none(self.own_bytes)
+
+    @property
+    def memory_cap(self):
+        """The limit in bytes that `cap` has set, or None."""
+        return limit_or_none(self.cap_bytes)
 
     @property
     def ttl(self):
@@ -652,7 +664,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
         """Measure an entry again after its value changed in place, and return its bytes. O(size of the value).
 
         Over the memory limit, other entries are evicted. Raises KeyError if the key is missing, and ValueTooLargeError,
-        with the account unchanged, if this entry alone exceeds the limit.
+        with the account unchanged, if this entry alone exceeds `memory_limit`. If it exceeds only the `cap`, it is
+        evicted.
 
         >>> d = TTLDict()
         >>> d["a"] = []
@@ -684,10 +697,13 @@ timer=None, on_evict=None, sweep=True)\n--\n
             raise_pending()
         # If the value was replaced while it was measured, the new value's size is already right.
         if slot != MISSING and t.slots[slot].value == value and slot_due(t, slot) > now:
-            if size > self.most_bytes:
+            if size > self.own_bytes:
                 leave(self)
                 raise too_large(self, size)
-            if size > INLINE_SIZE_MAX and not reserve_wide(t):
+            if size > self.most_bytes:
+                remove_entry(self, slot, MEMORY, &victims)
+                self.over_cap += 1
+            elif size > INLINE_SIZE_MAX and not reserve_wide(t):
                 failed = True
             else:
                 t.nbytes = t.nbytes - slot_size(t, slot) + size
@@ -729,6 +745,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
     def resize(self, max_size=UNCHANGED, memory_limit=UNCHANGED):
         """Change one limit or both (None: no limit) and evict what exceeds it at once. O(entries evicted).
 
+        A `memory_cap` stays as it is, and holds if it is lower than `memory_limit`.
+
         >>> d = TTLDict(max_size=10)
         >>> d.resize(max_size=None, memory_limit=1_000_000)
         >>> d.max_size, d.memory_limit
@@ -736,13 +754,49 @@ timer=None, on_evict=None, sweep=True)\n--\n
         """
         cdef double now = now_if_needed(self)
         cdef Victims victims
-        cdef Py_ssize_t entries = self.most_entries if max_size is UNCHANGED else entries_from(max_size)
-        cdef uint64_t most = self.most_bytes if memory_limit is UNCHANGED else bytes_from(memory_limit)
+        cdef Py_ssize_t entries = 0 if max_size is UNCHANGED else entries_from(max_size)
+        cdef uint64_t own = NO_LIMIT if memory_limit is UNCHANGED else bytes_from(memory_limit)
         victims.count = 0
         victims.queued = 0
         enter(self)
-        set_limits(self, entries, most)
-        make_room(self, self.table.limit, most, most - most // 5, now, &victims)
+        # Read only here: the code of an argument, or another thread, may have changed the limit that is to stay.
+        set_limits(
+            self, self.most_entries if max_size is UNCHANGED else entries,
+            self.own_bytes if memory_limit is UNCHANGED else own, self.cap_bytes,
+        )
+        make_room_within_limits(self, now, &victims)
+        leave(self)
+        release_refs(self, &victims)
+
+    def cap(self, nbytes):
+        """Limit the bytes from outside, for the time being, and evict what exceeds that at once. O(entries evicted).
+
+        For a `MemoryGovernor`, or whatever else knows how much memory there is. The lower of `nbytes` and
+        `memory_limit` holds; 0 keeps nothing, None lifts the cap. The dict's own settings stay as they are, and so
+        copies and pickles have no cap. There is one cap at a time: the last call sets it.
+
+        A cap causes no error. A value that alone exceeds it, but not `memory_limit`, is handled as if it had been
+        stored and evicted at once: an older value under its key is gone, ``on_evict(key, value, "memory")`` is called,
+        and ``stats["over_cap"]`` counts it.
+
+        >>> d = TTLDict(memory_limit=1_000_000)
+        >>> d.cap(1000)
+        >>> d["big"] = bytes(5000)
+        >>> "big" in d, d.stats["over_cap"], d.memory_cap, d.memory_limit
+        (False, 1, 1000, 1000000)
+        >>> d.cap(None)
+        >>> d["big"] = bytes(5000)
+        >>> "big" in d
+        True
+        """
+        cdef double now = now_if_needed(self)
+        cdef Victims victims
+        cdef uint64_t cap = cap_from(nbytes)
+        victims.count = 0
+        victims.queued = 0
+        enter(self)
+        set_limits(self, self.most_entries, self.own_bytes, cap)
+        make_room_within_limits(self, now, &victims)
         leave(self)
         release_refs(self, &victims)
 
@@ -751,17 +805,23 @@ timer=None, on_evict=None, sweep=True)\n--\n
         """Counts since construction, as a dict: hits, misses, sets, and evictions by reason.
 
         ``sizeof_exhausted`` counts values so large that part of their size was estimated, ``uncacheable`` those that
-        `get_or_set` returned without storing them because they alone exceed the memory limit.
+        `get_or_set` returned without storing them because they alone exceed the memory limit, and ``over_cap`` those
+        evicted at once because they alone exceed the `cap` (they count as ``memory`` too).
 
         >>> TTLDict().stats["hits"]
         0
         """
         cdef int64_t hits = 0, misses = 0
+        cdef uint64_t own, cap
         cdef unsigned int i
         expire_all_due(self)
         for i in range(STRIPES):
             hits += self.stripes[i].hits
             misses += self.stripes[i].misses
+        enter(self)
+        own = self.own_bytes
+        cap = self.cap_bytes
+        leave(self)
         return {
             "hits": hits,
             "misses": misses,
@@ -775,6 +835,9 @@ timer=None, on_evict=None, sweep=True)\n--\n
             "nbytes": self.table.nbytes,
             "sizeof_exhausted": self.exhausted,
             "uncacheable": self.uncacheable,
+            "over_cap": self.over_cap,
+            "memory_limit": limit_or_none(own),
+            "memory_cap": limit_or_none(cap),
         }
 
     def __sizeof__(self):
@@ -788,7 +851,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
     # ---- copies ----
 
     def copy(self):
-        """A shallow copy with the same limits, deadlines and sizes. Idle times start over. O(n)."""
+        """A shallow copy with the same limits, deadlines and sizes, but no `cap`. Idle times start over. O(n)."""
         cdef TTLDict other = type(self).__new__(type(self))
         cdef double now = now_if_needed(self)
         TTLDict.__init__(other, **settings(self))
@@ -883,7 +946,7 @@ cdef int configure(
     self.on_evict = on_evict
     self.sweepable = timer is None and sweep
     table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
-    set_limits(self, entries, most)
+    set_limits(self, entries, most, self.cap_bytes)
     return 0
 
 
@@ -902,11 +965,22 @@ cdef int require_unused(TTLDict self) except -1:
     return 0
 
 
-cdef void set_limits(TTLDict self, Py_ssize_t entries, uint64_t most) noexcept:
+cdef inline object limit_or_none(uint64_t nbytes):
+    return None if nbytes == NO_LIMIT else nbytes
+
+
+cdef void set_limits(TTLDict self, Py_ssize_t entries, uint64_t own, uint64_t cap) noexcept:
     self.most_entries = entries
     # A limit beyond what a table can hold is the same as none.
     self.table.limit = NONE if entries == 0 or <uint64_t>entries >= NONE else <uint32_t>entries
-    self.most_bytes = most
+    self.own_bytes = own
+    self.cap_bytes = cap
+    self.most_bytes = min(own, cap)
+
+
+cdef void make_room_within_limits(TTLDict self, double now, Victims* victims) noexcept:
+    cdef uint64_t most = self.most_bytes
+    make_room(self, self.table.limit, most, most - most // 5, now, victims)
 
 
 # ---- garbage collection ----

@@ -306,7 +306,7 @@ cdef void make_room(TTLDict self, uint32_t entries, uint64_t most, uint64_t low,
 
 
 cdef void make_room_beside(TTLDict self, uint32_t slot, double now, Victims* victims) noexcept:
-    """Evict other entries than this one, down to 80 % of the memory limit."""
+    """Evict other entries than this one, down to 80 % of the limit in force."""
     cdef Table* t = &self.table
     cdef int queue = 1 if t.slots[slot].meta & IN_MAIN else 0
     cdef uint64_t low = self.most_bytes - self.most_bytes // 5

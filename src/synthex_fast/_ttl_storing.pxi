@@ -21,7 +21,7 @@ cdef int64_t entry_size_by_caller(TTLDict self, PyObject* key, PyObject* value) 
 
 
 cdef object too_large(TTLDict self, uint64_t size):
-    return ValueTooLargeError(f"key and value must be at most {self.most_bytes} bytes (memory_limit), not {size}")
+    return ValueTooLargeError(f"key and value must be at most {self.own_bytes} bytes (memory_limit), not {size}")
 
 
 cdef int put(
@@ -41,19 +41,13 @@ cdef int put(
     victims.count = 0
     victims.queued = 0
     enter(self)
-    if unlikely(size > self.most_bytes):
-        if mode == OFFER:
-            self.uncacheable += 1
-        leave(self)
-        if mode == OFFER:
-            present[0] = value
-            Py_INCREF(value)
-            return 0
-        raise too_large(self, size)
     slot = find(self, key, hash, NULL)
     if unlikely(slot == FAILED):
         leave(self)
         return -1
+    # Not before the search, which may run code that lowers the limit.
+    if unlikely(size > self.most_bytes):
+        return put_oversized(self, slot, key, value, size, now, mode, present)
     if slot != MISSING and unlikely(slot_due(t, slot) <= now):
         remove_entry(self, slot, due_reason(self, slot, now), &victims)
         slot = MISSING
@@ -113,6 +107,66 @@ cdef int put(
             if present != NULL:
                 Py_DECREF(present[0])
             raise
+    return fresh
+
+
+cdef int put_oversized(
+    TTLDict self, uint32_t slot, PyObject* key, PyObject* value, uint64_t size, double now, Presence mode,
+    PyObject** present,
+) except -1:
+    """The rest of `put` for a value that alone exceeds the limit in force. Called locked, with the key's slot.
+
+    A value within the user's own limit causes no error: what happens is what would happen if it were stored, and then
+    evicted before anything else. Nothing here allocates.
+    """
+    cdef Table* t = &self.table
+    cdef PyObject* replaced = NULL
+    cdef Victims victims
+    cdef int fresh = 0
+    if size > self.own_bytes:
+        if mode == OFFER:
+            self.uncacheable += 1
+        leave(self)
+        if mode == OFFER:
+            present[0] = value
+            Py_INCREF(value)
+            return 0
+        raise too_large(self, size)
+    victims.count = 0
+    victims.queued = 0
+    if slot != MISSING and slot_due(t, slot) <= now:
+        remove_entry(self, slot, due_reason(self, slot, now), &victims)
+        slot = MISSING
+    if slot != MISSING and mode != REPLACE:
+        mark_used(t, slot, now)
+        value = t.slots[slot].value
+    else:
+        if slot == MISSING:
+            Py_INCREF(key)
+            self.changes += 1
+            fresh = 1
+        else:
+            # The dict's own key, as after a replacement.
+            table_remove(t, slot)
+            key = t.slots[slot].key
+            replaced = t.slots[slot].value
+            slot_free(t, slot)
+        Py_INCREF(value)
+        victims.keys[victims.count] = key
+        victims.values[victims.count] = value
+        victims.reasons[victims.count] = MEMORY
+        victims.count += 1
+        self.sets += 1
+        self.evicted[<int>MEMORY] += 1
+        self.over_cap += 1
+    if present != NULL:
+        present[0] = value
+        Py_INCREF(value)
+    if any_due(self, now):
+        remove_some_due(self, now, EXPIRE_STEPS, &victims)
+    leave(self)
+    release_refs(self, &victims)
+    Py_XDECREF(replaced)
     return fresh
 
 

@@ -365,14 +365,14 @@ cdef dict contents(TTLDict self):
 
 
 cdef dict settings(TTLDict self):
-    """The arguments that make another dict like this one."""
+    """The arguments that make another dict like this one. A limit set from outside is not this dict's to pass on."""
     found = {}
     if self.most_entries:
         found["max_size"] = self.most_entries
     if self.ttl_seconds != INFINITY:
         found["ttl"] = self.ttl_seconds
-    if self.most_bytes != NO_LIMIT:
-        found["memory_limit"] = self.most_bytes
+    if self.own_bytes != NO_LIMIT:
+        found["memory_limit"] = self.own_bytes
     if self.size_of is not None:
         found["sizeof"] = self.size_of
     if self.table.idle != INFINITY:

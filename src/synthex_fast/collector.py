@@ -187,7 +187,8 @@ class ResponseCollector:
         `max_batch` (an iterator is read to one more than that), `ValueTooLargeError` if the answers to one query would
         exceed `memory_limit` or `max_per_query`, and `BufferFullError` if the buffer has no room and no handler to make
         some. Nothing is added then. What `on_flush` raises propagates: nothing was added if it ran to make room, and
-        everything was if it ran because of these responses; `in` shows which.
+        everything was if it ran because of these responses; `in` shows which. Answers that alone exceed only the `cap`
+        cause no error: they go to the buffer and are not kept (``stats["over_cap"]``).
         """
         # Taken before the owner is checked: while the owner exists, so does the buffer.
         buffer = self._buffer
@@ -459,8 +460,13 @@ class ResponseCollector:
 
     @property
     def memory_limit(self) -> int | None:
-        """Most bytes that the kept answers may take, or None."""
+        """Most bytes that the kept answers may take, or None. A `memory_cap` below it holds instead."""
         return self._answers.memory_limit
+
+    @property
+    def memory_cap(self) -> int | None:
+        """The limit of the kept answers in bytes that `cap` has set, or None."""
+        return self._answers.memory_cap
 
     @property
     def max_queries(self) -> int | None:
@@ -472,7 +478,8 @@ class ResponseCollector:
         """Counts since construction, as a dict.
 
         ``queries`` kept now and their ``nbytes``; queries dropped, by reason (``expired``, ``idle``, ``full``,
-        ``memory``); ``buffered`` responses; and the buffer's ``added``, ``batches`` (successful calls of `add` and
+        ``memory``), and how often answers were not kept because they alone exceeded the `cap` (``over_cap``; counted as
+        ``memory`` too); ``buffered`` responses; and the buffer's ``added``, ``batches`` (successful calls of `add` and
         `add_batch`), ``flushed``, ``flushes``, ``failed``, ``rejected``, ``waited`` and ``high_water``, as in
         `ResponseBuffer.stats`. Once the collector is closed or its owner has died they no longer change, and
         ``abandoned`` is the number of responses that were in the buffer.
@@ -488,6 +495,7 @@ class ResponseCollector:
             "idle": kept["idle"],
             "full": kept["full"],
             "memory": kept["memory"],
+            "over_cap": kept["over_cap"],
             "buffered": len(self._buffer),
             "abandoned": 0,
             **self._buffer.stats,
@@ -622,6 +630,20 @@ class ResponseCollector:
         if memory_limit is not _UNCHANGED:
             changes["memory_limit"] = memory_limit
         self._answers.resize(**changes)
+
+    def cap(self, nbytes: SupportsIndex | None) -> None:
+        """Limit the kept answers from outside, in bytes, for the time being; None lifts it. O(evicted).
+
+        `memory_limit` stays as it is, and the lower of the two holds. See `TTLDict.cap`.
+
+        >>> collector = ResponseCollector()
+        >>> collector.cap(0)
+        >>> collector.add(PooledExpertResponse("q1", "ada"))
+        >>> "q1" in collector, collector.buffered, collector.stats["over_cap"]
+        (False, 1, 1)
+        >>> collector.cap(None)
+        """
+        self._answers.cap(nbytes)
 
     def pause(self, wait: bool | float | Callable[[], bool | float] = True) -> bool:
         """Stop accepting responses until `resume`: additions wait or fail as `ResponseBuffer.pause` describes. O(1)."""

@@ -137,6 +137,7 @@ cdef int check_account(TTLDict d) except -1:
         if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
             total += slot_size(t, slot)
     assert total == t.nbytes, f"the sizes make {total}, nbytes is {t.nbytes}"
+    assert d.most_bytes == min(d.own_bytes, d.cap_bytes), "the limit in force is not the lower one"
     assert total <= d.most_bytes, f"{total} bytes, the limit is {d.most_bytes}"
     return 0
 

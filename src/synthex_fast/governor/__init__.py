@@ -11,6 +11,7 @@ is ``nbytes`` and ``trim(nbytes)``. Type checkers verify what is passed to `Memo
 from synthex_fast import _pressure
 from synthex_fast.governor import policy, reading, thread
 from synthex_fast.governor.components import (
+    Capped,
     Component,
     Expirable,
     GarbageCollector,
@@ -23,6 +24,7 @@ from synthex_fast.governor.components import (
 from synthex_fast.governor.governor import MemoryGovernor
 
 __all__ = [
+    "Capped",
     "Component",
     "Expirable",
     "GarbageCollector",

@@ -1,8 +1,8 @@
 """What a registered object offers, and what the governor keeps about each one.
 
 The protocols say in types what the governor can use. An object may offer several of them: a `TTLDict` is a
-`Component` that is `Expirable` and `Limited`. The objects belong to the caller and are referenced weakly, so a
-`ComponentState` never refers to its object: its methods are given the object, which their caller keeps alive.
+`Component` that is `Expirable`, `Limited` and `Capped`. The objects belong to the caller and are referenced weakly, so
+a `ComponentState` never refers to its object: its methods are given the object, which their caller keeps alive.
 
 An object's methods and getters are the caller's code. They may raise, re-enter the governor, or register and unregister
 components. No lock is held around them, and each error is counted and goes to ``sys.unraisablehook`` the first time.
@@ -10,6 +10,7 @@ components. No lock is held around them, and each error is counted and goes to `
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Live = list[tuple["ComponentState", Any]]
 
 __all__ = [
+    "Capped",
     "Component",
     "Expirable",
     "GarbageCollector",
@@ -79,7 +81,10 @@ class Expirable(Protocol):
 
 @runtime_checkable
 class Limited(Protocol):
-    """A component that keeps itself under a memory limit, by evicting."""
+    """A component that keeps itself under a memory limit, by evicting.
+
+    The governor changes the limit and later restores it. If the component is `Capped` too, it leaves the limit alone.
+    """
 
     @property
     def memory_limit(self) -> int | None:
@@ -88,6 +93,31 @@ class Limited(Protocol):
 
     def resize(self, *, memory_limit: int | None) -> object:
         """Change the limit and evict what exceeds it."""
+        ...
+
+
+@runtime_checkable
+class Capped(Protocol):
+    """A component that takes a second limit from outside and keeps itself under the lower of the two, by evicting.
+
+    Shortage then neither changes its own settings nor causes errors that they would not: what the cap leaves no room
+    for is not kept. There is one cap, so register a component with one governor. If something else has set a cap, the
+    governor replaces it only by a lower one, and never lifts one that it has not set: of two governors, the one that
+    allows less prevails. A cap that was replaced is not set again.
+    """
+
+    @property
+    def memory_limit(self) -> int | None:
+        """The component's own limit of ``nbytes``, or None."""
+        ...
+
+    @property
+    def memory_cap(self) -> int | None:
+        """The limit set by `cap`, or None."""
+        ...
+
+    def cap(self, nbytes: int | None, /) -> object:
+        """Set the cap, or lift it (None), and evict what exceeds it."""
         ...
 
 
@@ -174,6 +204,7 @@ _members: dict[type, tuple[tuple[str, bool], ...]] = {
         if not name.startswith("_")
     )
     for protocol in (
+        Capped,
         Component,
         Expirable,
         GarbageCollector,
@@ -206,16 +237,13 @@ def _has(obj: object, name: str, method: bool) -> bool:
     return not method or callable(value)
 
 
-def limit_of(obj: Any) -> int | None:
-    """The memory limit that an object has now; None if it has none or its getter raises."""
-    try:
-        return _read_limit(obj)
-    except Exception:
-        return None
+def lower(limit: int | None, other: int | None) -> int | None:
+    """The lower of two limits, of which either may be None for no limit."""
+    return other if limit is None or (other is not None and other < limit) else limit
 
 
-def _read_limit(obj: Any) -> int | None:
-    limit = obj.memory_limit
+def _read(obj: Any, name: str) -> int | None:
+    limit = getattr(obj, name)
     return limit if isinstance(limit, int) else None
 
 
@@ -223,6 +251,7 @@ class ComponentState:
     """What the governor keeps about one registered object."""
 
     __slots__ = (
+        "capped",
         "collect_method",
         "errors",
         "expirable",
@@ -257,7 +286,8 @@ class ComponentState:
         self.expirable = offers(obj, Expirable)
         self.pausable = offers(obj, Pausable)
         self.pool = offers(obj, IdlePool)
-        self.limited = offers(obj, Limited) and not self.pool
+        self.capped = offers(obj, Capped) and not self.pool
+        self.limited = self.capped or (offers(obj, Limited) and not self.pool)
         # The method that collects garbage. A tuner without `collect_garbage` does so when it is trimmed.
         self.collect_method: str | None = None
         if offers(obj, GarbageCollector):
@@ -270,9 +300,12 @@ class ComponentState:
         self.peak = 0.0
         # Bytes a second between the last two readings.
         self.growth = 0.0
-        # The caller's own limit, and the one that the governor has set instead, if any.
-        self.own_limit = limit_of(obj) if self.limited else None
+        # The limit without the governor, and the one that it has set, if any: a cap, or instead of the other.
+        self.own_limit: int | None = None
         self.set_limit: int | None = None
+        if self.limited:
+            with contextlib.suppress(Exception):
+                self._observe_limit(obj)
         self.paused = False
         # Unregistered, though a list made before may still name it.
         self.removed = False
@@ -319,29 +352,62 @@ class ComponentState:
             _unraisable.report(error, f"{what} of {self.name}")
 
     def note_limit(self, obj: Any) -> bool:
-        """Adopt a limit that was set elsewhere as the one to restore; False if the limit can't be read."""
+        """Take in limits that were set elsewhere; False if they can't be read."""
         try:
-            current = _read_limit(obj)
+            self._observe_limit(obj)
         except Exception as error:
             # Not None: the caller's own limit would be forgotten.
             self.failed("memory_limit", error)
             return False
-        if current != (self.own_limit if self.set_limit is None else self.set_limit):
-            self.own_limit, self.set_limit = current, None
         return True
 
-    def change_limit(self, obj: Any, limit: int | None, set_limit: int | None) -> bool:
-        """Resize the object; False if that raises, with the state as it was."""
-        before, self.set_limit = self.set_limit, set_limit
+    def _observe_limit(self, obj: Any) -> None:
+        current = _read(obj, "memory_limit")
+        if self.capped:
+            cap = _read(obj, "memory_cap")
+            if cap != self.set_limit:
+                # Somebody else's cap, or none any more.
+                self.set_limit = None
+                current = lower(current, cap)
+            self.own_limit = current
+        elif current != (self.own_limit if self.set_limit is None else self.set_limit):
+            # Set elsewhere, so this is the limit to restore.
+            self.own_limit, self.set_limit = current, None
+
+    def limits(self, obj: Any) -> tuple[int | None, int | None, int | None]:
+        """The limit in force, the object's own, and its cap, as they are now; None for what can't be read."""
+        own = cap = None
+        with contextlib.suppress(Exception):
+            own = _read(obj, "memory_limit")
+        if self.capped:
+            with contextlib.suppress(Exception):
+                cap = _read(obj, "memory_cap")
+            return lower(own, cap), own, cap
+        lowered = self.set_limit is not None and own == self.set_limit
+        return own, self.own_limit if lowered else own, None
+
+    def _set(self, obj: Any, limit: int | None) -> None:
+        if self.capped:
+            obj.cap(limit)
+        else:
+            obj.resize(memory_limit=self.own_limit if limit is None else limit)
+
+    @property
+    def _setter(self) -> str:
+        return "cap" if self.capped else "resize"
+
+    def change_limit(self, obj: Any, limit: int | None) -> bool:
+        """Limit the object, or no longer (None); False if that raises, with the state as it was."""
+        before, self.set_limit = self.set_limit, limit
         try:
-            obj.resize(memory_limit=limit)
+            self._set(obj, limit)
         except Exception as error:
             self.set_limit = before
-            self.failed("resize", error)
+            self.failed(self._setter, error)
             return False
         if self.removed:
             # Unregistered in the meantime, by code that the eviction ran or by a thread that did not wait any longer.
-            self.set_limit = set_limit
+            self.set_limit = limit
             self.restore(obj)
         return True
 
@@ -369,16 +435,16 @@ class ComponentState:
         return True
 
     def restore(self, obj: Any) -> None:
-        """Resume the object and give it back its own limit, unless it has been set elsewhere."""
+        """Resume the object and undo the governor's limit, unless another has been set elsewhere."""
         if self.paused:
             self.resume(obj)
         limit, self.set_limit = self.set_limit, None
         if limit is not None:
-            what = "memory_limit"
+            what = "memory_cap" if self.capped else "memory_limit"
             try:
-                if _read_limit(obj) == limit:
-                    what = "resize"
-                    obj.resize(memory_limit=self.own_limit)
+                if _read(obj, what) == limit:
+                    what = self._setter
+                    self._set(obj, None)
             except Exception as error:
                 # The limit to restore must not be forgotten: the next stop tries again.
                 self.set_limit = limit

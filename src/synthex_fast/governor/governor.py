@@ -44,7 +44,6 @@ from synthex_fast.governor.components import (
     GarbageCollector,
     PressureSource,
     Registry,
-    limit_of,
     offers,
 )
 from synthex_fast.governor.policy import IDLE_SECONDS, SIZED_FOR, Policy, share_out
@@ -91,7 +90,8 @@ class MemoryGovernor:
     What the governor does, by level (shares of the limit; a level ends 3 points below its mark):
 
     - normal: caches whose own limits exceed the headroom get lower ones for the time being, so that together they fill
-      up to 77.5 % of the limit and no further. If no limit was given and there is no container, no limit is lowered.
+      up to 77.5 % of the limit and no further. Those that are `Capped`, as TTLDict is, keep their own limits and get a
+      cap, which causes no errors. If no limit was given and there is no container, no limit is lowered.
       Limits lowered under pressure grow back, by a tenth every five seconds.
     - warning (70 %): expired entries are freed and idle pools trimmed. No cache gets a limit below what it holds.
     - high (80 %): caches evict, in proportion to weight times size, and get lower limits so that they don't refill.
@@ -107,8 +107,8 @@ class MemoryGovernor:
     A running governor acts in its monitor's thread as soon as the monitor calls, using the sample passed on, and in a
     thread of its own while there is something to watch; otherwise both are asleep. It uses ``monitor`` or a registered
     one, and starts it if necessary; without either it creates an `AdaptiveMemoryMonitor`. It runs until `stop`, which
-    gives every component its own limit back. ``readings`` and ``clock`` replace the sources of memory figures and time,
-    for tests.
+    lifts the caps and gives every other component its own limit back. ``readings`` and ``clock`` replace the sources of
+    memory figures and time, for tests.
 
     >>> from synthex_fast import TTLDict
     >>> governor = MemoryGovernor("80%")
@@ -179,7 +179,10 @@ class MemoryGovernor:
         return obj
 
     def unregister(self, obj: object) -> bool:
-        """Leave ``obj`` alone from now on: restore its own limit and resume it. False if it was not registered."""
+        """Leave ``obj`` alone from now on: lift its cap or restore its own limit, and resume it.
+
+        Returns False if it was not registered.
+        """
         state = self._components.find(obj)
         if state is None:
             return False
@@ -323,9 +326,9 @@ class MemoryGovernor:
             if state.limited and state.weight and not state.removed and state.note_limit(obj):
                 caches.append((state, obj))
         changes = self._policy.limits(use, [state for state, _ in caches], level, now)
-        for n, limit, set_limit, action in changes:
+        for n, limit, action in changes:
             state, obj = caches[n]
-            if state.change_limit(obj, limit, set_limit):
+            if state.change_limit(obj, limit):
                 self._record(action, why)
 
     def _collect(self, components: Live, use: MemoryUse, why: str) -> MemoryUse:
@@ -431,7 +434,7 @@ class MemoryGovernor:
             worker.attaching = False
 
     def stop(self) -> None:
-        """Stop acting, give every component its own limit back, and resume what was paused."""
+        """Stop acting, lift the caps, give every other component its own limit back, and resume what was paused."""
         thread = self._worker.stop()
         self._subscription.detach()
         join(thread)
@@ -469,7 +472,8 @@ class MemoryGovernor:
         theirs; ``overhead``, the resident bytes learned for each counted one. ``requested_limit`` is what was asked
         for: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown`` if the
         container's limits can't be read. ``components`` by name: ``type``, ``nbytes``, ``weight``, ``memory_limit``
-        now, ``own_limit`` that will be restored, ``paused``, ``freed`` bytes, ``errors``. ``actions`` by name:
+        in force, ``own_limit`` that holds without a governor, ``memory_cap`` (None unless it is `Capped` and has one),
+        ``paused``, ``freed`` bytes, ``errors``. ``actions`` by name:
         ``count``, ``freed`` (as counted by the components; entries for ``expire``), ``returned`` (bytes by which memory
         fell), ``seconds_ago`` and ``why``. ``looks``, how often the governor has considered memory, and
         ``cpu_seconds``, which that and everything that followed has taken. ``note``, the reason if there is nothing to
@@ -482,14 +486,14 @@ class MemoryGovernor:
         for state, obj in self._components.live():
             size = state.read_size(obj)
             total += size
-            limit = limit_of(obj) if state.limited else None
-            lowered = state.set_limit is not None and limit == state.set_limit
+            limit, own, cap = state.limits(obj) if state.limited else (None, None, None)
             components[state.name] = {
                 "type": state.kind,
                 "nbytes": size,
                 "weight": state.weight,
                 "memory_limit": limit,
-                "own_limit": state.own_limit if lowered else limit,
+                "own_limit": own,
+                "memory_cap": cap,
                 "paused": state.paused,
                 "freed": state.freed,
                 "errors": state.errors,

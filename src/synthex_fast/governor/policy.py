@@ -217,11 +217,11 @@ class Policy:
 
     def limits(
         self, use: MemoryUse, caches: list[ComponentState], level: int, now: float
-    ) -> Iterator[tuple[int, int | None, int | None, str]]:
+    ) -> Iterator[tuple[int, int | None, str]]:
         """The limits to change so that all caches can fill up to the target size and no further.
 
-        Yields a cache's index, its new limit, the same again (or None where it is the caller's own), and whether that
-        is to ``"grow"`` or to ``"limit"``. Each is to be set before the next is asked for.
+        Yields a cache's index, its new limit (None: only the caller's own is to hold), and whether that is to
+        ``"grow"`` or to ``"limit"``. Each is to be set before the next is asked for.
         """
         elapsed, self._limits_at = max(0.0, now - self._limits_at), now
         if not caches:
@@ -244,10 +244,10 @@ class Policy:
                 aim = min(aim, state.set_limit + step)
             if aim >= (own if own is not None else self._limit):
                 if state.set_limit is not None:
-                    yield n, own, None, "grow"
+                    yield n, None, "grow"
             elif state.set_limit is None or abs(aim - state.set_limit) > NOISE * state.set_limit:
                 grows = state.set_limit is not None and aim > state.set_limit
-                yield n, int(aim), int(aim), "grow" if grows else "limit"
+                yield n, int(aim), "grow" if grows else "limit"
         # Once they have grown back, limits follow the headroom.
         self._recovering = level >= HIGH or (self._recovering and not recovered)
 
