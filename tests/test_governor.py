@@ -2018,6 +2018,8 @@ def test_two_threads_that_fork_at_once_leave_nothing_locked():
     joining, ahead = threading.Event(), threading.Event()
 
     class Thread:
+        ident = 0
+
         def join(self, seconds):
             joining.set()
             assert ahead.wait(30)

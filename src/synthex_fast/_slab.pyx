@@ -88,8 +88,8 @@ from synthex_fast._python cimport (
 from synthex_fast._records cimport PooledExpertResponse
 from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
 
+import _thread
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
-from _thread import allocate_lock
 from time import monotonic
 
 from synthex_fast.errors import (
@@ -461,7 +461,8 @@ cdef class Gate:
         else:
             self.seconds = seconds_to_wait(wait)
         try:
-            self.shut = allocate_lock()
+            # Looked up here: once gevent has patched it, waiting lets other greenlets run.
+            self.shut = _thread.allocate_lock()
         except RuntimeError:
             # Python 3.11 and 3.12 raise this ("can't allocate lock") if allocation fails.
             raise MemoryError() from None

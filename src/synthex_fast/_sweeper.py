@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 
-from synthex_fast import _lifecycle
+from synthex_fast import _lifecycle, _threads
 
 __all__ = ["DELAY", "schedule"]
 
@@ -36,14 +36,14 @@ _RETRY_SECONDS = 1.0
 
 # The lock is reentrant, because a finaliser may run in the middle of any function here and schedule a client; each step
 # therefore leaves both structures consistent. An entry is (time, number, weak reference, id of the client).
-_state = threading.Condition()
+_state = _threads.Condition()
 _order = itertools.count()
 # A heap. An entry that is not its client's entry in `_visits` was replaced, and is skipped.
 _agenda: list = []
 # The next visit of each client by its id; at infinity while the client is being visited.
 _visits: dict = {}
 _purge_at = 64
-_thread: threading.Thread | None = None
+_thread = None
 
 
 def schedule(client, due):
@@ -57,7 +57,7 @@ def schedule(client, due):
         if _thread is None or not _thread.is_alive():
             _start()
         elif entry is not None and _agenda[0] is entry:
-            _state.notify()
+            _state.notify_all()
 
 
 def _plan(at, reference, key):
@@ -98,7 +98,7 @@ def _purge():
 
 def _start():
     global _thread
-    _thread = threading.Thread(target=_run, name="synthex-fast-sweeper", daemon=True)
+    _thread = _threads.new_thread(_run, "synthex-fast-sweeper")
     try:
         _thread.start()
     except BaseException:
@@ -106,8 +106,7 @@ def _start():
         raise
 
 
-def _run():
-    me = threading.current_thread()
+def _run(me):
     slice_ends = math.inf
     while True:
         try:
@@ -121,15 +120,15 @@ def _run():
                     continue
             if time.monotonic() >= slice_ends:
                 # Gives waiting threads a chance to take the interpreter.
-                time.sleep(_PAUSE_SECONDS)
+                _threads.sleep(_PAUSE_SECONDS)
                 slice_ends = math.inf
             now = time.monotonic()
             if slice_ends == math.inf:
                 slice_ends = now + _slice_seconds(now - entry[0])
-            _visit(entry, slice_ends - now)
+            _visit(me, entry, slice_ends - now)
         except MemoryError:
             # Another thread may free some memory.
-            time.sleep(DELAY)
+            _threads.sleep(DELAY)
 
 
 def _slice_seconds(late):
@@ -149,7 +148,7 @@ def _next_visit():
             continue
         wait = entry[0] - time.monotonic()
         if wait > 0:
-            return None, min(wait, threading.TIMEOUT_MAX)
+            return None, wait
         # The client stays in `_visits` throughout: it may be scheduled, or the process forked, during the visit.
         _visits[entry[3]] = (math.inf, next(_order), entry[2], entry[3])
         heapq.heappop(_agenda)
@@ -157,7 +156,7 @@ def _next_visit():
     return None, None
 
 
-def _visit(entry, budget):
+def _visit(me, entry, budget):
     at, _, reference, key = entry
     again = math.inf
     client = reference()
@@ -166,7 +165,7 @@ def _visit(entry, budget):
             again = client._sweep(budget)
         except BaseException:
             again = time.monotonic() + _RETRY_SECONDS
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), me)))
         # This may be the last reference, so the lock must not be held.
         del client
     with _state:
@@ -184,7 +183,7 @@ def _visit(entry, budget):
         if again < math.inf:
             _plan(again, reference, key)
             # If a fork did not wait for this visit, another thread has taken over and may be asleep.
-            _state.notify()
+            _state.notify_all()
         elif planned[0] == math.inf:
             del _visits[key]
 
@@ -195,9 +194,8 @@ def _stop():
     with _state:
         thread, _thread = _thread, None
         _state.notify_all()
-    if thread is not None and thread is not threading.current_thread():
-        # Bounded, because an eviction callback may be waiting for a lock that the caller holds.
-        thread.join(1.0)
+    # Bounded, because an eviction callback may be waiting for a lock that the caller holds.
+    _threads.join(thread, 1.0)
 
 
 def _resume():
@@ -210,7 +208,7 @@ def _resume():
 
 def _resume_in_child():
     global _state, _thread
-    _state = threading.Condition()
+    _state = _threads.Condition()
     _thread = None
     now = time.monotonic()
     for at, _, reference, key in list(_visits.values()):

@@ -8,7 +8,6 @@ import sys
 import sysconfig
 import time
 import warnings
-from threading import RLock
 
 from synthex_fast import _lifecycle, _pressure, _readings, _unraisable
 from synthex_fast._arguments import (
@@ -21,6 +20,7 @@ from synthex_fast._arguments import (
     whole_number,
 )
 from synthex_fast._lifecycle import Stage
+from synthex_fast._threads import RLock, sleep
 from synthex_fast.errors import ArgumentTypeError, TunerRunningError
 from synthex_fast.gc_tuner import requests
 from synthex_fast.gc_tuner.collector import (
@@ -745,7 +745,7 @@ class GCTuner:
         self._watcher.end()
         if sys.version_info[:2] == (3, 12):
             # Its join() returns a moment before the system's thread has ended, and fork() warns of that thread.
-            time.sleep(0.001)
+            sleep(0.001)
         # A process forked in the middle of a collection never collects again. Bounded, as for the watcher.
         self._work.acquire(True, 1.0)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from queue import Empty, SimpleQueue
+from _queue import Empty
 
-from synthex_fast import _unraisable
+from synthex_fast import _threads, _unraisable
+from synthex_fast._threads import SimpleQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Watcher:
         self._step = step
         # The queue may be put into anywhere, even by a finaliser in the middle of a put.
         self._queue: SimpleQueue[None] = SimpleQueue()
-        self.thread: threading.Thread | None = None
+        self.thread: _threads.Thread | None = None
         self.reset(False)
 
     def reset(self, dozing: bool) -> None:
@@ -45,8 +44,8 @@ class Watcher:
 
     def start(self, run: int) -> None:
         queue = self._queue = SimpleQueue()
-        thread = self.thread = threading.Thread(
-            target=self._loop, args=(run, queue), name="synthex-fast-gc-tuner", daemon=True
+        thread = self.thread = _threads.new_thread(
+            lambda me: self._loop(me, run, queue), "synthex-fast-gc-tuner"
         )
         try:
             thread.start()
@@ -59,7 +58,7 @@ class Watcher:
         if queue.empty():
             queue.put(None)
 
-    def dismiss(self) -> threading.Thread | None:
+    def dismiss(self) -> _threads.Thread | None:
         """Make the thread end; returns it, for `wait_for`."""
         thread, self.thread = self.thread, None
         if thread is not None:
@@ -67,18 +66,15 @@ class Watcher:
         return thread
 
     @staticmethod
-    def wait_for(thread: threading.Thread | None) -> None:
-        if thread is not None and thread is not threading.current_thread():
-            # Bounded, because a finaliser that the thread runs may be waiting for a lock of the caller's. A thread that
-            # another one has yet to start ends by itself.
-            with contextlib.suppress(RuntimeError):
-                thread.join(1.0)
+    def wait_for(thread: _threads.Thread | None) -> None:
+        # Bounded, because a finaliser that the thread runs may be waiting for a lock of the caller's. A thread that
+        # another one has yet to start ends by itself.
+        _threads.join(thread, 1.0)
 
     def end(self) -> None:
         self.wait_for(self.dismiss())
 
-    def _loop(self, run: int, queue: SimpleQueue[None]) -> None:
-        me = threading.current_thread()
+    def _loop(self, me: _threads.Thread, run: int, queue: SimpleQueue[None]) -> None:
         seconds = -1.0
         # Checked before sleeping too: nothing wakes a thread that was dismissed before it began.
         while self._is_current(run) and self.thread is me:
@@ -90,7 +86,7 @@ class Watcher:
                 seconds = self._step(run)
             except MemoryError:
                 # Even sleeping may take memory; another thread may free some in the meantime.
-                time.sleep(WITHOUT_MEMORY_SECONDS)
+                _threads.sleep(WITHOUT_MEMORY_SECONDS)
                 seconds = WITHOUT_MEMORY_SECONDS
             except Exception as error:
                 _unraisable.report(error, self._step)

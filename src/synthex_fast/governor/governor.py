@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import gc
 import math
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, TypeVar
 
-from synthex_fast import _pressure, _unraisable
+from synthex_fast import _pressure, _threads, _unraisable
 from synthex_fast import monitor as _monitor
 from synthex_fast._arguments import finite_number, refuse_awaited, want_callable, want_text
 from synthex_fast._pressure import (
@@ -244,7 +243,7 @@ class MemoryGovernor:
         policy.observe(use, states, now, self._memory.limit)
         why = _reason(use)
         # Once the main thread has ended, the interpreter joins the others, also those that wait for a buffer.
-        ending = not threading.main_thread().is_alive()
+        ending = _threads.main_thread_has_ended()
         if level >= EMERGENCY:
             if not ending:
                 self._pause(components, why)

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from typing import TYPE_CHECKING
 
-from synthex_fast import _lifecycle, _unraisable
+from synthex_fast import _lifecycle, _threads, _unraisable
 from synthex_fast._pressure import WARNING
 from synthex_fast.governor import policy
 
@@ -46,23 +45,23 @@ ROUNDS = 3
 # How long one thread waits for another. Bounded: a callback may be waiting for a lock that the waiting thread holds.
 WAIT_SECONDS = 1.0
 
-# Set in a thread while it acts for a governor.
-_acting = threading.local()
+# How many governors a thread acts for. A number: greenlets that share a thread may take turns in any order.
+_acting = _threads.local()
 
 
 def is_acting() -> bool:
     """Whether this thread acts for a governor: it must not wait for a buffer that only it would resume."""
-    return getattr(_acting, "inside", False)
+    return getattr(_acting, "depth", 0) > 0
 
 
 class Worker:
     """Takes turns at acting for one governor, and has a thread for it while something is planned."""
 
     def __init__(self) -> None:
-        self.state = threading.Condition()
+        self.state = _threads.Condition()
         # The governor while it is running, else None.
         self.target: Target | None = None
-        self.thread: threading.Thread | None = None
+        self.thread: _threads.Thread | None = None
         # When the thread is to act next, by `time.monotonic`.
         self.due = math.inf
         # The identifier of the thread that acts now, and how many have finished.
@@ -84,8 +83,8 @@ class Worker:
 
     def act(self, target: Target, asked: bool, sample: object = None) -> None:
         """Take a turn: a step if it was asked for or the governor runs, and what a stop has left to be restored."""
-        me = threading.get_ident()
-        inside = is_acting()
+        me = _threads.get_ident()
+        entered = False
         began = time.thread_time()
         with self.state:
             if self.actor is not None:
@@ -94,7 +93,8 @@ class Worker:
             self.actor = me
         try:
             # Inside the block: it may fail if memory is short.
-            _acting.inside = True
+            _acting.depth = getattr(_acting, "depth", 0) + 1
+            entered = True
             rounds = 0
             while True:
                 self.again = False
@@ -127,7 +127,8 @@ class Worker:
                 failed = self.actor == me
                 if failed:
                     self._leave()
-            _acting.inside = inside
+            if entered:
+                _acting.depth -= 1
             if failed:
                 self._recover(target)
 
@@ -148,7 +149,7 @@ class Worker:
         """Let another thread finish what it is doing to the components."""
         with self.state:
             turns = self.turns
-            if self.actor != threading.get_ident():
+            if self.actor != _threads.get_ident():
                 self.state.wait_for(lambda: self.actor is None or self.turns != turns, WAIT_SECONDS)
 
     def start(self, target: Target) -> bool:
@@ -161,7 +162,7 @@ class Worker:
             running.add(self)
             return True
 
-    def stop(self) -> threading.Thread | None:
+    def stop(self) -> _threads.Thread | None:
         """Run no longer, and leave it to the next turn to restore the components. Returns the thread, which ends."""
         with self.state:
             self.target = None
@@ -185,7 +186,7 @@ class Worker:
                 self.state.notify_all()
 
     def _start_thread(self, target: Target) -> None:
-        thread = threading.Thread(target=self._run, args=(target,), name="synthex-fast-governor", daemon=True)
+        thread = _threads.new_thread(lambda me: self._run(me, target), "synthex-fast-governor")
         self.thread = thread
         try:
             thread.start()
@@ -193,15 +194,14 @@ class Worker:
             self.thread = None
             raise
 
-    def _run(self, target: Target) -> None:
-        me = threading.current_thread()
+    def _run(self, me: _threads.Thread, target: Target) -> None:
         while True:
             with self.state:
                 if self.thread is not me:
                     return
                 wait = self.due - time.monotonic()
                 if wait > 0:
-                    self.state.wait(None if wait == math.inf else min(wait, threading.TIMEOUT_MAX))
+                    self.state.wait(None if wait == math.inf else wait)
                     continue
                 self.due = math.inf
             try:
@@ -213,17 +213,16 @@ class Worker:
                 _unraisable.report(error, target)
 
 
-def join(thread: threading.Thread | None) -> None:
+def join(thread: _threads.Thread | None) -> None:
     """Wait for a thread that has been told to end, unless it is this one."""
-    if thread is not None and thread is not threading.current_thread():
-        thread.join(WAIT_SECONDS)
+    _threads.join(thread, WAIT_SECONDS)
 
 
 # The running workers. They keep their governors alive.
 running: set[Worker] = set()
 _forking = False
 # The locks that a forking thread holds over its fork: each thread its own, since several may fork at once.
-_forker = threading.local()
+_forker = _threads.local()
 
 
 def _before_fork() -> None:
@@ -250,7 +249,7 @@ def _release_locks() -> None:
 
 
 def _release_locks_in_child() -> None:
-    me = threading.get_ident()
+    me = _threads.get_ident()
     for worker in list(running):
         worker.thread = None
         worker.attaching = False

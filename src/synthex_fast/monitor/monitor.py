@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from synthex_fast import _lifecycle, _unraisable
 from synthex_fast._arguments import finite_number, one_of, refuse_awaited, want_callable, whole_number
 from synthex_fast._pressure import LEVELS, NORMAL
 from synthex_fast._readings import container_state
+from synthex_fast._threads import RLock
 from synthex_fast.errors import ArgumentTypeError
 from synthex_fast.monitor.history import DAY, History
 from synthex_fast.monitor.sampling import AdaptiveInterval, MemorySampler
@@ -91,7 +91,7 @@ class AdaptiveMemoryMonitor:
         self._clock = want_callable("clock", clock, optional=True) or time.monotonic
         self._sampler = MemorySampler(limit, readings)
         self._pace = AdaptiveInterval(shortest, longest, window)
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._thread: SamplingThread | None = None
         # Index of the level and callback, by ticket. Replaced, never changed: a sample may be iterating over it.
         self._callbacks: dict[int, tuple[int, Callback]] = {}
@@ -458,7 +458,7 @@ def _resume() -> None:
 def _resume_in_child() -> None:
     for monitor in _all_monitors():
         # A thread that does not exist here may be holding the old lock.
-        monitor._lock = threading.RLock()
+        monitor._lock = RLock()
         thread, monitor._thread = monitor._thread, None
         if thread is not None and not thread.over:
             # Another thread started it after it had stopped for the fork; its thread is the parent's.

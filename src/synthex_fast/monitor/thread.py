@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING
 
+from synthex_fast import _threads
 from synthex_fast.monitor.wakeups import LEAST_BURST, Waker
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class SamplingThread:
         self._monitor = weakref.ref(monitor, self._monitor_released)
         self._readings = readings
         self._kernel = kernel
-        self._thread = threading.Thread(target=self._run, name="synthex-fast-monitor", daemon=True)
+        self._thread = _threads.new_thread(lambda me: self._run(), "synthex-fast-monitor")
         self._check_at = 0.0
         self._rss = 0
         self._burst = LEAST_BURST
@@ -110,9 +110,7 @@ class SamplingThread:
 
     def join(self) -> None:
         """Wait for the thread, unless called from it, and not for longer than a second."""
-        thread = self._thread
-        if thread is not threading.current_thread() and thread.ident is not None:
-            thread.join(_JOIN_SECONDS)
+        _threads.join(self._thread, _JOIN_SECONDS)
 
     def note_sample(self, rss: int, burst: int) -> None:
         """Growth is measured from this resident size; ``burst`` bytes of it wake the thread."""
@@ -164,7 +162,7 @@ class SamplingThread:
                 except MemoryError:
                     # Even sleeping or reading the clock needs memory.
                     monitor = None
-                    time.sleep(_RETRY_SECONDS)
+                    _threads.sleep(_RETRY_SECONDS)
         finally:
             self.end()
             self.waker.close()

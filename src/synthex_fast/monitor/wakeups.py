@@ -21,7 +21,10 @@ import os
 import select
 import sys
 import threading
+from _queue import Empty
 from typing import TYPE_CHECKING, Any
+
+from synthex_fast._threads import SimpleQueue, original
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from synthex_fast.monitor.sampling import Sample
 
 __all__ = ["LEAST_BURST", "GrowthThreshold", "Waker", "burst"]
+
+# gevent's would wait for its event loop.
+_close_descriptor: Callable[[int], None] = original(os, "close")
 
 LEAST_BURST = 16 << 20
 # A threshold closer than this would fire all the time.
@@ -50,7 +56,7 @@ class _Pipe:
         for fd in (self.out, self.into):
             os.set_blocking(fd, False)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    def __del__(self, close: Callable[[int], None] = _close_descriptor) -> None:
         # At the interpreter's exit the module's names may be gone.
         for name in ("into", "out"):
             try:  # noqa: SIM105
@@ -66,15 +72,15 @@ class Waker:
     cost = "a reading of resident size (2 microseconds), at most once a second, at the end of a collection"
 
     def __init__(self) -> None:
-        self._event = None
+        self._queue: SimpleQueue[None] | None = None
         self._pipe: _Pipe | None = None
         self._poll: Any = None
         if hasattr(select, "poll"):
             self._pipe = _Pipe()
-            self._poll = select.poll()
+            self._poll = original(select, "poll")()
             self._poll.register(self._pipe.out, select.POLLIN)
         else:
-            self._event = threading.Event()
+            self._queue = SimpleQueue()
         # Events to poll for, by descriptor.
         self._kernel: dict[int, int] = {}
         self._threshold: int | None = None
@@ -128,7 +134,7 @@ class Waker:
             try:
                 os.write(fd, trigger)
             except OSError:
-                os.close(fd)
+                _close_descriptor(fd)
                 continue
             self._kernel[fd] = select.POLLPRI
             return how
@@ -184,9 +190,9 @@ class Waker:
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until woken or for that time; return whether the kernel ended it."""
-        if self._event is not None:
-            self._event.wait(min(seconds, threading.TIMEOUT_MAX))
-            self._event.clear()
+        if self._queue is not None:
+            with contextlib.suppress(Empty):
+                self._queue.get(True, min(seconds, threading.TIMEOUT_MAX))
             return False
         pipe = self._pipe
         assert pipe is not None
@@ -217,8 +223,10 @@ class Waker:
 
     def wake(self) -> None:
         """End the sleep, from any thread."""
-        if self._event is not None:
-            self._event.set()
+        queue = self._queue
+        if queue is not None:
+            if queue.empty():
+                queue.put(None)
             return
         # The sleeping thread may be closing it.
         pipe = self._pipe
@@ -239,7 +247,7 @@ class Waker:
 def _close(fd: int) -> None:
     if fd >= 0:
         with contextlib.suppress(OSError):
-            os.close(fd)
+            _close_descriptor(fd)
 
 
 class GrowthThreshold:

@@ -1,0 +1,315 @@
+"""The background threads in a program that gevent patches, whenever that happens, and under gunicorn's gevent workers.
+
+Each script runs in an interpreter of its own, since patching can't be undone, and an alarm ends it if anything hangs.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import pytest
+from support import ROOT, run, wait_for
+
+pytest.importorskip("gevent")
+pytestmark = [pytest.mark.slow, pytest.mark.linux(reason="counts the system's threads in /proc")]
+
+STEPS = {
+    "gevent": "import gevent.hub",
+    "patch": "from gevent import monkey; monkey.patch_all()",
+    "import": "from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, ResponseBuffer, TTLDict",
+}
+ORDERS = ["patch import start", "import patch start", "import start patch", "gevent import start patch"]
+
+# For each part: how it starts, what shows that its thread works, how it stops.
+PARTS = {
+    "tuner": (
+        "tuner = GCTuner(freeze=False); tuner.start()",
+        """
+        with tuner.request():
+            pass
+        watcher = tuner._watcher
+        if watcher.restart_due or watcher.thread is None:
+            raise AssertionError("no watcher")
+        watcher.wake()
+        wait_for(lambda: watcher._queue.empty() and watcher.thread.is_alive())
+        """,
+        "tuner.stop()",
+    ),
+    "monitor": (
+        "monitor = AdaptiveMemoryMonitor(base_interval=60); monitor.start()",
+        """
+        samples = monitor.stats["samples"]
+        monitor._due = 0.0
+        monitor._thread.waker.wake()
+        wait_for(lambda: monitor.stats["samples"] > samples)
+        """,
+        "monitor.stop()",
+    ),
+    "governor": (
+        """
+        kept = TTLDict(100)
+        governor = MemoryGovernor(); governor.register(kept); governor.start()
+        """,
+        """
+        looks = governor._worker.looks
+        governor._worker.plan(0.0)
+        wait_for(lambda: governor._worker.looks > looks)
+        governor.check()
+        """,
+        "governor.stop()",
+    ),
+    "sweeper": (
+        """
+        evicted = []
+        cache = TTLDict(100, ttl=0.05, on_evict=lambda key, value, reason: evicted.append(key))
+        cache["early"] = 1
+        """,
+        """
+        del evicted[:]
+        cache["late"] = 1
+        wait_for(lambda: "late" in evicted)
+        """,
+        "from synthex_fast import _sweeper; _sweeper._stop()",
+    ),
+}
+PARTS["all parts"] = tuple("\n".join(textwrap.dedent(part[n]) for part in PARTS.values()) for n in range(3))
+
+SCRIPT = """
+import gc, os, signal, sys, time
+signal.alarm(40)
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it does not act"
+        time.sleep(0.005)
+
+{steps}
+
+def act():
+{act}
+
+def stop():
+{stop}
+    wait_for(lambda: len(os.listdir("/proc/self/task")) == 1)
+
+import gevent.hub
+ticks = 0
+
+def tick():
+    global ticks
+    while True:
+        gevent.sleep(0.001)
+        ticks += 1
+
+gevent.spawn(tick)
+act()
+wait_for(lambda: ticks)
+hubs = [each for each in gc.get_objects() if isinstance(each, gevent.hub.Hub)]
+assert len(hubs) == 1, "a thread of the package's has an event loop"
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    status = 1
+    try:
+        act()
+        stop()
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+assert os.waitpid(child, 0)[1] == 0
+act()
+stop()
+print("stopped")
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_acts_forks_and_stops_whenever_gevent_patches(part, order):
+    start, act, stop = (textwrap.dedent(code) for code in PARTS[part])
+    script = SCRIPT.format(
+        steps="\n".join({**STEPS, "start": start}[step] for step in order.split()),
+        act=textwrap.indent(act, "    "),
+        stop=textwrap.indent(stop, "    "),
+    )
+    # From 3.12 on the interpreter warns of the fork if it counts more than one thread.
+    assert run(script, "-Wignore::DeprecationWarning", timeout=60) == "stopped\n"
+
+
+@pytest.mark.parametrize("order", ORDERS[:2])
+def test_a_greenlet_that_waits_for_a_paused_buffer_lets_others_run(order):
+    steps = "\n".join({**STEPS, "start": ""}[step] for step in order.split())
+    script = f"""
+import signal
+signal.alarm(40)
+{steps}
+import time, _thread
+import gevent
+from synthex_fast import PooledExpertResponse
+buffer = ResponseBuffer(10, 10)
+buffer.pause(wait=30)
+added = []
+def add():
+    buffer.add(PooledExpertResponse("q", "e"))
+    added.append(time.monotonic())
+def resume():
+    monkey.get_original("time", "sleep")(0.2)
+    assert not added
+    resumed.append(time.monotonic())
+    buffer.resume()
+resumed = []
+waiting = gevent.spawn(add)
+monkey.get_original("_thread", "start_new_thread")(resume, ())
+ticks = 0
+while not waiting.dead:
+    gevent.sleep(0.005)
+    ticks += 1
+assert ticks > 5, ticks
+assert added[0] - resumed[0] < 0.5, "woken by the end of its nap, not by the resumption"
+print(len(buffer))
+"""
+    assert run(script, timeout=60) == "1\n"
+
+
+def test_greenlets_that_act_for_governors_in_turns_leave_nothing_behind():
+    script = """
+import signal
+signal.alarm(40)
+from gevent import monkey; monkey.patch_all()
+import gevent.event
+from synthex_fast import MemoryGovernor
+from synthex_fast.governor.thread import is_acting
+class Waiting:
+    registered = False
+    def __init__(self, until):
+        self.until = until
+        self.began = gevent.event.Event()
+    @property
+    def nbytes(self):
+        if self.registered:
+            self.began.set()
+            assert self.until.wait(10)
+        return 1
+    def trim(self, nbytes):
+        return 0
+def check(part):
+    governor = MemoryGovernor()
+    governor.register(part)
+    part.registered = True
+    governor.check()
+    return is_acting()
+second = Waiting(gevent.event.Event())
+first = Waiting(second.began)
+ends_first = gevent.spawn(check, first)
+assert first.began.wait(10)
+ends_last = gevent.spawn(check, second)
+ends_first.link(lambda ended: second.until.set())
+print(ends_first.get(), ends_last.get(), is_acting())
+"""
+    assert run(script, timeout=60) == "True False False\n"
+
+
+# gunicorn ---------------------------------------------------------------------------------------------------
+
+APPLICATION = """
+import json, os
+from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, TTLDict
+
+tuner = GCTuner()
+tuner.start()
+monitor = AdaptiveMemoryMonitor(base_interval=0.05)
+monitor.start()
+evicted = []
+cache = TTLDict(1000, ttl=0.1, on_evict=lambda key, value, reason: evicted.append(key))
+governor = MemoryGovernor(monitor=monitor)
+governor.register(cache)
+governor.start()
+cache["at import"] = 1
+
+def answer(environ, start_response):
+    cache[environ["PATH_INFO"]] = [1]
+    figures = {
+        "pid": os.getpid(), "samples": monitor.stats["samples"], "evicted": len(evicted),
+        "requests": tuner.stats["requests"], "looks": governor._worker.looks,
+    }
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(figures).encode()]
+
+app = tuner.wsgi(answer)
+"""
+
+
+@contextmanager
+def gunicorn(folder, application):
+    """A server with two preloaded gevent workers: its process, port and log. All its processes are dead afterwards."""
+    (folder / "application.py").write_text(application)
+    log = folder / "log"
+    with socket.socket() as listening, open(log, "wb") as output:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gunicorn", "application:app"),
+                *("-k", "gevent", "--preload", "-w", "2", "--graceful-timeout", "5", "--timeout", "15"),
+                *("-b", f"fd://{listening.fileno()}"),
+            ],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)},
+            pass_fds=[listening.fileno()],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            yield server, listening.getsockname()[1], log
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait(10)
+
+
+def get(port, path="/"):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as response:
+        return json.load(response)
+
+
+@pytest.mark.parametrize("patch", ["", STEPS["patch"] + "\n"], ids=["the worker patches", "the application patches"])
+def test_gunicorns_gevent_workers_serve_and_stop(tmp_path, patch):
+    pytest.importorskip("gunicorn")
+    with gunicorn(tmp_path, patch + APPLICATION) as (server, port, log), ThreadPoolExecutor(8) as clients:
+        try:
+            get(port)
+            answers = list(clients.map(lambda n: get(port, n), range(400)))
+            workers = {answer["pid"] for answer in answers}
+            assert len(answers) == 400 and server.pid not in workers
+            # The parts work in the worker: forked, they began anew.
+            seen = wait_for(lambda: (now := get(port))["samples"] > 2 and now["evicted"] and now["looks"] and now)
+            assert seen["requests"] > 1
+
+            # gunicorn's own process, once patched, learns of a dead worker from nobody, whatever the application is.
+            if not patch:
+                os.kill(seen["pid"], signal.SIGKILL)
+                wait_for(lambda: get(port)["pid"] not in {*workers, seen["pid"]})
+
+            began = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 0
+            # Without having to be killed after the graceful time-out.
+            assert time.monotonic() - began < 5
+        except BaseException:
+            print(log.read_text())
+            raise
+        output = log.read_text()
+        assert "Traceback" not in output and "TIMEOUT" not in output, output
