@@ -285,7 +285,9 @@ def get(port, path="/"):
         return json.load(response)
 
 
-@pytest.mark.parametrize("patch", ["", STEPS["patch"] + "\n"], ids=["the worker patches", "the application patches"])
+@pytest.mark.parametrize(
+    "patch", ["", STEPS["patch"] + "\n"], ids=["the worker patches", "the application patches"]
+)
 def test_gunicorns_gevent_workers_serve_and_stop(tmp_path, patch):
     pytest.importorskip("gunicorn")
     with gunicorn(tmp_path, patch + APPLICATION) as (server, port, log), ThreadPoolExecutor(8) as clients:
@@ -295,7 +297,9 @@ def test_gunicorns_gevent_workers_serve_and_stop(tmp_path, patch):
             workers = {answer["pid"] for answer in answers}
             assert len(answers) == 400 and server.pid not in workers
             # The parts work in the worker: forked, they began anew.
-            seen = wait_for(lambda: (now := get(port))["samples"] > 2 and now["evicted"] and now["looks"] and now)
+            seen = wait_for(
+                lambda: (now := get(port))["samples"] > 2 and now["evicted"] and now["looks"] and now
+            )
             assert seen["requests"] > 1
 
             # gunicorn's own process, once patched, learns of a dead worker from nobody, whatever the application is.
