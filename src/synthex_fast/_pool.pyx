@@ -121,7 +121,7 @@ cdef extern from *:
         return 0;
     }
 
-    /* Whether others refer to the object's `__dict__`, which then shares the object's inline values and isn't visited. */
+    /* Whether others refer to the object's `__dict__`. One that shares the object's inline values is not visited. */
     static int synthex_dict_is_held(PyObject *op) {
     #ifdef SYNTHEX_HIDDEN_DICT
         if (PyType_HasFeature(Py_TYPE(op), Py_TPFLAGS_INLINE_VALUES)) {
