@@ -20,7 +20,7 @@ extensions = [
     "stub_signatures",
     "complete_api",
 ]
-exclude_patterns = ["_build", "_extensions"]
+exclude_patterns = ["_build", "_extensions", "plots"]
 
 # Links to headings as GitHub makes them, so that pages can be read there too.
 myst_heading_anchors = 4

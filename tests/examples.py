@@ -1,8 +1,8 @@
 """The examples in Markdown pages: finds them, and runs them as a reader would.
 
 All Python of a page runs in one namespace, from top to bottom: blocks with prompts as doctests, others as they are. A
-``console`` block shows what ``synthex-fast`` prints; its commands are run by `synthex_fast.cli.main`. Anything else that
-looks like an example must be marked as an illustration by a comment in the line above it, with the reason::
+``console`` block shows what ``synthex-fast`` prints; its commands are run by `synthex_fast.cli.main`. Anything else
+that looks like an example must be marked as an illustration by a comment in the line above it, with the reason::
 
     <!-- not run: needs Node -->
 """
@@ -63,7 +63,7 @@ def _run_prompts(block, names, path):
     # In the constructor it would be copied.
     test.globs = names
     output = []
-    runner = doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     runner.run(test, out=output.append, clear_globs=False)
     return "".join(output)
 
@@ -118,7 +118,9 @@ def run(path):
 
 def links(path):
     """The relative links of a page, outside its blocks: (file, heading or "") for each."""
-    text = re.sub(r"^ *(`{3,}).*?^ *\1 *$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(
+        r"^ *(`{3,}).*?^ *\1 *$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     found = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:", target):

@@ -17,7 +17,10 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", [page for page in PAGES if any(b.language in PROGRAMS for b in blocks(page))], ids=name_of)
+WITH_EXAMPLES = [page for page in PAGES if any(block.language in PROGRAMS for block in blocks(page))]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=name_of)
 def test_the_examples_say_what_happens(path):
     missing = [name for name in needed(path) if importlib.util.find_spec(name) is None]
     if missing:

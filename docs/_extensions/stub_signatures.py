@@ -17,8 +17,9 @@ class Expand(ast.NodeTransformer):
         self.names = {}
         for node in tree.body:
             match node:
-                case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
-                    target=ast.Name(id=name), value=value
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=value)
                 ) if name.startswith("_"):
                     variable = isinstance(value, ast.Call) and ast.unparse(value.func) == "TypeVar"
                     self.names[name] = ast.Name(name.lstrip("_")) if variable else value
@@ -59,7 +60,9 @@ def parts(function, expand, bound):
 
 
 def from_stub(app, what, name, value, options, signature, returns):
-    owner = value if what == "class" else getattr(value, "__objclass__", None) or getattr(value, "__self__", None)
+    owner = (
+        value if what == "class" else getattr(value, "__objclass__", None) or getattr(value, "__self__", None)
+    )
     if what in ("class", "method") and inspect.isclass(owner):
         called = "__init__" if what == "class" else name.rpartition(".")[2]
         module, qualified = owner.__module__, f"{owner.__name__}.{called}"
