@@ -4,6 +4,7 @@ Names of a stub's own that begin with an underscore stand for what they are assi
 """
 
 import ast
+import copy
 import functools
 import importlib.util
 import inspect
@@ -23,12 +24,10 @@ class Expand(ast.NodeTransformer):
                 ) if name.startswith("_"):
                     variable = isinstance(value, ast.Call) and ast.unparse(value.func) == "TypeVar"
                     self.names[name] = ast.Name(name.lstrip("_")) if variable else value
-                case ast.ClassDef(name=name, bases=[ast.Name(id="TypedDict")]):
-                    self.names[name] = ast.parse("dict[str, float]", mode="eval").body
 
     def visit_Name(self, node):
         found = self.names.get(node.id)
-        return node if found is None else self.visit(found) if found is not node else found
+        return node if found is None else self.visit(found)
 
 
 @functools.cache
@@ -52,11 +51,11 @@ def stub(module):
 
 def parts(function, expand, bound):
     """The text of a stub's parameters, without self or cls, and of what it returns."""
-    arguments = expand.visit(ast.parse(ast.unparse(function)).body[0].args)
+    # A copy, because it is changed.
+    function = expand.visit(copy.deepcopy(function))
     if bound:
-        del (arguments.posonlyargs or arguments.args)[0]
-    returns = expand.visit(ast.parse(ast.unparse(function)).body[0]).returns
-    return f"({ast.unparse(arguments)})", ast.unparse(returns)
+        del (function.args.posonlyargs or function.args.args)[0]
+    return f"({ast.unparse(function.args)})", ast.unparse(function.returns)
 
 
 def from_stub(app, what, name, value, options, signature, returns):
