@@ -119,6 +119,46 @@ def compare(ours, rival, *, rounds=None, inner=None, seconds=None, prepare_ours=
     return summary(took_ours, took_rival)
 
 
+class Cost(NamedTuple):
+    """Nanoseconds per operation: the median of the rounds, and their lower and upper quartile."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values):
+        """The cost that the values, one for each round, come to."""
+        low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+        return cls(median, low, high)
+
+
+def in_turns(calls, *, rounds=None, seconds=None, prepare=None):
+    """The `Cost` of several callables by name, each timed once a round, in an order that rotates.
+
+    ``calls`` are as in `compare`, and so are the clock and the rest. ``prepare`` has functions by the same names that
+    run before each timing and are not timed; a callable with one is called once a round.
+    """
+    rounds = ROUNDS if rounds is None else rounds
+    seconds = ROUND_SECONDS if seconds is None else seconds
+    prepare = prepare or {}
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        names = list(calls)
+        count = {name: 1 if name in prepare else _calls_for(calls[name], seconds) for name in names}
+        took = {name: [] for name in names}
+        for n in range(rounds):
+            for name in names[n % len(names) :] + names[: n % len(names)]:
+                spent = _time(calls[name], count[name], prepare.get(name))
+                took[name].append(spent / (count[name] * getattr(calls[name], "inner", 1)))
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: Cost.of(values) for name, values in took.items()}
+
+
 def summary(ours, rival):
     """The `Comparison` of two lists of per-round figures (of any unit), taken in pairs."""
     ratios = [a / b for a, b in zip(ours, rival, strict=True)]
