@@ -62,7 +62,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def chroot(session: nox.Session) -> None:
-    """The wheel and the quick start in a bare root without compiler or headers (needs root); --all: every interpreter."""
+    """The wheel and the quick start in a root without a compiler (needs root's rights); --all: every interpreter."""
     script(session, "chroot", *session.posargs)
 
 

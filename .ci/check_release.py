@@ -1,4 +1,4 @@
-"""Refuse a tag that the sources don't agree with: the version, the changelog, the citation. Usage: check_release.py TAG"""
+"""Refuse a tag that the version, the changelog or the citation doesn't agree with. Usage: check_release.py TAG"""
 
 import ast
 import re
