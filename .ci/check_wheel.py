@@ -29,7 +29,10 @@ missing = [
 ]
 assert not missing, f"not in the wheel: {missing}"
 unwanted = [
-    name for name in names if name.endswith((".c", ".pyx", ".pxi", ".html")) or name.startswith("tests/")
+    name
+    for name in names
+    if name.endswith((".c", ".pyx", ".pxi", ".html"))
+    or not name.startswith((f"{source.name}/", f"{source.name}-"))
 ]
 assert not unwanted, f"in the wheel, and of no use there: {unwanted}"
 nbytes = wheel.stat().st_size
