@@ -27,13 +27,15 @@ DIRECTIVES = {
 extra_flags = shlex.split(os.environ.get("SYNTHEX_FAST_CFLAGS", ""))
 # The generated C consists mostly of short calls into the interpreter: -O2 keeps it small for the instruction cache.
 flags = ["/O2"] if sys.platform == "win32" else ["-O2", "-fno-strict-aliasing", "-Wno-unreachable-code"]
+# Symbol tables are for debuggers and would double the wheel's size. Builds with flags of their own are for debugging.
+strip = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-x"]}.get(sys.platform, [])
 
 modules = [
     Extension(
         ".".join(source.relative_to("src").with_suffix("").parts),
         [source.as_posix()],
         extra_compile_args=flags + extra_flags,
-        extra_link_args=extra_flags,
+        extra_link_args=extra_flags or strip,
     )
     for source in sorted(Path("src/synthex_fast").rglob("*.pyx"))
 ]
