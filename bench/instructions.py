@@ -61,8 +61,8 @@ JSON = (
 OPERATIONS = {
     # The interpreter alone. Its count tells whether two interpreters of one version are the same build.
     "interpreter": Operation(
-        "d = {f'key-{n}': n for n in range(1000)}; key = itertools.cycle(list(d)).__next__; get = d.get",
-        "str(get(key()))",
+        "d = {f'key-{n}': f'value-{n}' for n in range(1000)}; key = itertools.cycle(list(d)).__next__; get = d.get",
+        "get(key()).startswith('value')",
     ),
     "ObjectPool acquire + release": Operation(
         "pool = synthex_fast.ObjectPool(list); acquire = pool.acquire; release = pool.release",
@@ -209,14 +209,21 @@ def script(operation):
     # As default arguments the names are locals, as a hot loop in a service would hold them.
     names = ", ".join(f"{name}={name}" for name in re.findall(r"(?:^|; ?)(\w+) = ", operation.prepare))
     repeat = "\n        ".join(operation.repeat.splitlines())
-    # `range` would allocate an int each time, at a cost that depends on where the allocator happens to be. The
-    # collector would run at times that depend on what was imported.
+    # The collector would run at times that depend on what was imported. What takes the last block of one of the
+    # allocator's pools costs more than what takes another: `range` would do so with its ints at times, and with the
+    # spare blocks no operation does.
     return f"""\
 import gc
 import itertools
 import os
 import synthex_fast
 gc.disable()
+spare = [
+    block
+    for n in range(200)
+    for block in (object(), n + 10**6, *map(bytes, range(15, 495, 16)))
+]
+del spare[::2]
 {operation.prepare}
 def run(times, {names}):
     for _ in itertools.repeat(None, times):
