@@ -1,8 +1,8 @@
 """Hides from Python what other systems lack; `.ci/elsewhere` installs it as an environment's ``sitecustomize``.
 
 ``SYNTHEX_FAST_ELSEWHERE`` names the system to resemble. ``macos``: ``sys.platform`` is another, /proc and control
-groups don't exist, nor do Linux's own functions. ``windows``: in addition no fork, poll, pread and sysconf; the platform
-is then no system's, because the standard library would call what only Windows has.
+groups don't exist, nor do Linux's own functions. ``windows``: in addition no fork, poll, pread and sysconf; the
+platform is then no system's, because the standard library would call what only Windows has.
 
 The standard library and psutil, which stands for its versions elsewhere, choose their own code by what they find when
 they are imported, so they see everything until then, and psutil may also open /proc.
