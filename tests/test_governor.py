@@ -264,6 +264,7 @@ def test_other_arguments_are_checked():
             MemoryGovernor(pause=bad)
 
 
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="the trees are read with pread")
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_container_of_either_version(tmp_path, version):
     """The kernel's files as a tree: resident memory by statm, charge and limit by the controller."""

@@ -579,6 +579,7 @@ def test_a_real_control_group(group):
     ]
 
 
+@pytest.mark.linux
 def test_page_cache_in_use_in_a_real_control_group(group, tmp_path):
     (group / "memory.limit_in_bytes").write_text(str(96 * MB))
     file = tmp_path / "data"

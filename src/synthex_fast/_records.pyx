@@ -1073,6 +1073,7 @@ cdef int check_list(PyObject* value, Container* field) except -1:
 cdef int plan_query(PyObject** given, bint restoring, Plan* plan) except -1:
     """Check the arguments; when restoring a pickled record, only their types."""
     cdef PyObject* value
+    cdef int i
     if unlikely(restoring):
         for i in range(3):
             if not is_text(given[i]):

@@ -14,6 +14,16 @@ cdef extern from *:
     """
     #ifndef SYNTHEX_SYNC
     #define SYNTHEX_SYNC
+    #if defined(_MSC_VER)
+      #define SYNTHEX_THREAD_LOCAL __declspec(thread)
+      #define synthex_likely(x) (x)
+      #define synthex_unlikely(x) (x)
+    #else
+      #define SYNTHEX_THREAD_LOCAL _Thread_local
+      /* Of type long, which is wider than the int that the result goes to. */
+      #define synthex_likely(x) ((int)__builtin_expect(!!(x), 1))
+      #define synthex_unlikely(x) ((int)__builtin_expect(!!(x), 0))
+    #endif
     #ifdef Py_GIL_DISABLED
       #if defined(_WIN32)
         #ifndef WIN32_LEAN_AND_MEAN
@@ -68,7 +78,7 @@ cdef extern from *:
     #ifdef Py_GIL_DISABLED
       /* Numbers the threads consecutively, so that they spread over an array of locks. */
       static uint32_t synthex_sync_threads_seen;
-      static _Thread_local uint32_t synthex_sync_thread_number;
+      static SYNTHEX_THREAD_LOCAL uint32_t synthex_sync_thread_number;
       static inline uint32_t synthex_sync_thread(void) {
           if (synthex_sync_thread_number == 0)
               synthex_sync_thread_number = _Py_atomic_add_uint32(&synthex_sync_threads_seen, 1) + 1;
@@ -76,15 +86,6 @@ cdef extern from *:
       }
     #else
       #define synthex_sync_thread() 0u
-    #endif
-    #if defined(_MSC_VER)
-      #define SYNTHEX_THREAD_LOCAL __declspec(thread)
-      #define synthex_likely(x) (x)
-      #define synthex_unlikely(x) (x)
-    #else
-      #define SYNTHEX_THREAD_LOCAL _Thread_local
-      #define synthex_likely(x) __builtin_expect(!!(x), 1)
-      #define synthex_unlikely(x) __builtin_expect(!!(x), 0)
     #endif
     #endif
     """

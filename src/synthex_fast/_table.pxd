@@ -274,7 +274,7 @@ cdef inline bint reserve_slot(Table* t) noexcept nogil:
     cdef uint32_t room, before = t.room
     cdef uint64_t size
     if t.free == NONE and t.used == t.room:
-        room = t.room + (t.room if t.room < 1024 else t.room >> 2) + 8
+        room = t.room + (t.room if t.room < 1024 else <uint32_t>(t.room >> 2)) + 8
         if t.limit > t.room and room > t.limit:
             room = t.limit
         if room < t.room or room >= 0x7FFFFFFF:
@@ -308,7 +308,7 @@ cdef inline bint reserve_node(Table* t) noexcept nogil:
     # A full table evicts before it inserts, so it never has more nodes than its limit.
     if t.scheduled < t.heap_room or t.heap_room >= t.limit:
         return True
-    room = t.heap_room + (t.heap_room if t.heap_room < 1024 else t.heap_room >> 2) + 8
+    room = t.heap_room + (t.heap_room if t.heap_room < 1024 else <uint32_t>(t.heap_room >> 2)) + 8
     if room > t.limit:
         room = t.limit
     if not grow(<void**>&t.heap, t.heap_room, room, sizeof(Node)):
@@ -436,7 +436,7 @@ cdef inline void heap_down(Table* t, uint32_t at, Node node) noexcept nogil:
         if first >= t.scheduled:
             break
         best = <uint32_t>first
-        last = best + 4 if t.scheduled - best > 4 else t.scheduled
+        last = <uint32_t>(best + 4) if t.scheduled - best > 4 else t.scheduled
         for child in range(best + 1, last):
             if t.heap[child].tick < t.heap[best].tick:
                 best = child
@@ -555,7 +555,7 @@ cdef inline uint32_t heap_find_due(const Table* t, double now, uint32_t tick, ui
     first = (<uint64_t>at << 2) + 1
     if first >= t.scheduled:
         return NONE
-    last = <uint32_t>first + 4 if t.scheduled - first > 4 else t.scheduled
+    last = <uint32_t>(first + 4) if t.scheduled - first > 4 else t.scheduled
     for child in range(<uint32_t>first, last):
         slot = heap_find_due(t, now, tick, child, steps)
         if slot != NONE:

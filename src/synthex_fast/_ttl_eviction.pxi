@@ -246,7 +246,7 @@ cdef int64_t expire_scan(TTLDict self, double now, int64_t most, Victims* victim
                 moved = True
                 continue
             if node.tick <= over:
-                node.tick = max(tick_at_or_after(t, due), over + 1)
+                node.tick = max(tick_at_or_after(t, due), <uint32_t>(over + 1))
                 moved = True
         t.heap[kept] = node
         kept += 1

@@ -79,7 +79,7 @@ cdef int put(
         if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
             low = self.most_bytes - self.most_bytes // 5
             make_room(
-                self, t.limit - 1 if t.limit != NONE else NONE, self.most_bytes - size,
+                self, <uint32_t>(t.limit - 1) if t.limit != NONE else NONE, self.most_bytes - size,
                 low - size if low > size else 0, now, &victims,
             )
         Py_INCREF(key)

@@ -79,7 +79,7 @@ cdef class _Iterator:
                 Py_INCREF(value)
                 break
             slot += 1
-        self.position = NONE if key == NULL else slot + 1
+        self.position = NONE if key == NULL else <uint32_t>(slot + 1)
         leave_shared(stripe)
         if key == NULL:
             raise StopIteration
