@@ -725,3 +725,47 @@ def test_a_limit_above_what_the_machine_has_is_clamped():
     with pytest.warns(RuntimeWarning):
         assert memory_limit((16 << 30) + 1, FakeReadings()) == 16 << 30
     assert _readings.requested_limit("640GB", FakeReadings()) == 640 << 30
+
+
+def _small_tree(root, members, mounts, groups):
+    files = {
+        "proc/self/statm": "10000 5632 100 1 0 100 0\n",
+        "proc/meminfo": "MemTotal: 16000000 kB\nMemFree: 9000000 kB\nMemAvailable: 9000000 kB\n",
+        "proc/self/cgroup": members,
+        "proc/self/mountinfo": mounts,
+    } | groups
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Readings(root)
+
+
+def test_a_group_that_cannot_be_read_may_have_a_limit(tmp_path):
+    readings = _small_tree(
+        tmp_path,
+        "0::/app\n",
+        "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        {"sys/fs/cgroup/app/memory.current": "1000\n"},
+    )
+    assert readings.container_state == "unknown"
+
+
+@pytest.mark.parametrize(("hierarchical", "limit"), [("1", 400_000), ("0", 2_000_000)])
+def test_a_version_1_group_counts_its_children_only_with_use_hierarchy(tmp_path, hierarchical, limit):
+    groups = {}
+    for name, usage, most in (("p", 399_000, 400_000), ("p/app", 1_000, 2_000_000)):
+        group = f"sys/fs/cgroup/memory/{name}/memory."
+        groups |= {
+            f"{group}usage_in_bytes": f"{usage}\n",
+            f"{group}limit_in_bytes": f"{most}\n",
+            f"{group}use_hierarchy": f"{hierarchical}\n",
+            f"{group}stat": f"cache 0\nhierarchical_memory_limit {most}\n",
+        }
+    readings = _small_tree(
+        tmp_path,
+        "5:memory:/p/app\n",
+        "30 23 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+        groups,
+    )
+    assert readings.limit() == limit

@@ -230,8 +230,8 @@ class _Files:
             try:
                 self.groups.append(_Group(version, directory))
             except OSError:
-                # Removed in the meantime, or not permitted.
-                continue
+                # Removed in the meantime, or not permitted: it may have had a limit.
+                self.unknown = True
         if self.groups:
             self.group = self.groups[0]
 
@@ -554,11 +554,21 @@ def _outwards(directory: str, top: str, usage: str) -> list[str]:
     directories = [directory]
     while directory != top:
         directory = os.path.dirname(directory)
+        if not _counts_children(directory):
+            return [d for d in directories if os.path.exists(os.path.join(d, usage))]
         directories.append(directory)
     if usage.startswith("memory.usage") and os.path.exists(os.path.join(top, "release_agent")):
         # The root of a whole version 1 hierarchy is the host, not a container.
         directories.pop()
     return [d for d in directories if os.path.exists(os.path.join(d, usage))]
+
+
+def _counts_children(directory: str) -> bool:
+    """Whether the group is charged for the groups in it. In version 1, before Linux 5.11, that was a choice."""
+    try:
+        return _read(os.path.join(directory, "memory.use_hierarchy")).strip() != "0"
+    except OSError:
+        return True
 
 
 def _find_process(top: str, pid: int) -> str | None:
