@@ -83,6 +83,7 @@ ASYNC = {
     "method": Caller().method,
     "classmethod": Caller.of_class,
     "partialmethod": Caller().part,
+    "static method object": staticmethod(function),
 }
 if hasattr(inspect, "markcoroutinefunction"):
     ASYNC["marked"] = inspect.markcoroutinefunction(lambda *_arguments: function())

@@ -492,7 +492,7 @@ def test_an_application_must_be_callable(middleware):
 def test_what_belongs_to_the_process_is_neither_pickled_nor_copied(kind, duplicate):
     """Item 22."""
     with pytest.raises(
-        errors.ArgumentTypeError, match=rf"^a {kind.__name__} can't be pickled or copied: .* its stats can"
+        errors.ArgumentTypeError, match=rf"^{kind.__name__} can't be pickled or copied: .* its stats can"
     ):
         duplicate(kind())
     assert pickle.loads(pickle.dumps(kind().stats)).keys() == kind().stats.keys()

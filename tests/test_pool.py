@@ -1580,3 +1580,9 @@ def test_the_examples_in_the_docstrings():
     failed, tried = doctest.testmod(_pool)
     assert tried > 10
     assert failed == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_pool_says_why_it_cannot_be_copied(duplicate):
+    with pytest.raises(ArgumentTypeError, match="ObjectPool can't be pickled or copied"):
+        duplicate(ObjectPool(list))

@@ -330,6 +330,10 @@ def test_v2_soft_limit_counts_where_it_is_the_lower(tree, hard):
     assert readings.slow()[0] == 600 * MB
     tree.write("sys/fs/cgroup/memory.high", "max\n")
     assert readings.limit() == (None if hard == "max" else hard)
+    # As little as can be is not the same as no limit.
+    tree.write("sys/fs/cgroup/memory.high", "0\n")
+    assert readings.limit() == 1
+    assert memory_limit(None, readings) == 1
 
 
 def test_hybrid_host_has_the_controller_in_version_1(tree):
@@ -707,6 +711,15 @@ def test_whatever_counts_as_an_integer_is_one():
     numpy = pytest.importorskip("numpy")
     assert memory_limit(numpy.int64(5_000_000), FakeReadings()) == 5_000_000
     assert memory_limit(numpy.float64(5e6), FakeReadings()) == 5_000_000
+
+
+def test_the_monitor_shows_the_limit_in_force_and_the_one_asked_for():
+    from synthex_fast import AdaptiveMemoryMonitor
+
+    with pytest.warns(RuntimeWarning, match="limit"):
+        monitor = AdaptiveMemoryMonitor(limit=64 << 40, readings=FakeReadings())
+    stats = monitor.stats
+    assert (stats["limit"], stats["requested_limit"]) == (FakeReadings().total(), 64 << 40)
 
 
 def test_the_module_is_on_nobodys_way():

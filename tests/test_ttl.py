@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import copy
+import functools
 import gc
 import inspect
 import math
@@ -994,7 +995,16 @@ def test_get_or_set_returns_a_value_over_the_limit_uncached():
     assert sys.getrefcount(value) == before
 
 
-@pytest.mark.parametrize("builtin", [sys.getsizeof, operator.length_hint, next])
+@pytest.mark.parametrize(
+    "builtin",
+    [
+        sys.getsizeof,
+        operator.length_hint,
+        next,
+        functools.partial(sys.getsizeof),
+        staticmethod(sys.getsizeof),
+    ],
+)
 def test_sizeof_refuses_builtins_that_take_a_default(builtin):
     with pytest.raises(ArgumentValueError, match=r"^sizeof must be a function of \(key, value\)"):
         TTLDict(sizeof=builtin)

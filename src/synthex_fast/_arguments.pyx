@@ -119,14 +119,14 @@ cdef enum:
     CO_ASYNC_GENERATOR = 0x200
 
 
-cdef object _unwrapped(object value):
-    """The function under partials and bound methods."""
+cdef object unwrapped(object value):
+    """The function under partials, bound methods and static methods."""
     cdef int _i
     # Bounded: a partial can be made to refer to itself.
     for _i in range(32):
         if isinstance(value, partial):
             value = value.func
-        elif isinstance(value, MethodType):
+        elif isinstance(value, (MethodType, staticmethod)):
             value = value.__func__
         else:
             break
@@ -145,10 +145,10 @@ cdef bint _is_async_function(object value) except -1:
 
 cdef bint _is_async(object value) except -1:
     """Whether calling the value is known to return a coroutine or an asynchronous generator."""
-    value = _unwrapped(value)
+    value = unwrapped(value)
     if _is_async_function(value):
         return True
-    return _is_async_function(_unwrapped(type(value).__call__))
+    return _is_async_function(unwrapped(type(value).__call__))
 
 
 cdef extern from *:

@@ -38,7 +38,7 @@ from synthex_fast._sync cimport FREE_THREADED, likely, owned_by_this_thread, uni
 
 from time import monotonic
 
-from synthex_fast.errors import FactoryError, SynthexFastError, type_error, value_error
+from synthex_fast.errors import ArgumentTypeError, FactoryError, SynthexFastError, type_error, value_error
 
 __all__ = ["Lease", "ObjectPool"]
 
@@ -517,6 +517,11 @@ cdef class ObjectPool:
         cdef Lease lease = Lease.__new__(Lease)
         lease.pool = self
         return lease
+
+    def __reduce__(self):
+        raise ArgumentTypeError(
+            f"{type(self).__name__} can't be pickled or copied: its idle objects belong to this process"
+        )
 
     def resize(self, max_size):
         """Change how many objects may be idle; discard those beyond it, coldest first. O(objects discarded).

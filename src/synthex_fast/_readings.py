@@ -265,7 +265,8 @@ class _Files:
             # Removed just now; the next reading finds the process's new group.
             return None
         self.group = chosen
-        return least if least < total else None
+        # `memory.high` may be 0; callers divide by the limit.
+        return max(least, 1) if least < total else None
 
     def moved(self) -> bool:
         """Whether the process has been moved to another group."""

@@ -720,7 +720,7 @@ cdef int enter_array(Walk* w, object array) except -1:
     w.leaves = 0
     w.cut = False
     if base is not None:
-        if isinstance(base, (of_class, bytes, bytearray)):
+        if isinstance(base, (of_class, bytes, bytearray)) or is_named(Py_TYPE(<PyObject*>base), "mmap.mmap"):
             nbytes = count_leaf(w, <PyObject*>base)
             if nbytes >= 0:
                 w.total += nbytes
@@ -728,7 +728,7 @@ cdef int enter_array(Walk* w, object array) except -1:
                 hold_referent(w, <PyObject*>base)
                 expected = 1
         else:
-            # A mapped file or another library's buffer: only the array's own extent is known.
+            # Another library's buffer: only the array's own extent is known.
             add(w, of_class.nbytes.__get__(array))
     elif of_class.dtype.__get__(array).char == "O":
         PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_FORMAT)

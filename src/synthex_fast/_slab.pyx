@@ -1280,7 +1280,7 @@ cdef class ResponseBuffer:
 
     def __reduce__(self):
         raise ArgumentTypeError(
-            f"a {type(self).__name__} can't be pickled or copied; the list that flush() returns can"
+            f"{type(self).__name__} can't be pickled or copied; the list that flush() returns can"
         )
 
 

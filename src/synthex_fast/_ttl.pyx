@@ -40,7 +40,7 @@ from libc.string cimport memset
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
 
-from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds
+from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds, unwrapped
 from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
@@ -952,7 +952,8 @@ cdef int configure(
 
 cdef int check_sizeof(object size_of) except -1:
     check_callable("sizeof", size_of, True)
-    if size_of is getsizeof or size_of is length_hint or size_of is next:
+    cdef object function = unwrapped(size_of)
+    if function is getsizeof or function is length_hint or function is next:
         # They would take the value for the default: sys.getsizeof would measure the key alone, without an error.
         raise value_error("sizeof", size_of, "a function of (key, value) rather than (object, default)")
     return 0

@@ -668,7 +668,7 @@ class ResponseCollector:
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(
-            f"a {type(self).__name__} can't be pickled or copied; the tuples of responses() can"
+            f"{type(self).__name__} can't be pickled or copied; the tuples of responses() can"
         )
 
 

@@ -533,7 +533,7 @@ class MemoryGovernor:
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(
-            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+            f"{type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
         )
 
     def __repr__(self) -> str:

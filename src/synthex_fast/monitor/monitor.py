@@ -394,8 +394,8 @@ class AdaptiveMemoryMonitor:
 
         ``running``, ``level``, ``interval`` (seconds), ``samples``, ``wakeups`` (of the thread), ``events`` (wake-ups
         by the kernel), ``slow_readings`` (of the figures read once a minute), ``cpu_seconds`` (of the thread),
-        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``requested_limit`` is the limit asked for,
-        in bytes or None: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown``
+        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``limit`` is the limit given, in bytes
+        or None, and ``requested_limit`` what was asked for: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown``
         if the container's limits can't be read.
         """
         with self._lock:
@@ -413,13 +413,14 @@ class AdaptiveMemoryMonitor:
                 "nbytes": self.nbytes,
                 "wake": None if waker is None else waker.how,
                 "wake_cost": None if waker is None else waker.cost,
+                "limit": self._sampler.limit,
                 "requested_limit": self._sampler.requested,
                 "container": container_state(self._sampler.readings),
             }
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(
-            f"a {type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
+            f"{type(self).__name__} can't be pickled or copied: it belongs to this process; its stats can"
         )
 
 

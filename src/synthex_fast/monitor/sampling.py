@@ -100,11 +100,12 @@ class MemorySampler:
             readings = Readings()
         self.readings = readings = want_methods("readings", readings, _METHODS)
         self.kernel: KernelReadings = readings if isinstance(readings, Readings) else _OneByOne(readings)
-        self._given: int | None = None
+        # The one given, as it is in force; None for the container's or the host's memory.
+        self.limit: int | None = None
         self.requested: int | None = None
         self._share: float | None = None
         if limit is not None:
-            self._given = memory_limit(limit, readings, "limit")
+            self.limit = memory_limit(limit, readings, "limit")
             self.requested = requested_limit(limit, readings, "limit")
             if isinstance(limit, str) and limit.strip().endswith("%"):
                 # The limit that it is a share of may change.
@@ -155,14 +156,14 @@ class MemorySampler:
     @property
     def bounded(self) -> bool:
         """Whether there is a limit other than the host's memory."""
-        return self._container_limit is not None or self._given is not None
+        return self._container_limit is not None or self.limit is not None
 
     @property
     def own_limit(self) -> int:
         """The limit of the resident size."""
         if self._share is not None:
             return max(1, int(self._share * (self._container_limit or self._total)))
-        return max(1, self._given or self._container_limit or self._total)
+        return max(1, self.limit or self._container_limit or self._total)
 
     @property
     def least_limit(self) -> int:
@@ -192,7 +193,7 @@ class MemorySampler:
 
     def _compare(self, rss: int, charge: int | None, held: int | None) -> MemoryUse:
         container = self._container_limit
-        if container is None and self._given is None:
+        if container is None and self.limit is None:
             # The host's figure may be a minute old; what this process has grown by since is known.
             available = self._available - max(0, rss - self._rss_then)
             return on_host(rss, charge, max(1, self._total), available)
