@@ -1245,7 +1245,7 @@ def test_a_subclass_may_have_more_and_is_initialised_once():
     with pytest.raises(ArgumentTypeError, match="initialised twice"):
         collector.__init__()
     assert "q1" in collector
-    with pytest.raises(ArgumentTypeError, match="^Counting can't"):
+    with pytest.raises(ArgumentTypeError, match=r"^Counting can't"):
         pickle.dumps(collector)
 
 

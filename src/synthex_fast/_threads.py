@@ -74,7 +74,7 @@ class Condition:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Release the lock until notified, or for that time; return whether it was notified."""
-        waiter = _allocate_lock()
+        waiter: _thread.LockType = _allocate_lock()
         waiter.acquire()
         self._waiting.append(waiter)
         notified = False
@@ -111,7 +111,7 @@ class _SystemThread:
         self.ident: int | None = None
         self._run = run
         # Held while it runs.
-        self._running = _allocate_lock()
+        self._running: _thread.LockType = _allocate_lock()
 
     def start(self) -> None:
         self._running.acquire()

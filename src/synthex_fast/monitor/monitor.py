@@ -394,9 +394,9 @@ class AdaptiveMemoryMonitor:
 
         ``running``, ``level``, ``interval`` (seconds), ``samples``, ``wakeups`` (of the thread), ``events`` (wake-ups
         by the kernel), ``slow_readings`` (of the figures read once a minute), ``cpu_seconds`` (of the thread),
-        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``limit`` is the limit given, in bytes
-        or None, and ``requested_limit`` what was asked for: more than the machine has is clamped. ``container`` is ``limited``, ``none``, or ``unknown``
-        if the container's limits can't be read.
+        ``nbytes``, ``wake`` (what can end a sleep early) and ``wake_cost``. ``limit`` is the limit given, in bytes or
+        None, and ``requested_limit`` what was asked for: more than the machine has is clamped. ``container`` is
+        ``limited``, ``none``, or ``unknown`` if the container's limits can't be read.
         """
         with self._lock:
             thread, running = self._thread, self.running
