@@ -1889,6 +1889,21 @@ def test_many_threads(hammer, unraisable):
     assert unraisable == []
 
 
+def test_stopped_while_its_monitor_is_attached():
+    class StopsIt(Monitor):
+        def on_pressure(self, level, callback):
+            made.stop()
+            return super().on_pressure(level, callback)
+
+    machine = Machine()
+    cache, monitor = Cache(machine), StopsIt()
+    made = machine.governor(cache, monitor=monitor)
+    made.start()
+    assert not made.running
+    assert monitor.callbacks == []
+    assert made._subscription.source is None
+
+
 def test_two_threads_that_start_and_stop(hammer):
     machine = Machine()
     cache, monitor = Cache(machine), Monitor()

@@ -104,7 +104,27 @@ cdef double share(str name, object value, double most=1.0) except? -1.0:
     return number
 
 
+cdef extern from *:
+    """
+    /* Whether a callable is known at a glance not to be async: a class, a builtin function, or a function that is none
+       and has no attributes, among which `inspect.markcoroutinefunction` leaves its mark. */
+    static inline int synthex_is_plainly_sync(PyObject *o) {
+        if (PyType_CheckExact(o) || PyCFunction_CheckExact(o)) return 1;
+    #ifndef Py_GIL_DISABLED
+        if (PyFunction_Check(o) && ((PyFunctionObject *)o)->func_dict == NULL) {
+            int async = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_ASYNC_GENERATOR;
+            return !(((PyCodeObject *)PyFunction_GET_CODE(o))->co_flags & async);
+        }
+    #endif
+        return 0;
+    }
+    """
+    bint is_plainly_sync "synthex_is_plainly_sync"(PyObject*) noexcept
+
+
 cdef int check_callable(str name, object value, bint optional=False, bint may_await=False) except -1:
+    if is_plainly_sync(<PyObject*>value):
+        return 0
     if not (callable(value) or (optional and value is None)):
         raise type_error(name, value, "callable or None" if optional else "callable")
     if value is not None and not may_await and _is_async(value):

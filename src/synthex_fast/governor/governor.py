@@ -430,12 +430,20 @@ class MemoryGovernor:
                 source = self._subscription.source or _monitor.AdaptiveMemoryMonitor(limit=limit)
             self._subscription.attach(source, _pressure_callback(self, trusted))
         finally:
-            worker.attaching = False
+            with worker.state:
+                worker.attaching = False
+                # Stopped in the meantime, by a thread that found nothing to detach.
+                leave = None if worker.running else self._subscription.take()
+            if leave is not None:
+                leave()
 
     def stop(self) -> None:
         """Stop acting, lift the caps, give every other component its own limit back, and resume what was paused."""
-        thread = self._worker.stop()
-        self._subscription.detach()
+        with self._worker.state:
+            # At once: another thread may start it again as soon as it has stopped.
+            thread = self._worker.stop()
+            leave = self._subscription.take()
+        leave()
         join(thread)
         # A thread that is acting at this moment does it instead.
         self._worker.act(self, False)

@@ -14,48 +14,84 @@ if TYPE_CHECKING:
 __all__ = ["Subscription"]
 
 
-class Subscription:
-    """At most one source at a time, which is left as it was found."""
+class _Use:
+    """One source: what cancels the calls it makes, and whether it was started here."""
 
-    __slots__ = ("_cancels", "_started", "source")
+    __slots__ = ("cancels", "source", "started")
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.started = False
+        self.cancels: list[Callable[[], object]] = []
+
+    def begin(self, callback: Callable[[str, Any], None]) -> None:
+        source = self.source
+        for level in LEVELS:
+            self.cancels.append(source.on_pressure(level, callback))
+        self.started = not _is_running(source)
+        if self.started:
+            source.start()
+
+    def end(self) -> None:
+        # Each by itself: one that raises must not leave the others undone.
+        for cancel in self.cancels:
+            try:
+                cancel()
+            except Exception as error:
+                _unraisable.report(error, self.source)
+        if self.started:
+            try:
+                self.source.stop()
+            except Exception as error:
+                _unraisable.report(error, self.source)
+
+
+class Subscription:
+    """At most one source at a time, which is left as it was found.
+
+    One thread may detach what another one is attaching: it then finds nothing, and the other one has to look whether
+    the source is still wanted.
+    """
+
+    __slots__ = ("_uses",)
 
     def __init__(self) -> None:
-        self.source: Any = None
-        self._started = False
-        self._cancels: list[Callable[[], object]] = []
+        # Taking from a list is one step for all threads.
+        self._uses: list[_Use] = []
+
+    @property
+    def source(self) -> Any:
+        for use in self._uses:
+            return use.source
+        return None
 
     def attach(self, source: Any, callback: Callable[[str, Any], None]) -> None:
         """Make the source call at each change of level, and run it. A source that can't be started is detached."""
         if source is self.source:
             return
         self.detach()
-        self.source = source
+        use = _Use(source)
         try:
-            for level in LEVELS:
-                self._cancels.append(source.on_pressure(level, callback))
-            self._started = not _is_running(source)
-            if self._started:
-                source.start()
+            use.begin(callback)
         except BaseException:
             # A source that does not run must not be taken for one that will call.
-            self.detach()
+            use.end()
             raise
+        self._uses.append(use)
+
+    def take(self) -> Callable[[], None]:
+        """Forget the source. Call what this returns to leave it as it was found, with no lock held."""
+        try:
+            return self._uses.pop().end
+        except IndexError:
+            return _do_nothing
 
     def detach(self) -> None:
-        source, self.source = self.source, None
-        cancels, self._cancels = self._cancels, []
-        started, self._started = self._started, False
-        # Each by itself: one that raises must not leave the others undone.
-        for cancel in cancels:
-            try:
-                cancel()
-            except Exception as error:
-                _unraisable.report(error, source)
-        if started:
-            try:
-                source.stop()
-            except Exception as error:
-                _unraisable.report(error, source)
+        self.take()()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _is_running(source: Any) -> bool:
