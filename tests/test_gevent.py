@@ -52,9 +52,12 @@ PARTS = {
         "monitor = AdaptiveMemoryMonitor(base_interval=60); monitor.start()",
         """
         samples = monitor.stats["samples"]
-        monitor._due = 0.0
-        monitor._thread.waker.wake()
-        wait_for(lambda: monitor.stats["samples"] > samples)
+        def sampled():
+            # Again each time: a sample under way plans the next one when it ends.
+            monitor._due = 0.0
+            monitor._thread.waker.wake()
+            return monitor.stats["samples"] > samples
+        wait_for(sampled)
         assert "gevent" not in type(monitor._thread.waker._poll).__module__
         """,
         "monitor.stop()",
@@ -66,8 +69,10 @@ PARTS = {
         """,
         """
         looks = governor._worker.looks
-        governor._worker.plan(0.0)
-        wait_for(lambda: governor._worker.looks > looks)
+        def looked():
+            governor._worker.plan(0.0)
+            return governor._worker.looks > looks
+        wait_for(looked)
         governor.check()
         """,
         "governor.stop()",
