@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -273,7 +272,7 @@ def gunicorn(folder, application):
         server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gunicorn", "application:app"),
-                *("-k", "gevent", "--preload", "-w", "2", "--graceful-timeout", "5", "--timeout", "15"),
+                *("-k", "gevent", "--preload", "-w", "2", "--graceful-timeout", "60", "--timeout", "30"),
                 *("-b", f"fd://{listening.fileno()}"),
             ],
             cwd=folder,
@@ -316,13 +315,17 @@ def test_gunicorns_gevent_workers_serve_and_stop(tmp_path, patch):
             # gunicorn's own process, once patched, is slow to notice a dead worker, whatever the application is.
             if not patch:
                 os.kill(seen["pid"], signal.SIGKILL)
-                wait_for(lambda: get(port)["pid"] not in {*workers, seen["pid"]})
 
-            began = time.monotonic()
+                def replaced():
+                    # The dying worker may still have taken this request.
+                    with suppress(OSError):
+                        return get(port)["pid"] not in {*workers, seen["pid"]}
+
+                wait_for(replaced)
+
             server.send_signal(signal.SIGTERM)
-            assert server.wait(20) == 0
-            # Without having to be killed after the graceful time-out.
-            assert time.monotonic() - began < 5
+            # Long before the graceful time-out: none has to be killed.
+            assert server.wait(30) == 0
         except BaseException:
             print(log.read_text())
             raise
