@@ -2022,9 +2022,14 @@ def test_a_fork_lets_the_monitors_thread_finish_what_it_does_for_the_governor(mo
     monkeypatch.setattr(SamplingThread, "join", join)
     with machine.governor(slow := Slow(machine), monitor=monitor):
         readings.rss_ = 750 * MB
-        monitor._due = -math.inf
-        monitor._thread.waker.wake()
-        assert entered.wait(30)
+
+        def look():
+            # Again each time: a sample under way plans the next one when it ends.
+            monitor._due = -math.inf
+            monitor._thread.waker.wake()
+            return entered.wait(0.01)
+
+        wait_for(look)
         in_child(lambda: slow.nbytes == 1)
         assert ended == [True]
 
