@@ -55,7 +55,7 @@ class TestWholeRun:
             rounds = found["rounds"][arm]
             assert len(rounds) == found["planned_rounds"] == found["finished_rounds"] == 7
             for done in rounds:
-                assert done["requests"] > 0
+                assert done["requests"] > 10
                 assert done["seconds"] >= found["round_seconds"] * 0.99
                 assert 0 < done["cpu_seconds"] < 3 * done["seconds"] + 0.1
                 assert 0 < done["latency_p50"] <= done["latency_p99"] <= done["latency_p99.9"]
