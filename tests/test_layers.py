@@ -27,7 +27,7 @@ RECORDS = (
     {"collector"},
 )
 MEMORY = ({"monitor", "gc_tuner", "node"}, {"governor"})
-ABOVE = ({"validate"}, {"cli"})
+ABOVE = ({"validate", "exporters"}, {"integrations"}, {"cli"})
 
 
 def allowed():
