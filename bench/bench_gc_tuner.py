@@ -1,12 +1,13 @@
 """GCTuner against ``gc.set_threshold(700, 10, 10)``: latency of requests, pauses inside them, time and memory.
 
-    python bench/bench_gc_tuner.py [--quick] [--only load|callback|request|limit|fork] [--json FILE]
+    python bench/bench_gc_tuner.py [--quick] [--only load|callback|request|limit|fork] [--seconds N] [--json FILE]
 
 *Load*: an open loop of 200 requests a second, evenly spaced, each with 1 ms of other work (processor time), over
 2,000,000 long-lived objects; each request leaves 200 containers that live for 5,000 requests and 20 that form
-cycles. It ends when the plain collector has made five full collections. Both arms run at the same time, each in a
-separate process and, if there are two processors, each on its own. Latency counts from the scheduled arrival to
-the end of the work. ``--quick`` has a twentieth of the objects and 15 seconds: rough figures.
+cycles. It ends when the plain collector has made five full collections, or after ``--seconds``: the incremental and the
+free-threaded collector report none. Both arms run at the same time, each in a separate process and, if there are two
+processors, each on its own. Latency counts from the scheduled arrival to the end of the work. ``--quick`` has a
+twentieth of the objects and 15 seconds: rough figures.
 
 *Callback*: what the tuner's callback adds to a collection, compared with one that does nothing.
 
@@ -43,6 +44,7 @@ WORK_NS = 1_000_000
 LONG_LIVED = 2_000_000
 CONTAINERS, LIFETIME, CYCLIC = 200, 5_000, 20
 FULL_COLLECTIONS = 5
+SECONDS, SECONDS_QUICK = 150, 15
 MEGABYTE = 1 << 20
 WORKERS, PRELOADED = 4, 500_000
 FORK_ARMS = ("plain", "frozen", "before", "after")
@@ -87,7 +89,7 @@ class Load:
             pass
 
 
-def run_arm(arm, scale, stop_file, processor, limit):
+def run_arm(arm, scale, stop_file, processor, limit, seconds):
     """One arm, in its own process; prints a JSON object."""
     if processor >= 0 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {processor})
@@ -125,7 +127,7 @@ def run_arm(arm, scale, stop_file, processor, limit):
             sizes.append(rss())
             if arm == "plain":
                 full = sum(pause[0] == 2 for pause in watch.pauses)
-                if full >= FULL_COLLECTIONS or (scale > 1 and perf_counter_ns() - began > 15e9):
+                if full >= FULL_COLLECTIONS or perf_counter_ns() - began > seconds * 1e9:
                     break
             elif os.path.exists(stop_file):
                 break
@@ -166,9 +168,11 @@ def run_arm(arm, scale, stop_file, processor, limit):
     os._exit(0)
 
 
-def measure_load(quick, swap=False, limit="1GB"):
+def measure_load(quick, swap=False, limit="1GB", seconds=None):
     """Both arms at once; their figures by name."""
     scale = 20 if quick else 1
+    if seconds is None:
+        seconds = SECONDS_QUICK if quick else SECONDS
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     places = processors[:2] if len(processors) > 1 else [-1, -1]
     if swap:
@@ -187,7 +191,7 @@ def measure_load(quick, swap=False, limit="1GB"):
                 "--stop-file",
                 stop_file,
             ]
-            command += ["--processor", str(processor), "--limit", limit]
+            command += ["--processor", str(processor), "--limit", limit, "--seconds", str(seconds)]
             children[arm] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         results = {}
         plain, _ = children["plain"].communicate()
@@ -477,6 +481,11 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--swap", action="store_true", help="the arms change processors")
     parser.add_argument("--limit", default="1GB", help="the tuner's memory limit")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"the load at most (by default {SECONDS}, or {SECONDS_QUICK} with --quick)",
+    )
     parser.add_argument("--arm", choices=("plain", "tuner"), help=argparse.SUPPRESS)
     parser.add_argument("--scale", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--stop-file", default="", help=argparse.SUPPRESS)
@@ -486,7 +495,14 @@ def main():
     if arguments.fork_arm:
         run_fork_arm(arguments.fork_arm)
     if arguments.arm:
-        run_arm(arguments.arm, arguments.scale, arguments.stop_file, arguments.processor, arguments.limit)
+        run_arm(
+            arguments.arm,
+            arguments.scale,
+            arguments.stop_file,
+            arguments.processor,
+            arguments.limit,
+            arguments.seconds,
+        )
     results = {}
     if arguments.only in (None, "callback"):
         results["callback"] = statistics.quantiles(measure_callback()[0], n=4)
@@ -501,7 +517,7 @@ def main():
         results["limit"] = measure_limit()
         print_limit(results["limit"])
     if arguments.only in (None, "load"):
-        results["load"] = measure_load(arguments.quick, arguments.swap, arguments.limit)
+        results["load"] = measure_load(arguments.quick, arguments.swap, arguments.limit, arguments.seconds)
         print_load(results["load"])
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

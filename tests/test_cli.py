@@ -11,9 +11,10 @@ import time
 
 import psutil
 import pytest
-from support import run
+from support import FREE_THREADED, run
 
 from synthex_fast import cli
+from synthex_fast.gc_tuner import INCREMENTAL, collector_kind
 from synthex_fast.validate import figures
 from synthex_fast.validate.arms import ARMS
 from synthex_fast.validate.rounds import _environment
@@ -62,7 +63,12 @@ class TestWholeRun:
                 assert done["latency_p99.9"] <= done["latency_max"] <= done["seconds"]
                 # Half of the latencies are at least the median.
                 assert done["latency_p50"] * done["requests"] / 2 <= done["seconds"]
-                assert len(done["pauses"]) == sum(done["collections"]) + sum(done["refill_collections"])
+                counted = sum(done["collections"]) + sum(done["refill_collections"])
+                if collector_kind(sys.hexversion, FREE_THREADED) == INCREMENTAL:
+                    # An increment that finds no work due is not in gc.get_stats(), but calls the callbacks.
+                    assert len(done["pauses"]) >= counted
+                else:
+                    assert len(done["pauses"]) == counted
                 assert done["settled_rss"] > 10_000_000
                 assert done["peak_rss"] > 0.95 * done["settled_rss"]
                 assert done["reused"] + done["created"] == 6 * done["requests"]

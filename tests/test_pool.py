@@ -807,10 +807,12 @@ def test_nbytes_and_trim():
 def test_nbytes_of_many_objects_is_an_estimate():
     sizes = random.Random(3)
     pool = ObjectPool(lambda: bytearray(sizes.randrange(900, 1100)), 10_000, prefill=10_000)
-    assert pool.nbytes == pytest.approx(10_000 * 1057, rel=0.05)
+    # The header of a bytearray and its bytes differ between versions of the interpreter.
+    average = 999.5 + sys.getsizeof(bytearray(1000)) - 1000
+    assert pool.nbytes == pytest.approx(10_000 * average, rel=0.05)
     assert len(pool) == 10_000
     pool.resize(5000)
-    assert pool.nbytes == pytest.approx(5000 * 1057, rel=0.05)
+    assert pool.nbytes == pytest.approx(5000 * average, rel=0.05)
     held = [pool.acquire() for _ in range(5000)]
     assert counts(pool, "reused", "aliased", "pool_size") == (5000, 0, 0)
     assert len({id(thing) for thing in held}) == 5000

@@ -28,6 +28,8 @@ from synthex_fast._sizeof import sizeof, sizeof_pair
 
 LIST_HEADER = 8 if FREE_THREADED else 0  # list.__sizeof__ leaves it out there
 UNLIMITED = sys.maxsize
+# The interpreter makes each of these once.
+SMALL_INTS = range(-5, 1025 if sys.version_info >= (3, 15) else 257)
 
 
 def fresh(text):
@@ -227,7 +229,7 @@ def model(value):
             continue
         seen.add(id(o))
         if isinstance(o, int):
-            total += 0 if -5 <= o <= 256 else max(sys.getsizeof(o), int.__basicsize__ + 8)
+            total += 0 if o in SMALL_INTS else max(sys.getsizeof(o), int.__basicsize__ + 8)
         elif isinstance(o, str):
             total += 0 if o == "" or (len(o) == 1 and ord(o) < 256) else sys.getsizeof(o)
         elif isinstance(o, bytes):

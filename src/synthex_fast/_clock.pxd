@@ -2,14 +2,22 @@
 
 The coarse clock advances with the kernel's tick (every 1 to 16 ms) and is read without a system call, in about 4 ns;
 the precise one takes 24 ns. It has the scale of ``time.monotonic()``, so the two can be compared. The wall clock is
-precise and truncated to microseconds, like ``datetime.now()``, so that times from both sort in the order they were
-taken.
+precise and in whole microseconds, truncated or (from Python 3.15 on) rounded like those of ``datetime.now()``, so that
+times from both sort in the order they were taken.
 """
 
 cdef extern from *:
     """
     #ifndef SYNTHEX_CLOCK
     #define SYNTHEX_CLOCK
+    /* Of a time in steps, `per` of which make a microsecond: as the interpreter's datetime.now() does. */
+    static inline unsigned long long synthex_microseconds(unsigned long long steps, unsigned per) {
+    #if PY_VERSION_HEX >= 0x030F0000
+        return (steps + per / 2) / per;
+    #else
+        return steps / per;
+    #endif
+    }
     #if defined(_WIN32)
       #ifndef WIN32_LEAN_AND_MEAN
       #define WIN32_LEAN_AND_MEAN
@@ -31,7 +39,7 @@ cdef extern from *:
           u.LowPart = t.dwLowDateTime;
           u.HighPart = t.dwHighDateTime;
           /* FILETIME counts 100 ns steps from 1601. */
-          return (double)((u.QuadPart - 116444736000000000ULL) / 10) * 1e-6;
+          return (double)synthex_microseconds(u.QuadPart - 116444736000000000ULL, 10) * 1e-6;
       }
     #else
       #include <time.h>
@@ -56,7 +64,7 @@ cdef extern from *:
       static inline double synthex_wall(void) {
           struct timespec t;
           clock_gettime(CLOCK_REALTIME, &t);
-          return (double)t.tv_sec + (double)(t.tv_nsec / 1000) * 1e-6;
+          return (double)t.tv_sec + (double)synthex_microseconds((unsigned long long)t.tv_nsec, 1000) * 1e-6;
       }
     #endif
     #endif

@@ -488,18 +488,13 @@ class ResponseCollector:
 
     def _counts(self) -> dict[str, int]:
         kept = self._answers.stats
-        return {
-            "queries": kept["entries"],
-            "nbytes": kept["nbytes"],
-            "expired": kept["expired"],
-            "idle": kept["idle"],
-            "full": kept["full"],
-            "memory": kept["memory"],
-            "over_cap": kept["over_cap"],
-            "buffered": len(self._buffer),
-            "abandoned": 0,
-            **self._buffer.stats,
-        }
+        counts = {"queries": kept["entries"]}
+        # Not one display: without memory for six or more pairs Python 3.14.4 raises SystemError, not MemoryError.
+        for name in ("nbytes", "expired", "idle", "full", "memory", "over_cap"):
+            counts[name] = kept[name]
+        counts["buffered"], counts["abandoned"] = len(self._buffer), 0
+        counts.update(self._buffer.stats)
+        return counts
 
     # Releasing ------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from synthex_fast.gc_tuner import requests
 from synthex_fast.gc_tuner.collector import (
     COLLECTOR_METHODS,
     FREE_THREADED,
+    INCREMENTAL,
     KINDS,
     MIDDLE_WITH_REQUESTS,
     CollectorSettings,
@@ -132,6 +133,9 @@ class GCTuner:
         self._switched = self._settings.switched
         # A full collection is the only kind.
         self._only_full = kind == FREE_THREADED
+        # Collected at the end of a request. The incremental collector's generation 1 is an increment of the old objects
+        # instead: it may pass over the young ones, or begin by marking all that is alive, in one pause.
+        self._boundary_generation = 0 if kind == INCREMENTAL else 1
         self._now: Callable[[], int] = time.perf_counter_ns if clock is None else lambda: int(clock() * 1e9)
         self._memory = MemoryWatch(readings, memory_limit)
         self._watcher = Watcher(self._is_current, self._watch)
@@ -353,7 +357,9 @@ class GCTuner:
             if not self._only_full:
                 young, middle, _ = self._gc.get_count()
                 if young >= self._young.boundary or self._boundaries.is_due(self._requests, now):
-                    self._collect_young(1 if nobody or middle > MIDDLE_WITH_REQUESTS else 0)
+                    self._collect_young(
+                        self._boundary_generation if nobody or middle > MIDDLE_WITH_REQUESTS else 0
+                    )
         except Exception as error:
             _unraisable.report(error, self)
 
