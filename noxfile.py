@@ -92,6 +92,12 @@ def aarch64(session: nox.Session) -> None:
     script(session, "aarch64")
 
 
+@nox.session(venv_backend="none")
+def musl(session: nox.Session) -> None:
+    """The tests of the core with musl instead of glibc (needs root's rights)."""
+    script(session, "musl")
+
+
 @nox.session
 def release_wheels(session: nox.Session) -> None:
     """The wheels of a release for this platform, into dist; arguments go to cibuildwheel."""
