@@ -86,6 +86,18 @@ def sanitizers(session: nox.Session) -> None:
     script(session, "asan")
 
 
+@nox.session(venv_backend="none")
+def aarch64(session: nox.Session) -> None:
+    """The tests of the core on an emulated AArch64 (needs root's rights)."""
+    script(session, "aarch64")
+
+
+@nox.session(venv_backend="none")
+def musl(session: nox.Session) -> None:
+    """The tests of the core with musl instead of glibc (needs root's rights)."""
+    script(session, "musl")
+
+
 @nox.session
 def release_wheels(session: nox.Session) -> None:
     """The wheels of a release for this platform, into dist; arguments go to cibuildwheel."""

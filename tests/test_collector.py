@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from support import Clock, needs_fork, quiet_fork, run, run_python, wait_for
+from support import Clock, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import PooledExpertResponse, ResponseBuffer, ResponseCollector, TTLDict
 from synthex_fast.collector import MEMORY_LIMIT
@@ -1018,6 +1018,7 @@ def test_a_process_ends_quietly_with_a_collector_alive():
     code = """
 import atexit, sys, threading
 from synthex_fast import PooledExpertResponse, ResponseCollector
+from synthex_fast.errors import CollectorClosedError
 
 class Service:
     def __init__(self):
@@ -1030,24 +1031,29 @@ service = Service()
 sys.late = ResponseCollector(Service)
 started = threading.Event()
 
+def use():
+    service.collector.add_batch([PooledExpertResponse("q", "e", metadata={"c": service}) for _ in range(5)])
+    sys.late.add(PooledExpertResponse("q", "e"))
+    sys.late.flush()
+    service.collector.pop("q")
+    sys.late.pop("q")
+    started.set()
+
 def work():
-    while True:
-        service.collector.add_batch([PooledExpertResponse("q", "e", metadata={"c": service}) for _ in range(5)])
-        sys.late.add(PooledExpertResponse("q", "e"))
-        sys.late.flush()
-        service.collector.pop("q")
-        sys.late.pop("q")
-        started.set()
+    # The error for a closed collector is expected. Its traceback is not printed: a daemon thread that holds the lock of
+    # standard error when the interpreter ends makes CPython abort.
+    try:
+        while True:
+            use()
+    except CollectorClosedError:
+        pass
 
 for _ in range(2):
     threading.Thread(target=work, daemon=True).start()
 assert started.wait(30)
 atexit.register(service.collector.close)
 """
-    ended = run_python(code)
-    # The threads may get the error for a closed collector, and no other.
-    assert ended.returncode == 0, ended.stderr
-    assert "Fatal" not in ended.stderr
+    run(code)
 
 
 def test_closing_when_the_owner_goes_meanwhile():
