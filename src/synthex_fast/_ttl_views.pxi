@@ -72,7 +72,7 @@ cdef class _Iterator:
             leave_shared(stripe)
             raise RuntimeError("dictionary changed size during iteration")
         while slot < t.used:
-            if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD and slot_due(t, slot) > now:
+            if t.slots[slot].key != NULL and not load_u32(&t.slots[slot].meta) & DEAD and slot_due(t, slot) > now:
                 key = t.slots[slot].key
                 value = t.slots[slot].value
                 Py_INCREF(key)
