@@ -82,8 +82,12 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def sanitizers(session: nox.Session) -> None:
-    """The tests with AddressSanitizer."""
-    script(session, "asan")
+    """The tests with address and undefined-behaviour sanitizers, and those with threads with the thread sanitizer.
+
+    Arguments go to .ci/sanitize, such as `thread` to run the latter only.
+    """
+    for arguments in [session.posargs] if session.posargs else [["address"], ["thread"]]:
+        script(session, "sanitize", *arguments)
 
 
 @nox.session(venv_backend="none")

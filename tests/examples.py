@@ -63,7 +63,8 @@ def _run_prompts(block, names, path):
     # In the constructor it would be copied.
     test.globs = names
     output = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    # Otherwise it takes the -v of pytest for its own.
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     runner.run(test, out=output.append, clear_globs=False)
     return "".join(output)
 

@@ -176,7 +176,8 @@ def test_a_sample_has_the_seven_metrics(clock):
     assert abs(taken.time - time.time()) < 60
     assert (taken.rss, taken.charge, taken.limit) == (100 * MB, 100 * MB, 1000 * MB)
     assert (taken.available, taken.swap, taken.gc_seconds) == (12 * GB, 5 * MB, 0.0)
-    assert taken.blocks > 1000
+    # The interpreter counts none if each is a malloc, which suits memory checkers.
+    assert taken.blocks > 1000 or os.environ.get("PYTHONMALLOC") == "malloc"
     assert (taken.used, taken.level) == (100 * MB, "normal")
     row = watching.history()[-1]
     for name in monitor.METRICS:

@@ -34,7 +34,10 @@ from synthex_fast._python cimport (
     Py_INCREF, Py_None, Py_TYPE, _PyType_Lookup, defer_refcount, inquiry, owned, traverseproc, visitproc,
 )
 from synthex_fast._sizeof cimport deep_sizeof
-from synthex_fast._sync cimport FREE_THREADED, likely, owned_by_this_thread, uniquely_referenced, unlikely
+from synthex_fast._sync cimport (
+    FREE_THREADED, likely, load_flag, load_u64, owned_by_this_thread, store_flag, store_u64, uniquely_referenced,
+    unlikely,
+)
 
 from time import monotonic
 
@@ -46,17 +49,11 @@ __all__ = ["Lease", "ObjectPool"]
 cdef extern from *:
     """
     #ifdef Py_GIL_DISABLED
-      #define SYNTHEX_LOAD(p) _Py_atomic_load_uint64_relaxed(p)
-      #define SYNTHEX_STORE(p, v) _Py_atomic_store_uint64_relaxed(p, v)
       #define SYNTHEX_TYPE_VERSION(o) ((uint64_t)_Py_atomic_load_uint_relaxed(&Py_TYPE(o)->tp_version_tag))
     #else
-      #define SYNTHEX_LOAD(p) (*(p))
-      #define SYNTHEX_STORE(p, v) (*(p) = (v))
       #define SYNTHEX_TYPE_VERSION(o) ((uint64_t)Py_TYPE(o)->tp_version_tag)
     #endif
     """
-    uint64_t load "SYNTHEX_LOAD"(uint64_t*) noexcept
-    void store "SYNTHEX_STORE"(uint64_t*, uint64_t) noexcept
     # 0 if the type has no version at the moment. Versions are never reused: equal ones mean an unchanged type.
     uint64_t type_version "SYNTHEX_TYPE_VERSION"(PyObject*) noexcept
 
@@ -320,7 +317,7 @@ cdef bint has_reset(ObjectPool pool, PyObject* obj, uint64_t version) except -1:
     cdef PyObject* found = _PyType_Lookup(Py_TYPE(obj), "reset")
     cdef bint has = found != NULL and found != Py_None
     if version != 0 and version == type_version(obj):
-        store(&pool.seen_type, version << 1 | has)
+        store_u64(&pool.seen_type, version << 1 | has)
     return has
 
 
@@ -332,7 +329,7 @@ cdef int pool_reset(ObjectPool pool, PyObject* obj) except -1:
         answer = PyObject_CallOneArg(<PyObject*>pool.reset, obj)
     else:
         version = type_version(obj)
-        seen = load(&pool.seen_type)
+        seen = load_u64(&pool.seen_type)
         if not ((seen & 1) if seen >> 1 == version and version != 0 else has_reset(pool, obj, version)):
             return 0
         args[0] = obj
@@ -370,7 +367,7 @@ cdef inline bint pool_push(ObjectPool pool, PyObject* obj) noexcept:
 cdef bint pool_release(ObjectPool pool, object obj) except -1:
     cdef PyObject* block = <PyObject*>obj
     # A match means a type without a reset. Pools that were given a reset, or never initialised, match no type.
-    if unlikely(load(&pool.seen_type) != type_version(block) << 1):
+    if unlikely(load_u64(&pool.seen_type) != type_version(block) << 1):
         if obj is None:
             raise type_error("obj", None, "an object acquired from the pool")
         if not pool.ready:
@@ -387,14 +384,14 @@ cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
     cdef bint kept
     pool_expire_some(pool, now)
     kept = freelist_push_since(pool.idle, obj, True, now)
-    if kept and not pool.scheduled:
-        pool.scheduled = True
+    if kept and not load_flag(&pool.scheduled):
+        store_flag(&pool.scheduled, True)
         try:
             from synthex_fast._sweeper import schedule
             schedule(pool, now + pool.idle_seconds)
         except BaseException:
             # No memory, or no thread can be started. The next release retries; until then operations expire objects.
-            pool.scheduled = False
+            store_flag(&pool.scheduled, False)
     return kept
 
 
@@ -574,10 +571,10 @@ cdef class ObjectPool:
             if monotonic() > stop:
                 return at
         # A release from here on finds the pool unscheduled and schedules it, at worst one time too many.
-        self.scheduled = False
+        store_flag(&self.scheduled, False)
         due = freelist_oldest(self.idle) + self.idle_seconds
         if due != INFINITY:
-            self.scheduled = True
+            store_flag(&self.scheduled, True)
         return due
 
     def __len__(self):

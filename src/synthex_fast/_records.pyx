@@ -44,7 +44,10 @@ from synthex_fast._python cimport (
     Py_NewRef, Py_None, Py_ReprEnter, Py_ReprLeave, Py_TYPE, Py_XDECREF, Py_XINCREF, Py_XNewRef, same_text,
     visitproc,
 )
-from synthex_fast._sync cimport FREE_THREADED, Lock, lock, uniquely_referenced, unlikely, unlock
+from synthex_fast._sync cimport (
+    FREE_THREADED, Lock, load_double, load_pointer, load_u8, load_u64, lock, store_double, store_pointer, store_u8,
+    store_u64, uniquely_referenced, unlikely, unlock,
+)
 
 from os import urandom
 
@@ -423,12 +426,17 @@ cdef int bind(Names* call, PyObject* const* args, Py_ssize_t nargs, PyObject* kw
 
 cdef void publish(PyObject** place, object value) noexcept:
     # No lock: two threads that race here store the same singleton.
-    if place[0] == NULL:
-        place[0] = Py_NewRef(<PyObject*>value)
+    if published(place) == NULL:
+        store_pointer(<void**>place, Py_NewRef(<PyObject*>value))
+
+
+cdef inline PyObject* published(PyObject** place) noexcept:
+    return <PyObject*>load_pointer(<void**>place)
 
 
 cdef int load_datetime() except -1:
     from datetime import datetime, timezone
+    # The class comes last: whoever sees it relies on the other.
     publish(&utc, timezone.utc)
     publish(&datetime_class, datetime)
     return 0
@@ -436,7 +444,7 @@ cdef int load_datetime() except -1:
 
 cdef double instant(PyObject* value, const char* name) except? -1.0:
     """Seconds since the epoch of a timezone-aware datetime."""
-    if datetime_class == NULL:
+    if published(&datetime_class) == NULL:
         load_datetime()
     if not PyObject_TypeCheck(value, <PyTypeObject*>datetime_class):
         wrong_type(name, value, "a timezone-aware datetime")
@@ -447,7 +455,7 @@ cdef double instant(PyObject* value, const char* name) except? -1.0:
 
 
 cdef PyObject* moment_at(double seconds) except NULL:
-    if datetime_class == NULL:
+    if published(&datetime_class) == NULL:
         load_datetime()
     moment = (<object>datetime_class).fromtimestamp(seconds, <object>utc)
     return Py_NewRef(<PyObject*>moment)
@@ -502,10 +510,12 @@ cdef inline uint64_t take_serial() noexcept:
 cdef int refill_serials() except -1:
     global next_serials
     cdef Serials* left
-    while generation_count == 0 or generation_forks != forks_seen:
-        begin_generation()
     left = serials_here()
     lock(&guard)
+    while generation_count == 0 or generation_forks != forks_seen:
+        unlock(&guard)
+        begin_generation()
+        lock(&guard)
     left.next = next_serials
     next_serials += SERIALS
     left.end = next_serials
@@ -519,8 +529,12 @@ cdef int begin_generation() except -1:
     global generations, generation_count, generation_forks
     cdef bytes drawn = urandom(sizeof(uint64_t[2]))
     # urandom may have run other threads, and one of them may have forked.
-    cdef int count = generation_count
-    cdef Generation* grown = <Generation*>PyMem_RawMalloc((count + 1) * sizeof(Generation))
+    cdef int count
+    cdef Generation* grown
+    lock(&guard)
+    count = generation_count
+    unlock(&guard)
+    grown = <Generation*>PyMem_RawMalloc((count + 1) * sizeof(Generation))
     if grown == NULL:
         raise MemoryError()
     lock(&guard)
@@ -594,11 +608,11 @@ cdef PyObject* id_of(PyObject* op) except NULL:
     cdef uint64_t serial
     cdef Section section
     while value == NULL:
-        serial = self.serial
+        serial = load_u64(&self.serial)
         made = id_for(serial)
         hold(&section, op)
         # Making the text may have run a collection, and so code that set or dropped the id.
-        if self.slots[ID] == NULL and self.serial == serial:
+        if self.slots[ID] == NULL and load_u64(&self.serial) == serial:
             self.slots[ID] = Py_NewRef(<PyObject*>made)
         value = Py_XNewRef(self.slots[ID])
         let(&section)
@@ -612,11 +626,11 @@ cdef PyObject* moment_of(PyObject* op) except NULL:
     cdef double seconds
     cdef Section section
     while value == NULL:
-        seconds = self.seconds
+        seconds = load_double(&self.seconds)
         made = moment_at(seconds)
         hold(&section, op)
         # moment_at() ran Python code, which may have set another time.
-        if self.slots[MOMENT] == NULL and self.seconds == seconds:
+        if self.slots[MOMENT] == NULL and load_double(&self.seconds) == seconds:
             self.slots[MOMENT] = Py_NewRef(made)
         value = Py_XNewRef(self.slots[MOMENT])
         let(&section)
@@ -1029,13 +1043,14 @@ cdef void exchange(PyObject* op, PyObject* other, Shape* shape) noexcept:
     for i in range(shape.slots):
         self.slots[i], fresh.slots[i] = fresh.slots[i], self.slots[i]
     self.state, fresh.state = fresh.state, self.state
-    self.seconds, fresh.seconds = fresh.seconds, self.seconds
-    self.serial, fresh.serial = fresh.serial, self.serial
+    # The new record's numbers are not read again.
+    store_double(&self.seconds, fresh.seconds)
+    store_u64(&self.serial, fresh.serial)
     if shape == &QUERY:
-        self.query_type, fresh.query_type = fresh.query_type, self.query_type
-        self.priority, fresh.priority = fresh.priority, self.priority
+        store_u8(&self.query_type, fresh.query_type)
+        store_u8(&self.priority, fresh.priority)
     else:
-        (<PooledExpertResponse>op).confidence = (<PooledExpertResponse>other).confidence
+        store_double(&(<PooledExpertResponse>op).confidence, (<PooledExpertResponse>other).confidence)
     if tracked:
         track(op)
     elif Py_TYPE(op) == shape.type:
@@ -1306,7 +1321,7 @@ cdef int set_id(PyObject* op, PyObject* value, void* closure) except -1:
     old = (<Record*>op).slots[ID]
     (<Record*>op).slots[ID] = value
     # None means a new id, and the old number would give the old one.
-    (<Record*>op).serial = take_serial()
+    store_u64(&(<Record*>op).serial, take_serial())
     if collectable(value):
         track(op)
     let(&section)
@@ -1339,7 +1354,7 @@ cdef int set_moment(PyObject* op, PyObject* value, void* closure) except -1:
     hold(&section, op)
     old = (<Record*>op).slots[MOMENT]
     (<Record*>op).slots[MOMENT] = value
-    (<Record*>op).seconds = seconds
+    store_double(&(<Record*>op).seconds, seconds)
     if collectable(value):
         track(op)
     let(&section)
@@ -1356,7 +1371,7 @@ cdef int set_deadline(PyObject* op, PyObject* value, void* closure) except -1:
     if value == NULL:
         not_deletable("deadline")
     value = absent(value)
-    if value != NULL and instant(value, "deadline") <= (<Record*>op).seconds:
+    if value != NULL and instant(value, "deadline") <= load_double(&(<Record*>op).seconds):
         wrong_value("deadline", value, "later than created_at")
     put(op, DEADLINE, value)
     return 0
@@ -1384,42 +1399,42 @@ cdef int set_container(PyObject* op, PyObject* value, void* closure) except -1:
 
 
 cdef PyObject* get_query_type(PyObject* op, void* closure) except NULL:
-    cdef PyObject** member = &type_members[(<Record*>op).query_type]
-    if member[0] == NULL:
+    cdef PyObject** member = &type_members[load_u8(&(<Record*>op).query_type)]
+    if published(member) == NULL:
         load_kinds()
-    return Py_NewRef(member[0])
+    return Py_NewRef(published(member))
 
 
 cdef int set_query_type(PyObject* op, PyObject* value, void* closure) except -1:
     if value == NULL:
         not_deletable("query_type")
-    (<Record*>op).query_type = code_of(value, "query_type", type_names, QUERY_TYPES)
+    store_u8(&(<Record*>op).query_type, code_of(value, "query_type", type_names, QUERY_TYPES))
     return 0
 
 
 cdef PyObject* get_priority(PyObject* op, void* closure) except NULL:
-    cdef PyObject** member = &priority_members[(<Record*>op).priority]
-    if member[0] == NULL:
+    cdef PyObject** member = &priority_members[load_u8(&(<Record*>op).priority)]
+    if published(member) == NULL:
         load_kinds()
-    return Py_NewRef(member[0])
+    return Py_NewRef(published(member))
 
 
 cdef int set_priority(PyObject* op, PyObject* value, void* closure) except -1:
     if value == NULL:
         not_deletable("priority")
-    (<Record*>op).priority = code_of(value, "priority", priority_names, PRIORITIES)
+    store_u8(&(<Record*>op).priority, code_of(value, "priority", priority_names, PRIORITIES))
     return 0
 
 
 cdef PyObject* get_confidence(PyObject* op, void* closure) except NULL:
-    cdef object number = (<PooledExpertResponse>op).confidence
+    cdef object number = load_double(&(<PooledExpertResponse>op).confidence)
     return Py_NewRef(<PyObject*>number)
 
 
 cdef int set_confidence(PyObject* op, PyObject* value, void* closure) except -1:
     if value == NULL:
         not_deletable("confidence")
-    (<PooledExpertResponse>op).confidence = confidence_of(value)
+    store_double(&(<PooledExpertResponse>op).confidence, confidence_of(value))
     return 0
 
 
@@ -1508,8 +1523,8 @@ cdef tuple query_values(PyObject* op):
         taken(peek(op, TITLE)),
         taken(peek(op, CONTENT)),
         taken(peek(op, REQUESTER)),
-        QUERY_TYPES[(<Record*>op).query_type],
-        PRIORITIES[(<Record*>op).priority],
+        QUERY_TYPES[load_u8(&(<Record*>op).query_type)],
+        PRIORITIES[load_u8(&(<Record*>op).priority)],
         contents_or_empty(op, &CONTEXT_DICT),
         contents_or_empty(op, &CONSTRAINTS_LIST),
         taken(peek(op, DEADLINE)),
@@ -1525,7 +1540,7 @@ cdef tuple response_values(PyObject* op):
         taken(peek(op, QUERY_ID)),
         taken(peek(op, EXPERT_ID)),
         taken(peek(op, ANSWER)),
-        (<PooledExpertResponse>op).confidence,
+        load_double(&(<PooledExpertResponse>op).confidence),
         taken(peek(op, REASONING)),
         contents_or_empty(op, &METADATA_DICT),
         taken(id_of(op)),

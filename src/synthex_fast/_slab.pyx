@@ -86,7 +86,10 @@ from synthex_fast._python cimport (
     visitproc,
 )
 from synthex_fast._records cimport PooledExpertResponse
-from synthex_fast._sync cimport FREE_THREADED, lock, uniquely_referenced, unlikely, unlock
+from synthex_fast._sync cimport (
+    FREE_THREADED, load_double, load_flag, load_pointer, load_ssize, lock, store_flag, store_pointer, store_ssize,
+    uniquely_referenced, unlikely, unlock,
+)
 
 import _thread
 from _collections_abc import ItemsView, KeysView, Mapping, ValuesView
@@ -178,8 +181,8 @@ cdef Slab* slab_new(Py_ssize_t capacity) except NULL:
 cdef inline PyObject* open_gate(Fill* fill) noexcept:
     """End the pause. Returns the gate with its reference, or NULL if not paused. The caller holds the lock."""
     cdef PyObject* gate = fill.gate
-    fill.gate = NULL
-    fill.room = fill.slab.capacity
+    store_pointer(<void**>&fill.gate, NULL)
+    store_ssize(&fill.room, fill.slab.capacity)
     return gate
 
 
@@ -396,8 +399,8 @@ cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
     with cython.critical_section(response):
         query = response.query_id
         expert = response.expert_id
-        self.confidence = response.confidence
-        self.timestamp = response.seconds
+        self.confidence = load_double(&response.confidence)
+        self.timestamp = load_double(&response.seconds)
     # A subclass of str may define __hash__ and __eq__; an exact str of the same text does not.
     query = PyUnicode_FromObject(query)
     expert = PyUnicode_FromObject(expert)
@@ -516,7 +519,7 @@ cdef class ResponseBuffer:
         if fresh:
             self.fill.slab = slab
             if self.fill.gate == NULL:
-                self.fill.room = rows
+                store_ssize(&self.fill.room, rows)
             self.capacity = rows
             self.max_batch = batch
             self.flush_threshold = threshold
@@ -554,10 +557,10 @@ cdef class ResponseBuffer:
 
         Every code is in use by a row, so there is room for n more codes as well.
         """
-        return n <= min(self.fill.room, <Py_ssize_t>(INT32_MAX - 1)) - self.fill.count
+        return n <= min(load_ssize(&self.fill.room), <Py_ssize_t>(INT32_MAX - 1)) - load_ssize(&self.fill.count)
 
     cdef inline void count_added(self, Py_ssize_t n) noexcept:
-        self.fill.count += n
+        store_ssize(&self.fill.count, self.fill.count + n)
         self.added += n
         if self.fill.count > self.high_water:
             self.high_water = self.fill.count
@@ -680,7 +683,7 @@ cdef class ResponseBuffer:
         self.rejected += 1
         unlock(&self.guard)
         return BufferFullError(
-            f"no room for {n} more: the buffer holds {self.fill.count} of {self.capacity} responses; "
+            f"no room for {n} more: the buffer holds {load_ssize(&self.fill.count)} of {self.capacity} responses; "
             "nothing was added"
         )
 
@@ -739,7 +742,7 @@ cdef class ResponseBuffer:
         cdef PyObject* item = <PyObject*>response
         if FREE_THREADED or self.store_items(&item, 1) != 1:
             self.add_rows(&item, 1, True)
-        if self.fill.count >= self.flush_at:
+        if load_ssize(&self.fill.count) >= self.flush_at:
             self.flush_rows(False)
 
     def add_batch(self, responses):
@@ -777,7 +780,7 @@ cdef class ResponseBuffer:
         lock(&self.guard)
         self.batches += 1
         unlock(&self.guard)
-        if self.fill.count >= self.flush_at:
+        if load_ssize(&self.fill.count) >= self.flush_at:
             self.flush_rows(False)
         return n
 
@@ -807,7 +810,7 @@ cdef class ResponseBuffer:
                 several = [query] * i
                 several.append(other)
         while not self.fits(n):
-            if self.fill.gate != NULL:
+            if load_pointer(<void**>&self.fill.gate) != NULL:
                 self.wait_at_gate(n, &since)
             elif flushed:
                 raise self.full_error(n)
@@ -832,7 +835,7 @@ cdef class ResponseBuffer:
         lock(&self.guard)
         self.batches += 1
         unlock(&self.guard)
-        return self.fill.count >= self.flush_at
+        return load_ssize(&self.fill.count) >= self.flush_at
 
     cdef list collect(self, object iterable):
         cdef list items = []
@@ -852,7 +855,7 @@ cdef class ResponseBuffer:
         if self.flushing and (self.generation == forks_seen or self.flusher == surviving_thread):
             return 0
         # A flush that was begun before a fork, by a thread that this process does not have, never ends.
-        self.flushing = self.fill.count > 0
+        store_flag(&self.flushing, self.fill.count > 0)
         self.ticket += 1
         self.flusher = flusher
         self.generation = forks_seen
@@ -912,7 +915,7 @@ cdef class ResponseBuffer:
         """End the running flush without removing anything."""
         cdef Slab* spare
         lock(&self.guard)
-        self.flushing = False
+        store_flag(&self.flushing, False)
         self.failed += 1
         spare = self.fill.spare
         self.fill.spare = NULL
@@ -938,8 +941,8 @@ cdef class ResponseBuffer:
             spare = self.fill.spare
             slab_keep(self.fill.slab, rows, left)
         self.fill.spare = NULL
-        self.fill.count = left
-        self.flushing = False
+        store_ssize(&self.fill.count, left)
+        store_flag(&self.flushing, False)
         self.flushes += 1
         self.flushed += rows
         unlock(&self.guard)
@@ -1002,8 +1005,8 @@ cdef class ResponseBuffer:
         first = self.fill.gate == NULL
         if first:
             Py_INCREF(<PyObject*>gate)
-            self.fill.gate = <PyObject*>gate
-            self.fill.room = 0
+            store_pointer(<void**>&self.fill.gate, <void*>gate)
+            store_ssize(&self.fill.room, 0)
         unlock(&self.guard)
         return first
 
@@ -1024,7 +1027,7 @@ cdef class ResponseBuffer:
     @property
     def paused(self):
         """Whether `pause` makes additions wait or fail."""
-        return self.fill.gate != NULL
+        return load_pointer(<void**>&self.fill.gate) != NULL
 
     def flush(self):
         """Remove all responses and return them as a list, in the order in which they were added. O(n).
@@ -1179,7 +1182,7 @@ cdef class ResponseBuffer:
             check_text("query_id", query_id)
             text = PyUnicode_FromObject(query_id)
         row = AggregateRow.__new__(AggregateRow)
-        if FREE_THREADED or self.flushing:
+        if FREE_THREADED or load_flag(&self.flushing):
             # The flush that is running must not find a reader: the row gets its set now.
             experts = PyFrozenSet_New(NULL)
         lock(&self.guard)
@@ -1229,7 +1232,7 @@ cdef class ResponseBuffer:
             lock(&self.guard)
             taken = aggregate.take(&self.fill.slab.answers, self.fill.count)
             unlock(&self.guard)
-        if FREE_THREADED or self.flushing:
+        if FREE_THREADED or load_flag(&self.flushing):
             # The flush that is running must not find a reader.
             detached = aggregate.detach()
         if not detached:
@@ -1270,13 +1273,13 @@ cdef class ResponseBuffer:
         }
 
     def __len__(self):
-        return self.fill.count
+        return load_ssize(&self.fill.count)
 
     def __sizeof__(self):
         return self.nbytes
 
     def __repr__(self):
-        return f"<{type(self).__name__} of {self.fill.count} responses, capacity {self.capacity}>"
+        return f"<{type(self).__name__} of {load_ssize(&self.fill.count)} responses, capacity {self.capacity}>"
 
     def __reduce__(self):
         raise ArgumentTypeError(
@@ -1321,8 +1324,8 @@ cdef void abandon_slab(Fill* fill) noexcept:
     cdef PyObject* type = NULL
     cdef PyObject* value = NULL
     cdef PyObject* traceback = NULL
-    fill.count = 0
-    fill.room = 0
+    store_ssize(&fill.count, 0)
+    store_ssize(&fill.room, 0)
     fill.slab = &NOTHING
     Py_XDECREF(gate)
     for i in range(count):

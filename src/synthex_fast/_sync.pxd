@@ -8,6 +8,7 @@ for that one would keep the interpreter from stopping the world.
 """
 
 from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef extern from *:
@@ -87,6 +88,45 @@ cdef extern from *:
     #else
       #define synthex_sync_thread() 0u
     #endif
+    #ifdef Py_GIL_DISABLED
+      #define synthex_load_u8(p) _Py_atomic_load_uint8_relaxed(p)
+      #define synthex_store_u8(p, v) _Py_atomic_store_uint8_relaxed(p, v)
+      #define synthex_load_flag(p) _Py_atomic_load_int_relaxed(p)
+      #define synthex_store_flag(p, v) _Py_atomic_store_int_relaxed(p, v)
+      #define synthex_load_u32(p) _Py_atomic_load_uint32_acquire(p)
+      #define synthex_store_u32(p, v) _Py_atomic_store_uint32_release(p, v)
+      #define synthex_load_u64(p) _Py_atomic_load_uint64_relaxed(p)
+      #define synthex_store_u64(p, v) _Py_atomic_store_uint64_relaxed(p, v)
+      #define synthex_load_ssize(p) _Py_atomic_load_ssize_relaxed(p)
+      #define synthex_store_ssize(p, v) _Py_atomic_store_ssize_relaxed(p, v)
+      #define synthex_load_pointer(p) _Py_atomic_load_ptr_acquire(p)
+      #define synthex_store_pointer(p, v) _Py_atomic_store_ptr_release(p, v)
+      static inline double synthex_load_double(const double *p) {
+          union { uint64_t bits; double value; } word;
+          word.bits = _Py_atomic_load_uint64_relaxed((const uint64_t *)p);
+          return word.value;
+      }
+      static inline void synthex_store_double(double *p, double value) {
+          union { uint64_t bits; double value; } word;
+          word.value = value;
+          _Py_atomic_store_uint64_relaxed((uint64_t *)p, word.bits);
+      }
+    #else
+      #define synthex_load_u8(p) (*(p))
+      #define synthex_store_u8(p, v) (*(p) = (v))
+      #define synthex_load_flag(p) (*(p))
+      #define synthex_store_flag(p, v) (*(p) = (v))
+      #define synthex_load_u32(p) (*(p))
+      #define synthex_store_u32(p, v) (*(p) = (v))
+      #define synthex_load_u64(p) (*(p))
+      #define synthex_store_u64(p, v) (*(p) = (v))
+      #define synthex_load_ssize(p) (*(p))
+      #define synthex_store_ssize(p, v) (*(p) = (v))
+      #define synthex_load_pointer(p) (*(p))
+      #define synthex_store_pointer(p, v) (*(p) = (v))
+      #define synthex_load_double(p) (*(p))
+      #define synthex_store_double(p, v) (*(p) = (v))
+    #endif
     #endif
     """
     ctypedef struct Lock "synthex_lock":
@@ -103,5 +143,23 @@ cdef extern from *:
     # True if the calling thread made the object (on the standard build, always).
     bint owned_by_this_thread "synthex_owned_by_thread"(PyObject*) noexcept nogil
     unsigned int this_thread_number "synthex_sync_thread"() noexcept nogil
+    # For a word that one thread may read while another writes it. The read is only a hint, or the word is all there is
+    # to know. Every write needs `store_*` then, also one under a lock; reads by whoever keeps all writers out don't
+    # need `load_*`. What was written before `store_u32` or `store_pointer` is seen by whoever loads the new word; the
+    # others order nothing.
+    unsigned char load_u8 "synthex_load_u8"(const unsigned char*) noexcept nogil
+    void store_u8 "synthex_store_u8"(unsigned char*, unsigned char) noexcept nogil
+    bint load_flag "synthex_load_flag"(const bint*) noexcept nogil
+    void store_flag "synthex_store_flag"(bint*, bint) noexcept nogil
+    uint32_t load_u32 "synthex_load_u32"(const uint32_t*) noexcept nogil
+    void store_u32 "synthex_store_u32"(uint32_t*, uint32_t) noexcept nogil
+    uint64_t load_u64 "synthex_load_u64"(const uint64_t*) noexcept nogil
+    void store_u64 "synthex_store_u64"(uint64_t*, uint64_t) noexcept nogil
+    Py_ssize_t load_ssize "synthex_load_ssize"(const Py_ssize_t*) noexcept nogil
+    void store_ssize "synthex_store_ssize"(Py_ssize_t*, Py_ssize_t) noexcept nogil
+    void* load_pointer "synthex_load_pointer"(void**) noexcept nogil
+    void store_pointer "synthex_store_pointer"(void**, void*) noexcept nogil
+    double load_double "synthex_load_double"(const double*) noexcept nogil
+    void store_double "synthex_store_double"(double*, double) noexcept nogil
     bint likely "synthex_likely"(bint) noexcept nogil
     bint unlikely "synthex_unlikely"(bint) noexcept nogil

@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 
-from synthex_fast._sync cimport FREE_THREADED
+from synthex_fast._sync cimport FREE_THREADED, load_double, load_u32, store_double, store_u32
 
 
 cdef extern from *:
@@ -399,20 +399,22 @@ cdef inline uint32_t tick_at_or_before(const Table* t, double when) noexcept nog
 
 cdef inline double slot_due(const Table* t, uint32_t slot) noexcept nogil:
     """When the entry expires, idle time included."""
-    cdef double due = t.slots[slot].deadline
-    if t.touched != NULL and t.touched[slot] + t.idle < due:
-        due = t.touched[slot] + t.idle
+    cdef double due = t.slots[slot].deadline, unused
+    if t.touched != NULL:
+        unused = load_double(&t.touched[slot]) + t.idle
+        if unused < due:
+            due = unused
     return due
 
 
 cdef inline void heap_first_changed(Table* t) noexcept nogil:
     if t.scheduled == 0:
-        t.next_due = INFINITY
+        store_double(&t.next_due, INFINITY)
     elif t.heap[0].tick:
-        t.next_due = t.base + <double>t.heap[0].tick / TICKS_PER_SECOND
+        store_double(&t.next_due, t.base + <double>t.heap[0].tick / TICKS_PER_SECOND)
     else:
         # Tick 0 stands for any time before the base.
-        t.next_due = -INFINITY
+        store_double(&t.next_due, -INFINITY)
 
 
 cdef inline void heap_up(Table* t, uint32_t at, Node node) noexcept nogil:
@@ -453,7 +455,7 @@ cdef inline void heap_remove(Table* t, uint32_t slot) noexcept nogil:
     cdef uint32_t at = t.links[slot].node
     cdef Node moved
     t.links[slot].node = NONE
-    t.scheduled -= 1
+    store_u32(&t.scheduled, t.scheduled - 1)
     if at != t.scheduled:
         moved = t.heap[t.scheduled]
         if at and moved.tick < t.heap[(at - 1) >> 2].tick:
@@ -498,7 +500,7 @@ cdef inline void slot_schedule(Table* t, uint32_t slot, double before) noexcept 
         if due != INFINITY:
             node.slot = slot
             node.tick = tick_at_or_after(t, due)
-            t.scheduled += 1
+            store_u32(&t.scheduled, t.scheduled + 1)
             heap_up(t, t.scheduled - 1, node)
             if t.links[slot].node == 0:
                 heap_first_changed(t)
@@ -650,10 +652,10 @@ cdef inline uint32_t table_victim(Table* t) noexcept nogil:
 
 cdef inline void slot_accessed(Table* t, uint32_t slot) noexcept nogil:
     """Record a hit for the policy. LRU relinks, so there the caller must hold the lock for writing."""
-    cdef uint32_t meta = t.slots[slot].meta
+    cdef uint32_t meta = load_u32(&t.slots[slot].meta)
     if t.policy >= SIEVE:
         if (meta & FREQUENCY) != FREQUENCY:
-            t.slots[slot].meta = meta + 1
+            store_u32(&t.slots[slot].meta, meta + 1)
     elif t.policy == LRU and t.head[0] != slot:
         queue_unlink(t, slot)
         queue_push(t, 0, slot)
@@ -682,7 +684,7 @@ cdef inline uint32_t table_insert(
     index_insert(t, slot)
     queue_push(t, 1 if t.policy == S3FIFO and ghost_forget(t, hash) else 0, slot)
     slot_schedule(t, slot, INFINITY)
-    t.live += 1
+    store_u32(&t.live, t.live + 1)
     t.layout += 1
     return slot
 
@@ -694,7 +696,7 @@ cdef inline void table_remove(Table* t, uint32_t slot) noexcept nogil:
     if t.links[slot].node != NONE:
         heap_remove(t, slot)
     t.nbytes -= slot_size(t, slot)
-    t.live -= 1
+    store_u32(&t.live, t.live - 1)
     t.layout += 1
 
 

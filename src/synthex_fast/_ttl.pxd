@@ -43,7 +43,7 @@ cdef class TTLDict:
     cdef Table table
     cdef Stripe* stripes
     cdef void* stripes_block
-    cdef unsigned int generation  # `forks_seen` when the locks were last known to be sound; see _forks.pxd
+    cdef uint32_t generation      # `forks_seen` when the locks were last known to be sound; see _forks.pxd
     cdef double ttl_seconds       # infinity: entries live until evicted
     # Limits in bytes; all bits set: none. The first, the lower of the two others, is in force.
     cdef uint64_t most_bytes

@@ -35,7 +35,7 @@ free all that are due (`expire_due`). An operation that runs inside a callback o
 cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
@@ -52,7 +52,8 @@ from synthex_fast._python cimport (
 )
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
-    FREE_THREADED, Mutex, likely, mutex_lock, mutex_unlock, owned_by_this_thread, this_thread_number, unlikely,
+    FREE_THREADED, Mutex, likely, load_double, load_ssize, load_u32, load_u64, mutex_lock, mutex_unlock,
+    owned_by_this_thread, store_double, store_ssize, store_u32, store_u64, this_thread_number, unlikely,
 )
 from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
@@ -276,7 +277,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
                 old_key = t.slots[slot].key
                 value = t.slots[slot].value
                 slot_free(t, slot)
-                self.changes += 1
+                store_u32(&self.changes, self.changes + 1)
         if any_due(self, now):
             remove_some_due(self, now, EXPIRE_STEPS, &victims)
         leave(self)
@@ -380,7 +381,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         key = t.slots[slot].key
         value = t.slots[slot].value
         slot_free(t, slot)
-        self.changes += 1
+        store_u32(&self.changes, self.changes + 1)
         leave(self)
         return owned(key), owned(value)
 
@@ -448,7 +449,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         cdef Table old
         cdef Victims victims
         enter(self)
-        self.changes += 1
+        store_u32(&self.changes, self.changes + 1)
         if t.dead_first == NONE:
             detach(t, &old)
             leave(self)
@@ -462,11 +463,11 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     def __len__(self):
         expire_all_due(self)
-        return self.table.live
+        return load_u32(&self.table.live)
 
     def __bool__(self):
         expire_all_due(self)
-        return self.table.live != 0
+        return load_u32(&self.table.live) != 0
 
     def __iter__(self):
         return entries_of(self, KEYS)
@@ -574,10 +575,10 @@ timer=None, on_evict=None, sweep=True)\n--\n
         cdef double now
         if limit is not None:
             most = integer("limit", limit, 1, PY_SSIZE_T_MAX, "entries", True)
-        if self.table.scheduled == 0:
+        if load_u32(&self.table.scheduled) == 0:
             return 0
         now = now_of(self)
-        return expire_due(self, now, most) if now + TICK >= self.table.next_due else 0
+        return expire_due(self, now, most) if now + TICK >= load_double(&self.table.next_due) else 0
 
     def _sweep(self, double budget):
         """Free due entries for `budget` seconds. Called by the package's sweeper.
@@ -586,22 +587,28 @@ timer=None, on_evict=None, sweep=True)\n--\n
         """
         cdef Table* t = &self.table
         cdef double now = now_of(self), start = monotonic_precise(), next_due
-        cdef int64_t operations = self.sets
+        cdef uint32_t scheduled
+        cdef int64_t operations
         cdef Victims victims
         cdef unsigned int i
+        enter(self)
+        operations = self.sets
         for i in range(STRIPES):
             operations += self.stripes[i].hits + self.stripes[i].misses
-        if now >= t.next_due and self.swept > 0:
+        next_due = t.next_due
+        scheduled = t.scheduled
+        leave(self)
+        if now >= next_due and self.swept > 0:
             # If the operations alone will free the backlog within half a second at their present rate, stay out of
             # their way.
-            if (operations - self.operations_then) * EXPIRE_STEPS * 0.5 > t.scheduled * (start - self.swept):
+            if (operations - self.operations_then) * EXPIRE_STEPS * 0.5 > scheduled * (start - self.swept):
                 self.swept = start
                 self.operations_then = operations
-                self.sweep_at = now + 0.05
+                store_double(&self.sweep_at, now + 0.05)
                 return now + 0.05
         self.operations_then = operations
         self.swept = start
-        while now >= t.next_due:
+        while now >= load_double(&t.next_due):
             victims.count = 0
             victims.queued = 0
             enter(self)
@@ -613,7 +620,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         shrink_if_empty(self)
         enter(self)
         next_due = t.next_due
-        self.sweep_at = next_due
+        store_double(&self.sweep_at, next_due)
         leave(self)
         return next_due
 
@@ -633,17 +640,17 @@ timer=None, on_evict=None, sweep=True)\n--\n
     @property
     def max_size(self):
         """The limit in entries, or None."""
-        return self.most_entries or None
+        return load_ssize(&self.most_entries) or None
 
     @property
     def memory_limit(self):
         """The dict's own limit in bytes, or None. A `memory_cap` below it holds instead."""
-        return limit_or_none(self.own_bytes)
+        return limit_or_none(load_u64(&self.own_bytes))
 
     @property
     def memory_cap(self):
         """The limit in bytes that `cap` has set, or None."""
-        return limit_or_none(self.cap_bytes)
+        return limit_or_none(load_u64(&self.cap_bytes))
 
     @property
     def ttl(self):
@@ -738,7 +745,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         after = self.table.nbytes
         leave(self)
         release_refs(self, &victims)
-        if self.table.live == 0:
+        if load_u32(&self.table.live) == 0:
             shrink_if_empty(self)
         return before - after
 
@@ -811,14 +818,23 @@ timer=None, on_evict=None, sweep=True)\n--\n
         >>> TTLDict().stats["hits"]
         0
         """
-        cdef int64_t hits = 0, misses = 0
-        cdef uint64_t own, cap
+        cdef int64_t hits = 0, misses = 0, sets, exhausted, uncacheable, over_cap
+        cdef int64_t evicted[4]
+        cdef uint64_t nbytes, own, cap
+        cdef uint32_t live
         cdef unsigned int i
         expire_all_due(self)
+        enter(self)
         for i in range(STRIPES):
             hits += self.stripes[i].hits
             misses += self.stripes[i].misses
-        enter(self)
+        memcpy(evicted, self.evicted, sizeof(evicted))
+        sets = self.sets
+        live = self.table.live
+        nbytes = self.table.nbytes
+        exhausted = self.exhausted
+        uncacheable = self.uncacheable
+        over_cap = self.over_cap
         own = self.own_bytes
         cap = self.cap_bytes
         leave(self)
@@ -826,16 +842,16 @@ timer=None, on_evict=None, sweep=True)\n--\n
             "hits": hits,
             "misses": misses,
             "hit_rate": <double>hits / (hits + misses) if hits + misses else 0.0,
-            "sets": self.sets,
-            "expired": self.evicted[<int>EXPIRED],
-            "idle": self.evicted[<int>IDLE],
-            "full": self.evicted[<int>FULL],
-            "memory": self.evicted[<int>MEMORY],
-            "entries": self.table.live,
-            "nbytes": self.table.nbytes,
-            "sizeof_exhausted": self.exhausted,
-            "uncacheable": self.uncacheable,
-            "over_cap": self.over_cap,
+            "sets": sets,
+            "expired": evicted[<int>EXPIRED],
+            "idle": evicted[<int>IDLE],
+            "full": evicted[<int>FULL],
+            "memory": evicted[<int>MEMORY],
+            "entries": live,
+            "nbytes": nbytes,
+            "sizeof_exhausted": exhausted,
+            "uncacheable": uncacheable,
+            "over_cap": over_cap,
             "memory_limit": limit_or_none(own),
             "memory_cap": limit_or_none(cap),
         }
@@ -971,11 +987,11 @@ cdef inline object limit_or_none(uint64_t nbytes):
 
 
 cdef void set_limits(TTLDict self, Py_ssize_t entries, uint64_t own, uint64_t cap) noexcept:
-    self.most_entries = entries
+    store_ssize(&self.most_entries, entries)
     # A limit beyond what a table can hold is the same as none.
     self.table.limit = NONE if entries == 0 or <uint64_t>entries >= NONE else <uint32_t>entries
-    self.own_bytes = own
-    self.cap_bytes = cap
+    store_u64(&self.own_bytes, own)
+    store_u64(&self.cap_bytes, cap)
     self.most_bytes = min(own, cap)
 
 

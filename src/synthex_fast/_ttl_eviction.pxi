@@ -117,10 +117,12 @@ cdef inline void detach(Table* t, Table* old) noexcept:
     t.touched = NULL
     t.wide = NULL
     t.ghosts = NULL
-    t.live = t.scheduled = t.count[0] = t.count[1] = 0
+    store_u32(&t.live, 0)
+    store_u32(&t.scheduled, 0)
+    t.count[0] = t.count[1] = 0
     t.head[0] = t.head[1] = t.tail[0] = t.tail[1] = t.hand = t.dead_first = t.dead_last = NONE
     t.nbytes = 0
-    t.next_due = INFINITY
+    store_double(&t.next_due, INFINITY)
     table_free(t)
 
 
@@ -167,7 +169,7 @@ cdef inline bint any_due(TTLDict self, double now) noexcept:
     One that runs inside a callback or finaliser leaves them to the operation that called it; otherwise eviction
     callbacks would nest.
     """
-    return unlikely(now >= self.table.next_due) and callback_depth == 0
+    return unlikely(now >= load_double(&self.table.next_due)) and callback_depth == 0
 
 
 cdef inline void remove_some_due(TTLDict self, double now, int steps, Victims* victims) noexcept:
@@ -220,7 +222,7 @@ cdef int64_t expire_due(TTLDict self, double now, int64_t most) noexcept:
             count += expire_scan(self, now, most - count, &victims)
     leave(self)
     release_refs(self, &victims)
-    if count and t.live == 0:
+    if count and load_u32(&t.live) == 0:
         shrink_if_empty(self)
     return count
 
@@ -250,7 +252,7 @@ cdef int64_t expire_scan(TTLDict self, double now, int64_t most, Victims* victim
                 moved = True
         t.heap[kept] = node
         kept += 1
-    t.scheduled = kept
+    store_u32(&t.scheduled, kept)
     if moved:
         heap_rebuild(t)
     return count
@@ -259,9 +261,9 @@ cdef int64_t expire_scan(TTLDict self, double now, int64_t most, Victims* victim
 cdef inline int expire_all_due(TTLDict self) except -1:
     """Free every due entry, before an operation that shows or counts entries."""
     cdef double now
-    if self.table.scheduled:
+    if load_u32(&self.table.scheduled):
         now = now_of(self)
-        if now + TICK >= self.table.next_due:
+        if now + TICK >= load_double(&self.table.next_due):
             expire_due(self, now, ALL)
     return 0
 
@@ -332,18 +334,18 @@ cdef int import_sweeper() except -1:
 
 cdef int wake_sweeper(TTLDict self, double now) except -1:
     """Schedule a visit by the package's sweeper for when the first entry is due."""
-    cdef double due = self.table.next_due
-    self.sweep_at = max(due, now)
+    cdef double due = load_double(&self.table.next_due)
+    store_double(&self.sweep_at, max(due, now))
     try:
         import_sweeper()
         schedule(self, due)
     except Exception:
         # Out of memory, or no thread could be started. A store after half a second tries again.
-        self.sweep_at = now + 0.5 - SWEEP_LOST
+        store_double(&self.sweep_at, now + 0.5 - SWEEP_LOST)
     return 0
 
 
 cdef inline bint sweeper_late(TTLDict self, double now) noexcept:
-    return self.sweepable and (
-        self.table.next_due + SWEEP_SLACK < self.sweep_at or now > self.sweep_at + SWEEP_LOST
-    )
+    """Whether a store must schedule the sweeper's visit. The caller holds the lock."""
+    cdef double visit = load_double(&self.sweep_at)
+    return self.sweepable and (self.table.next_due + SWEEP_SLACK < visit or now > visit + SWEEP_LOST)

@@ -12,10 +12,10 @@ cdef void reset_locks_after_fork(TTLDict self) noexcept:
     # A thread of the parent may have held stripes while it waited for the others. It had not changed the table yet.
     cdef unsigned int i
     mutex_lock(&fork_repair)
-    if self.generation != forks_seen:
+    if load_u32(&self.generation) != forks_seen:
         for i in range(STRIPES):
             memset(&self.stripes[i].lock, 0, sizeof(Mutex))
-        self.generation = forks_seen
+        store_u32(&self.generation, forks_seen)
     mutex_unlock(&fork_repair)
 
 
@@ -23,7 +23,7 @@ cdef inline Stripe* enter_shared(TTLDict self) noexcept:
     """Lock for reading and return the stripe that is held."""
     cdef Stripe* stripe = self.stripes
     if FREE_THREADED:
-        if self.generation != forks_seen:
+        if load_u32(&self.generation) != forks_seen:
             reset_locks_after_fork(self)
         stripe += this_thread_number() % STRIPES
         mutex_lock(&stripe.lock)
@@ -39,7 +39,7 @@ cdef inline void enter(TTLDict self) noexcept:
     """Lock for writing."""
     cdef unsigned int i
     if FREE_THREADED:
-        if self.generation != forks_seen:
+        if load_u32(&self.generation) != forks_seen:
             reset_locks_after_fork(self)
         for i in range(STRIPES):
             mutex_lock(&self.stripes[i].lock)

@@ -10,7 +10,7 @@ cdef inline double now_of(TTLDict self) except? -1.0:
 
 cdef inline double now_if_needed(TTLDict self) except? -1.0:
     """The time, or minus infinity if no entry is timed: nothing can be due then, so the clock is not read."""
-    return now_of(self) if self.table.scheduled or self.table.idle != INFINITY else -INFINITY
+    return now_of(self) if load_u32(&self.table.scheduled) or self.table.idle != INFINITY else -INFINITY
 
 
 cdef double read_timer(object timer) except? -1.0:
@@ -83,8 +83,8 @@ cdef inline void mark_used(Table* t, uint32_t slot, double now) noexcept:
     """Record that an entry was read."""
     # `now` may be earlier than the last use (another thread's, or a custom timer's). Moving it back would make the
     # entry due earlier than the heap expects.
-    if t.touched != NULL and now > t.touched[slot]:
-        t.touched[slot] = now
+    if t.touched != NULL and now > load_double(&t.touched[slot]):
+        store_double(&t.touched[slot], now)
     slot_accessed(t, slot)
 
 

@@ -21,7 +21,8 @@ cdef int64_t entry_size_by_caller(TTLDict self, PyObject* key, PyObject* value) 
 
 
 cdef object too_large(TTLDict self, uint64_t size):
-    return ValueTooLargeError(f"key and value must be at most {self.own_bytes} bytes (memory_limit), not {size}")
+    cdef uint64_t limit = load_u64(&self.own_bytes)
+    return ValueTooLargeError(f"key and value must be at most {limit} bytes (memory_limit), not {size}")
 
 
 cdef int put(
@@ -86,7 +87,7 @@ cdef int put(
         Py_INCREF(value)
         slot = table_insert(t, key, value, hash, size, deadline, now)
         self.sets += 1
-        self.changes += 1
+        store_u32(&self.changes, self.changes + 1)
         fresh = 1
     if present != NULL and not failed:
         present[0] = t.slots[slot].value
@@ -143,7 +144,7 @@ cdef int put_oversized(
     else:
         if slot == MISSING:
             Py_INCREF(key)
-            self.changes += 1
+            store_u32(&self.changes, self.changes + 1)
             fresh = 1
         else:
             # The dict's own key, as after a replacement.

@@ -72,7 +72,7 @@ cdef class _Iterator:
             leave_shared(stripe)
             raise RuntimeError("dictionary changed size during iteration")
         while slot < t.used:
-            if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD and slot_due(t, slot) > now:
+            if t.slots[slot].key != NULL and not load_u32(&t.slots[slot].meta) & DEAD and slot_due(t, slot) > now:
                 key = t.slots[slot].key
                 value = t.slots[slot].value
                 Py_INCREF(key)
@@ -97,7 +97,7 @@ cdef _Iterator entries_of(TTLDict self, Kind kind):
     expire_all_due(self)
     iterator.owner = self
     iterator.position = 0
-    iterator.changes = self.changes
+    iterator.changes = load_u32(&self.changes)
     iterator.kind = kind
     iterator.made_by = instruction()
     return iterator
@@ -272,7 +272,7 @@ cdef list entries_now(TTLDict self, Kind kind):
     cdef list found = []
     try:
         while True:
-            room = t.live
+            room = load_u32(&t.live)
             PyMem_RawFree(pairs)
             pairs = <Pair*>PyMem_RawMalloc((<size_t>room + 1) * sizeof(Pair))
             if pairs == NULL:
@@ -325,7 +325,7 @@ cdef list snapshot(TTLDict self, double now):
     cdef list found = []
     try:
         while True:
-            room = t.live
+            room = load_u32(&t.live)
             PyMem_RawFree(copies)
             copies = <Copied*>PyMem_RawMalloc((<size_t>room + 1) * sizeof(Copied))
             if copies == NULL:
@@ -366,13 +366,15 @@ cdef dict contents(TTLDict self):
 
 cdef dict settings(TTLDict self):
     """The arguments that make another dict like this one. A limit set from outside is not this dict's to pass on."""
+    cdef Py_ssize_t entries = load_ssize(&self.most_entries)
+    cdef uint64_t own = load_u64(&self.own_bytes)
     found = {}
-    if self.most_entries:
-        found["max_size"] = self.most_entries
+    if entries:
+        found["max_size"] = entries
     if self.ttl_seconds != INFINITY:
         found["ttl"] = self.ttl_seconds
-    if self.own_bytes != NO_LIMIT:
-        found["memory_limit"] = self.own_bytes
+    if own != NO_LIMIT:
+        found["memory_limit"] = own
     if self.size_of is not None:
         found["sizeof"] = self.size_of
     if self.table.idle != INFINITY:
