@@ -196,7 +196,7 @@ def _count(server):
     return answer["pid"], answer["stats"]["tuner"]["requests"]
 
 
-def exercise(server, *, requests=1000, kill=True, reload=True, leaves_word=True, graceful=20):
+def exercise(server, *, requests=1000, workers=2, kill=True, reload=True, leaves_word=True, graceful=20):
     """Start, serve, lose a worker, reload, stop gracefully and leave nothing."""
     check_running(server.wait_until_it_answers())
     first = {answer["pid"] for answer in server.get_many(requests, "/")}
@@ -215,7 +215,9 @@ def exercise(server, *, requests=1000, kill=True, reload=True, leaves_word=True,
         server.process.send_signal(signal.SIGHUP)
         wait_for(lambda: (got := server.try_to_get()) and got["pid"] not in before and check_running(got), 60)
         wait_for(lambda: not {each.pid for each in members(server.process.pid)} & before, 60)
-    last = {answer["pid"] for answer in server.get_many(64)}
+    # Until all answer: granian's, say, don't hear of a stop while they start.
+    last = set()
+    wait_for(lambda: last.update(a["pid"] for a in server.get_many(16)) or len(last) >= workers, 60)
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     status = server.process.wait(graceful)
