@@ -200,7 +200,7 @@ kept = [[n] for n in range(1000)]
 REFUSED = {
     "configure(memory_limit='much')": "memory_limit must be",
     "configure(tuner=3)": "tuner must be True, False, or an object with start, stop, request, asgi, wsgi, not 3 (int)",
-    "configure(app=1)": "configure() got an unexpected argument 'app'",
+    "configure(app=1)": "install() got an unexpected keyword argument 'app'",
     "configure(metrics='statsd')": "metrics must be",
     "worker_class = 'tornado'": "not with tornado: its applications are neither ASGI nor WSGI",
 }

@@ -48,14 +48,7 @@ def configure(**options: Any) -> None:
 
     Raises what `install` would raise for them, and `TypeError` for an argument that it does not have.
     """
-    unknown = sorted(options.keys() - installation.DEFAULTS.keys())
-    if unknown:
-        raise TypeError(f"configure() got an unexpected argument {unknown[0]!r}")
-    chosen = {**installation.DEFAULTS, **options}
-    # Only made to be checked.
-    installation.Installation(chosen)
-    _options.clear()
-    _options.update(chosen)
+    _options.update(installation.checked(options))
 
 
 def on_starting(server: Any) -> None:

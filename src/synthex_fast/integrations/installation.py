@@ -18,7 +18,7 @@ from synthex_fast.exporters import observed
 from synthex_fast.gc_tuner import FREE_THREADED, GCTuner
 from synthex_fast.governor import Component, MemoryGovernor
 from synthex_fast.governor.components import offers
-from synthex_fast.integrations import applications
+from synthex_fast.integrations import applications, uwsgi
 from synthex_fast.monitor import AdaptiveMemoryMonitor
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["Installation", "current", "hold", "install", "release"]
+__all__ = ["Installation", "checked", "current", "hold", "install", "place", "place_to_wait", "release"]
 
 # Modules of `synthex_fast.exporters`.
 METRICS = ("prometheus", "opentelemetry")
@@ -386,8 +386,42 @@ def place(app: Any, kind: str | None, options: dict[str, Any]) -> tuple[Any, Ins
     return served, installation
 
 
+def place_to_wait(options: dict[str, Any]) -> Installation:
+    """`install` for a server whose hooks start it, in those of its processes that serve."""
+    global _current
+    chosen = complete(options)
+    with _guard:
+        if _current is None:
+            _current = Installation(chosen)
+            _current._waiting = True
+        else:
+            _current._agree(chosen)
+        return _current
+
+
+def complete(options: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of `install` but ``app``; raises TypeError, as a call would, for one that it does not have."""
+    for name in options:
+        if name not in DEFAULTS:
+            raise TypeError(f"install() got an unexpected keyword argument {name!r}")
+    return {**DEFAULTS, **options}
+
+
+def checked(options: dict[str, Any]) -> dict[str, Any]:
+    """`complete`, for a process that only hands them on: raises what `install` would."""
+    chosen = complete(options)
+    Installation(chosen)
+    return chosen
+
+
 def _start_or_wait(installation: Installation, kind: str | None) -> None:
-    if _holder is not None or kind == applications.ASGI:
+    server = uwsgi.server()
+    if server is not None:
+        uwsgi.check(server)
+    if server is not None and uwsgi.is_master(server):
+        uwsgi.after_fork(server, installation.start)
+        installation._waiting = True
+    elif _holder is not None or kind == applications.ASGI:
         installation._waiting = True
     else:
         installation.start()
