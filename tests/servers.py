@@ -80,7 +80,6 @@ class Server:
         self.process = process
         self.port = port
         self.folder = folder
-        self.seen = set()
 
     @property
     def log(self):
@@ -90,11 +89,9 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("GET", path)
-            answer = json.loads(connection.getresponse().read())
+            return json.loads(connection.getresponse().read())
         finally:
             connection.close()
-        self.seen.add(answer["pid"])
-        return answer
 
     def try_to_get(self, path="/stats"):
         with suppress(OSError, http.client.HTTPException, ValueError):
@@ -126,6 +123,18 @@ class Server:
         if errors:
             raise errors[0]
         return answers
+
+    def all_workers(self, count, besides=()):
+        """The workers that answer, once there are that many besides those; all run what was installed."""
+        found = set()
+
+        def ask():
+            with suppress(OSError, http.client.HTTPException, ValueError):
+                found.update(answer["pid"] for answer in self.get_many(16) if check_running(answer))
+            return len(found - set(besides)) >= count
+
+        wait_for(ask, 60)
+        return found - set(besides)
 
     def stopped(self, pid):
         """What the process with that id left behind when its installation ended."""
@@ -206,25 +215,24 @@ def exercise(server, *, requests=1000, workers=2, kill=True, reload=True, leaves
     wait_for(lambda: counted.update([_count(server)]) or counted.keys() >= first)
     assert sum(counted.values()) >= requests
 
+    gone = set()
     if kill:
-        victim = next(iter(first))
+        gone.add(victim := next(iter(first)))
         os.kill(victim, signal.SIGKILL)
-        wait_for(lambda: (got := server.try_to_get()) and got["pid"] not in first and check_running(got), 60)
+    now = server.all_workers(workers, besides=gone)
     if reload:
-        before = set(server.seen)
         server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: (got := server.try_to_get()) and got["pid"] not in before and check_running(got), 60)
-        wait_for(lambda: not {each.pid for each in members(server.process.pid)} & before, 60)
-    # Until all answer: granian's, say, don't hear of a stop while they start.
-    last = set()
-    wait_for(lambda: last.update(a["pid"] for a in server.get_many(16)) or len(last) >= workers, 60)
+        gone |= now
+        # All: granian's and uWSGI's don't hear of a stop while they start.
+        now = server.all_workers(workers, besides=gone)
+        wait_for(lambda: not {process.pid for process in members(server.process.pid)} & gone, 60)
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     status = server.process.wait(graceful)
     assert time.monotonic() - began < graceful
     wait_for(lambda: not members(server.process.pid), 10)
     if leaves_word:
-        for pid in last:
+        for pid in now:
             assert server.stopped(pid) == {"threshold": THRESHOLDS, "threads": []}
     assert "Traceback" not in server.log, server.log
     return status
