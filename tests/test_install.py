@@ -246,6 +246,29 @@ def test_any_object_with_the_methods_will_do():
     ]
 
 
+def test_a_governor_of_the_users_own_is_shown():
+    class Governor:
+        level = "normal"
+        start = stop = Part.start
+        register, unregister = Part.register, Part.unregister
+        error = None
+
+        def __init__(self):
+            self.calls = []
+
+        @property
+        def stats(self):
+            return {"rss": 1, "charge": None, "limit": 2, "used": 0.5, "level": "normal"}
+
+    _, placed = install(governor=Governor())
+    users = placed.register(TTLDict(), name="users")
+    snapshot = observed().snapshot()
+    assert snapshot["memory"]["limit"] == 2
+    assert set(snapshot["components"]) == {"users"}
+    assert placed.governor.calls[-1] == "register TTLDict"
+    assert len(users) == 0
+
+
 @pytest.mark.parametrize("role", ["tuner", "governor", "monitor"])
 def test_if_one_part_does_not_start_nothing_does(role):
     bad = Part()
