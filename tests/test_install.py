@@ -836,6 +836,50 @@ def test_what_waits_in_the_parent_starts_in_the_child():
     assert not placed.running
 
 
+# gevent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing("gevent")), reason=missing("gevent"))
+def test_under_gevents_own_server_greenlets_requests_are_counted_one_by_one():
+    assert (
+        run(
+            """
+            from gevent import monkey; monkey.patch_all()
+            import gc, gevent, urllib.request
+            before = gc.get_threshold()
+            from gevent.pywsgi import WSGIServer
+            import synthex_fast
+
+            def app(environ, start_response):
+                seen.append(installation.stats["tuner"]["in_flight"])
+                gevent.sleep(0.02)
+                start_response("200 OK", [("Content-Type", "text/plain")])
+                return [b"hello"]
+
+            seen = []
+            app, installation = synthex_fast.install(app)
+            server = WSGIServer(("127.0.0.1", 0), app, log=None)
+            server.start()
+
+            def ask():
+                return urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=20).read()
+
+            jobs = [gevent.spawn(ask) for _ in range(50)]
+            assert [job.get() for job in jobs] == [b"hello"] * 50
+            stats = installation.stats["tuner"]
+            print(stats["requests"], stats["in_flight"], max(seen) > 1)
+            server.stop()
+            installation.stop()
+            print(gc.get_threshold() == before, installation.tuner._watcher.thread, installation.monitor.running)
+            """,
+            "-Wignore::DeprecationWarning",
+            stderr=None,
+        )
+        == "50 0 True\nTrue None False\n"
+    )
+
+
 # What it costs the package
 
 
