@@ -381,7 +381,20 @@ MEANINGFUL = {
         for name, values in (("memory_limit", takes("None")), ("share", takes()), ("readings", takes("None")))
     },
     "node_options(existing)": takes("text"),
+    "install(app)": takes("None"),
+    "install(memory_limit)": takes("None"),
+    **{f"install({name})": takes("True") for name in ("tuner", "governor", "monitor")},
+    "install(metrics)": takes("None"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_installed():
+    yield
+    from synthex_fast.integrations import installation
+
+    if installation.current() is not None:
+        installation.current().stop()
 
 
 def test_every_argument_is_listed():

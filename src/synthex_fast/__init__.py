@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from synthex_fast.collector import ResponseCollector as ResponseCollector
     from synthex_fast.gc_tuner import GCTuner as GCTuner
     from synthex_fast.governor import MemoryGovernor as MemoryGovernor
+    from synthex_fast.integrations import install as install
     from synthex_fast.kinds import QueryPriority as QueryPriority
     from synthex_fast.kinds import QueryType as QueryType
     from synthex_fast.monitor import AdaptiveMemoryMonitor as AdaptiveMemoryMonitor
@@ -32,6 +33,7 @@ _LATER: dict[str, str] = {
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
     "ResponseCollector": "synthex_fast.collector",
+    "install": "synthex_fast.integrations",
     "node_heap_flags": "synthex_fast.node",
     "node_options": "synthex_fast.node",
 }

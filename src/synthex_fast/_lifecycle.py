@@ -41,6 +41,7 @@ class Stage:
     TUNER = 3
     MONITOR = 4
     GOVERNOR = 5
+    INSTALLATION = 6
 
 
 class _Hooks:

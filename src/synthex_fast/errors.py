@@ -1,6 +1,7 @@
 """The exceptions that the package raises. Each also derives from the builtin exception that callers would expect."""
 
 __all__ = [
+    "AlreadyInstalledError",
     "ArgumentTypeError",
     "ArgumentValueError",
     "BatchTooLargeError",
@@ -11,6 +12,7 @@ __all__ = [
     "OwnerGoneError",
     "SynthexFastError",
     "TunerRunningError",
+    "UnsupportedServerError",
     "ValueTooLargeError",
 ]
 
@@ -63,6 +65,14 @@ class FactoryError(ArgumentTypeError):
 
 class TunerRunningError(SynthexFastError, RuntimeError):
     """A second `GCTuner` was started while one is running: a process has only one collector."""
+
+
+class AlreadyInstalledError(SynthexFastError, RuntimeError):
+    """`install` was called for something else than what it has put in place in this process; nothing was changed."""
+
+
+class UnsupportedServerError(SynthexFastError, RuntimeError):
+    """The package can't work in this server, or not with these settings of it; nothing was started."""
 
 
 _SHOWN = 80

@@ -113,10 +113,11 @@ class Observed:
             if obj is not None:
                 seen.add(key)
                 yield name, obj
-        governor = self.get("governor")
-        if governor is None:
+        # A governor of the user's own may keep its components in another way.
+        registry = getattr(self.get("governor"), "_components", None)
+        if registry is None:
             return
-        for state, obj in governor._components.live():
+        for state, obj in registry.live():
             if id(obj) not in seen and _role(obj) is None:
                 yield self._unique_name(obj, state.name), obj
 

@@ -1,0 +1,241 @@
+"""Applications of web servers: which interface one has, and the one to serve in its place.
+
+The application to serve makes a request of each request, starts the installation if nothing else has, and otherwise
+passes everything on: attributes too, so that ``app.get("/")`` or ``app.test_client()`` go on working.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+from synthex_fast.errors import type_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from synthex_fast.gc_tuner.requests import Message, Receive, Send
+    from synthex_fast.integrations.installation import Installation
+
+__all__ = ["ASGI", "WSGI", "Application", "interface", "wrap"]
+
+ASGI, WSGI = "asgi", "wsgi"
+
+# Says in a request's own dict that it has been counted: an application may be wrapped at more than one place.
+COUNTED = "synthex_fast.counted"
+
+_ALLOWED = "an ASGI or WSGI application, or None"
+_SPELLED_OUT = (
+    "an application whose arguments show its interface: wrap it in a function of your own, "
+    "`async def app(scope, receive, send)` or `def app(environ, start_response)`"
+)
+
+
+def interface(app: object, or_else: str | None = None) -> str:
+    """``"asgi"`` or ``"wsgi"``. Raises `ArgumentTypeError`, naming ``app``, if that can't be told.
+
+    Three arguments are ASGI's (``scope, receive, send``), two WSGI's (``environ, start_response``). ``or_else`` is what
+    it is if its arguments may be either's.
+    """
+    if isinstance(app, Application):
+        return app.interface
+    if isinstance(app, type):
+        raise type_error("app", app, f"{_ALLOWED}: an instance, where this is the class")
+    if not callable(app):
+        raise type_error("app", app, _ALLOWED)
+    call: Any = app
+    while isinstance(call, functools.partial):
+        call = call.func
+    if not (inspect.isroutine(call) or isinstance(call, functools.partial)):
+        call = type(call).__call__.__get__(call)
+    awaited = inspect.iscoroutinefunction(call)
+    try:
+        signature = inspect.signature(app if isinstance(app, functools.partial) else call)
+    except (ValueError, TypeError):
+        if or_else is not None:
+            return or_else
+        raise type_error("app", app, _SPELLED_OUT) from None
+    three, two, one = (_accepts(signature, count) for count in (3, 2, 1))
+    if three and (awaited or not two):
+        return ASGI
+    if two and not three and not awaited:
+        return WSGI
+    if three and two:
+        first = next(iter(signature.parameters))
+        if first == "scope":
+            return ASGI
+        if first in ("environ", "env"):
+            return WSGI
+        if or_else is not None:
+            return or_else
+        raise type_error("app", app, _SPELLED_OUT)
+    if one and not two:
+        raise type_error("app", app, f"{_ALLOWED}: with one argument it is of ASGI 2, which is not supported")
+    raise type_error("app", app, _ALLOWED)
+
+
+def _accepts(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+class Application:
+    """What `install` returns in an application's place. Attributes are those of the application."""
+
+    __slots__ = ("_app", "_counted", "_installation")
+    interface = ""
+
+    def __init__(self, app: Callable[..., Any], installation: Installation) -> None:
+        tuner = installation.tuner
+        object.__setattr__(self, "_app", app)
+        object.__setattr__(self, "_installation", installation)
+        counted = app if tuner is None else getattr(tuner, self.interface)(app)
+        object.__setattr__(self, "_counted", counted)
+
+    def __getattr__(self, name: str) -> Any:
+        # Not those of the language: copying or pickling, say, would take the application for this object.
+        if name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._app, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._app, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._app, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *dir(self._app)})
+
+    def __repr__(self) -> str:
+        return f"<{self._app!r}, installed in {self._installation!r}>"
+
+
+class WSGIApplication(Application):
+    __slots__ = ()
+    interface = WSGI
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        installation = self._installation
+        if installation._waiting:
+            installation._start_late()
+        if COUNTED in environ:
+            return self._app(environ, start_response)  # type: ignore[no-any-return]
+        environ[COUNTED] = True
+        return self._counted(environ, start_response)  # type: ignore[no-any-return]
+
+
+class ASGIApplication(Application):
+    __slots__ = ()
+    interface = ASGI
+
+    # Servers ask whether this is a coroutine function.
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _Lifespan(self._app, self._installation, receive, send).run(scope)
+            return
+        installation = self._installation
+        if installation._waiting:
+            installation._start_late()
+        if COUNTED in scope:
+            await self._app(scope, receive, send)
+        else:
+            scope[COUNTED] = True
+            await self._counted(scope, receive, send)
+
+
+class _Lifespan:
+    """One run of a server's lifespan protocol.
+
+    The installation starts once the application has started, so that what it has loaded is frozen too, and stops
+    before the application tells the server that it has ended. An application that does not know the protocol, such as
+    Django, is answered for.
+    """
+
+    __slots__ = ("_app", "_entered", "_failed", "_heard", "_installation", "_receive", "_send", "_told")
+
+    def __init__(
+        self, app: Callable[..., Any], installation: Installation, receive: Receive, send: Send
+    ) -> None:
+        self._app = app
+        self._installation = installation
+        self._receive = receive
+        self._send = send
+        # Whether the application has received or sent anything, and whether the server was told of a failed start.
+        self._heard = self._told = self._entered = False
+        self._failed: Exception | None = None
+
+    async def run(self, scope: Message) -> None:
+        try:
+            try:
+                await self._app(scope, self._receive_for_app, self._send_for_app)
+            except Exception:
+                if self._heard:
+                    await self._tell_of_failure()
+                    raise
+            if not self._heard:
+                await self._answer()
+        finally:
+            self._leave()
+
+    async def _receive_for_app(self) -> Message:
+        self._heard = True
+        return await self._receive()
+
+    async def _send_for_app(self, message: Message) -> None:
+        self._heard = True
+        kind = message["type"]
+        if kind == "lifespan.startup.complete":
+            # What this raises, the application takes for its server's failure: it cleans up, and says that it failed.
+            self._enter()
+        elif kind == "lifespan.startup.failed":
+            self._told = True
+        elif kind.startswith("lifespan.shutdown."):
+            self._leave()
+        await self._send(message)
+
+    async def _answer(self) -> None:
+        await self._receive()
+        try:
+            self._enter()
+        except Exception:
+            await self._tell_of_failure()
+            raise
+        await self._send({"type": "lifespan.startup.complete"})
+        await self._receive()
+        self._leave()
+        await self._send({"type": "lifespan.shutdown.complete"})
+
+    def _enter(self) -> None:
+        try:
+            self._installation._enter()
+        except Exception as error:
+            self._failed = error
+            raise
+        self._entered = True
+
+    def _leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._installation._leave()
+
+    async def _tell_of_failure(self) -> None:
+        """Servers take an error for an application without a lifespan, and would go on."""
+        if self._failed is not None and not self._told:
+            self._told = True
+            message = f"synthex_fast did not start: {self._failed}"
+            await self._send({"type": "lifespan.startup.failed", "message": message})
+
+
+def wrap(app: Any, kind: str, installation: Installation) -> Application:
+    """The application to serve, of that interface; the same one if this installation has made it."""
+    if isinstance(app, Application):
+        if app._installation is installation:
+            return app
+        app = app._app
+    return (ASGIApplication if kind == ASGI else WSGIApplication)(app, installation)
