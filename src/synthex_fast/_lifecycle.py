@@ -41,6 +41,8 @@ class Stage:
     TUNER = 3
     MONITOR = 4
     GOVERNOR = 5
+    # Reads the figures of all of them.
+    METRICS = 6
 
 
 class _Hooks:
