@@ -132,7 +132,7 @@ TUNER = {
 
 MEMORY = {
     "rss": _gauge(
-        "synthex_memory_resident_bytes", "synthex.memory.resident", "By", "", "Resident memory of the process"
+        "synthex_memory_resident_bytes", "process.memory.usage", "By", "", "Resident memory of the process"
     ),
     "charge": _gauge(
         "synthex_memory_container_bytes",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
     from prometheus_client.registry import CollectorRegistry
 
+    from synthex_fast.exporters._metrics import Samples
+
 __all__ = ["Collector", "register"]
 
 # Where prometheus_client's processes share their figures; set, it means that there are several.
@@ -115,8 +117,9 @@ class Collector:
     def collect(self) -> Iterator[Family]:
         """All metrics that there are figures for now. O(components), and the workers' in multiprocess mode."""
         member = self._member
+        gauges: Samples = {}
         if member is None:
-            samples, gauges = read(self._observed.snapshot()), {}
+            samples = read(self._observed.snapshot())
         else:
             samples, gauges = member.gather()
         for name in METRICS:
