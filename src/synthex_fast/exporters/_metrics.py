@@ -488,7 +488,8 @@ def _add(found: Samples, group: dict[str, str], labels: tuple[str, ...], stats: 
         # Another version of a part may not have it; None is no figure.
         value = stats.get(key)
         if value is not None:
-            found[name].append((labels, value))
+            # True becomes 1: OpenTelemetry takes numbers only.
+            found[name].append((labels, +value))
 
 
 def _read_tuner(found: Samples, stats: Mapping[str, Any]) -> None:

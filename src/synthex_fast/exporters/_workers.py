@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import stat
@@ -138,8 +137,8 @@ class Member:
             thread = self._dismiss_thread()
         _threads.join(thread, 1.0)
 
-    def write(self) -> None:
-        """Write this process's figures to its file."""
+    def write(self) -> tuple[Totals, Samples]:
+        """Write this process's figures to its file: its counters and its gauges."""
         if not self.token:
             # Never 0, which is the byte of those who read.
             token = int.from_bytes(os.urandom(6), "big") | 1
@@ -147,12 +146,11 @@ class Member:
             self.token = token
         samples = read(self._observed.snapshot())
         self._totals.update(samples)
-        shown = {
-            "format": FORMAT,
-            "counters": self._totals.current(),
-            "gauges": {name: list(samples[name]) for name in samples if METRICS[name].kind == GAUGE},
-        }
+        totals = self._totals.current()
+        gauges = {name: values for name, values in samples.items() if METRICS[name].kind == GAUGE}
+        shown = {"format": FORMAT, "counters": _shown(totals), "gauges": gauges}
         self._replace(f"{os.getpid()}-{self.token:012x}.json", shown)
+        return totals, gauges
 
     def _replace(self, name: str, content: dict[str, Any]) -> None:
         path = self.folder / name
@@ -162,28 +160,27 @@ class Member:
             json.dump(content, file, separators=(",", ":"))
         os.replace(temporary, path)
 
-    def _write_or_report(self) -> None:
+    def _write_or_report(self) -> tuple[Totals, Samples] | None:
         try:
-            self.write()
+            return self.write()
         except Exception as error:
             _unraisable.report(error, self)
+            return None
 
     def gather(self) -> tuple[Samples, Samples]:
-        """The counters and histograms of all workers, and the gauges of the living with their pids. Sorted."""
+        """The counters and histograms of all workers, and the gauges of the living with their pids."""
         with _guard:
             # If that fails, as on a full disk, its last file counts: no counter falls.
-            self._write_or_report()
+            own = self._write_or_report()
             with _reading(self.folder):
-                totals, gauges = self._read_all()
-        return (
-            {name: sorted(values.items()) for name, values in totals.items()},
-            {name: sorted(values) for name, values in gauges.items()},
-        )
+                totals, gauges = self._read_all(own)
+        return {name: list(values.items()) for name, values in totals.items()}, gauges
 
-    def _read_all(self) -> tuple[Totals, Samples]:
+    def _read_all(self, own: tuple[Totals, Samples] | None) -> tuple[Totals, Samples]:
         dead = _load(self.folder / DEAD) or {}
         totals = _counters(dead)
-        counted = {token for token in dead.get("folded", ()) if isinstance(token, str)}
+        listed = dead.get("folded")
+        counted = {token for token in listed if isinstance(token, str)} if isinstance(listed, list) else set()
         living: Totals = {}
         gauges: Samples = {}
         gone, folded = [], set()
@@ -197,12 +194,16 @@ class Member:
                 gone.append(path)
             if kind == "tmp" or (not alive and token in counted):
                 continue
+            if own is not None and int(token, 16) == self.token:
+                _add_up(living, own[0])
+                _add_gauges(gauges, own[1], pid)
+                continue
             content = _load(path)
             if content is None:
                 continue
             _add_up(living if alive else totals, _counters(content))
             if alive:
-                _add_gauges(gauges, content, pid)
+                _add_gauges(gauges, _gauges(content), pid)
             else:
                 folded.add(token)
         if folded:
@@ -287,16 +288,16 @@ class _Totals:
                     carried[labels] = _plus(carried.get(labels, 0), before)
             self._last[name] = now
 
-    def current(self) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
-        return _shown(
-            {
-                name: {
-                    labels: _plus(carried.get(labels, 0), self._last[name].get(labels, 0))
-                    for labels in {**carried, **self._last[name]}
-                }
-                for name, carried in self._carried.items()
-            }
-        )
+    def current(self) -> Totals:
+        found: Totals = {}
+        for name, last in self._last.items():
+            carried = self._carried[name]
+            found[name] = (
+                {labels: _plus(carried.get(labels, 0), last.get(labels, 0)) for labels in {**carried, **last}}
+                if carried
+                else last
+            )
+        return found
 
     def inherit(self) -> None:
         """In a forked child: what has been counted so far is the parent's."""
@@ -330,6 +331,9 @@ def _shown(totals: Totals) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
 def _add_up(totals: Totals, more: Totals) -> None:
     for name, values in more.items():
         into = totals.setdefault(name, {})
+        if not into:
+            into.update(values)
+            continue
         for labels, value in values.items():
             into[labels] = _plus(into.get(labels, 0), value)
 
@@ -355,23 +359,32 @@ def _values(content: dict[str, Any], key: str, *kinds: str) -> Iterator[tuple[st
         metric = METRICS.get(name)
         if metric is None or metric.kind not in kinds or not isinstance(values, list):
             continue
+        count, is_histogram = len(metric.labels), metric.kind == HISTOGRAM
         for each in values:
-            try:
-                labels, value = each
-                numbers = value if metric.kind == HISTOGRAM else [value]
-                sensible = (
-                    len(labels) == len(metric.labels)
-                    and all(isinstance(label, str) for label in labels)
-                    and (
-                        metric.kind != HISTOGRAM
-                        or (isinstance(value, list) and len(value) == len(BOUNDS) + 2)
-                    )
-                    and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-                )
-            except (TypeError, ValueError, OverflowError):
+            if type(each) is not list or len(each) != 2:
                 continue
-            if sensible:
-                yield name, tuple(labels), value
+            labels, value = each
+            if (
+                type(labels) is not list
+                or len(labels) != count
+                or not all(type(label) is str for label in labels)
+            ):
+                continue
+            if is_histogram:
+                if (
+                    type(value) is not list
+                    or len(value) != len(BOUNDS) + 2
+                    or not all(map(_is_number, value))
+                ):
+                    continue
+            elif not _is_number(value):
+                continue
+            yield name, tuple(labels), value
+
+
+def _is_number(value: Any) -> bool:
+    """One that a float can hold, and no NaN."""
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _counters(content: dict[str, Any]) -> Totals:
@@ -381,9 +394,16 @@ def _counters(content: dict[str, Any]) -> Totals:
     return found
 
 
-def _add_gauges(gauges: Samples, content: dict[str, Any], pid: str) -> None:
+def _gauges(content: dict[str, Any]) -> Samples:
+    found: Samples = {}
     for name, labels, value in _values(content, "gauges", GAUGE):
-        gauges.setdefault(name, []).append(((*labels, pid), value))
+        found.setdefault(name, []).append((labels, value))
+    return found
+
+
+def _add_gauges(gauges: Samples, more: Samples, pid: str) -> None:
+    for name, values in more.items():
+        gauges.setdefault(name, []).extend([((*labels, pid), value) for labels, value in values])
 
 
 def _descriptor(folder: Path) -> int:
