@@ -2067,6 +2067,56 @@ def test_pauses_are_measured_by_generation():
         assert world.stats["causes"]["automatic"] == 101
 
 
+def test_pauses_are_told_apart_by_cause():
+    with World() as world:
+        world.collector.pause = [0.001, 0.01, 0.1]
+        world.collector.collect(0)
+        world.collector.collect(0)
+        world.pass_time(10)
+        world.tuner.collect_garbage(1)
+        world.pass_time(10)
+        with world.tuner.request():
+            world.tuner.collect_garbage(1)
+        found = world.stats["pause_histograms"]
+        assert len(found["bounds"]) + 1 == len(found["pauses"][0]["counts"])
+        expected = [
+            (0, "automatic", 2, 0.001),
+            (1, "boundary", 1, 0.01),
+            (2, "forced", 1, 0.1),
+            (2, "trim", 1, 0.1),
+        ]
+        for each, (generation, cause, count, seconds) in zip(found["pauses"], expected, strict=True):
+            assert (each["generation"], each["cause"]) == (generation, cause)
+            assert each["seconds"] == pytest.approx(count * seconds)
+            # All of them in the bucket that they belong to.
+            (place,) = (place for place, number in enumerate(each["counts"]) if number)
+            assert each["counts"][place] == count
+            assert found["bounds"][place - 1] < seconds <= found["bounds"][place]
+        assert sum(sum(each["counts"]) for each in found["pauses"]) == world.stats["collections"]
+
+
+def test_the_bounds_divide_no_bucket():
+    for place, bound in enumerate(gc_tuner.pauses.BOUNDS):
+        with World() as world:
+            for shorter in (2e-9, -2e-9):
+                world.tuner._pauses.callback("start", {})
+                world.clock.now += bound - shorter
+                world.tuner._pauses.callback("stop", {"generation": 1, "collected": 0})
+            (found,) = world.stats["pause_histograms"]["pauses"]
+        assert [found["counts"][place], found["counts"][place + 1], sum(found["counts"])] == [1, 1, 2]
+
+
+def test_a_collection_asked_for_inside_another_does_not_change_its_cause():
+    with World() as world:
+        tuner = world.tuner
+        tuner._pauses.row = tuner._pauses.rows[gc_tuner.pauses.IDLE]
+        tuner._pauses.callback("start", {})
+        tuner._pauses.row = tuner._pauses.rows[gc_tuner.pauses.AUTOMATIC]
+        world.clock.now += 0.001
+        tuner._pauses.callback("stop", {"generation": 2, "collected": 0})
+        assert [each["cause"] for each in world.stats["pause_histograms"]["pauses"]] == ["idle"]
+
+
 def test_quantiles_are_at_most_an_eighth_too_high():
     for pause in [1, 7, 8, 15, 16, 17, 100, 999, 12_345, 10**6, 10**9 + 1, 10**13]:
         world = World()

@@ -42,6 +42,8 @@ class Stage:
     MONITOR = 4
     GOVERNOR = 5
     INSTALLATION = 6
+    # Reads the figures of all of them.
+    METRICS = 7
 
 
 class _Hooks:

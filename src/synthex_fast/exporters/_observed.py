@@ -192,8 +192,12 @@ def _role_stats(obj: Any) -> dict[str, Any]:
 def _component(obj: Any) -> dict[str, Any]:
     stats = dict(_read_stats(obj))
     nbytes = None if isinstance(obj, type) else getattr(obj, "nbytes", None)
+    kind = next((kind for figure, kind in _TELLING if figure in stats), OTHER)
+    if kind == BUFFER:
+        # As a collector's stats have it.
+        stats["buffered"] = len(obj)
     return {
-        "kind": next((kind for figure, kind in _TELLING if figure in stats), OTHER),
+        "kind": kind,
         "type": obj.__name__ if isinstance(obj, type) else type(obj).__name__,
         "nbytes": nbytes,
         "stats": stats,

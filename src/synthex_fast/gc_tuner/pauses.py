@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from synthex_fast.gc_tuner.memory import READING_LEAST_NS
 
 TYPE_CHECKING = False
@@ -20,6 +22,12 @@ PAUSE_BUDGET_NS = 500_000
 
 # Buckets of a pause in nanoseconds: eight for each power of two, each at most an eighth as wide as its values.
 BUCKETS = 8 * 64
+
+# Upper bounds of the buckets that `PauseStatistics.histograms` sums those up in: powers of two, which divide none of
+# them, from 16 microseconds to 4 seconds.
+BOUND_BITS = range(14, 33)
+BOUNDS = tuple((1 << bits) / 1e9 for bits in BOUND_BITS)
+_PLACES = (0, *((bits + 1) * 8 for bits in BOUND_BITS), BUCKETS)
 
 
 def _upper_bound(bucket: int) -> int:
@@ -41,8 +49,13 @@ def quantile(counts: list[int], share: float) -> float:
     return 0.0
 
 
+def _sum_up(counts: list[int]) -> list[int]:
+    """A histogram's counts by `BOUNDS`; the last is of what is longer than the last of them."""
+    return [sum(counts[first:end]) for first, end in pairwise(_PLACES)]
+
+
 class PauseStatistics:
-    """Pauses by generation, and inside requests. Written by the callback, which takes no lock.
+    """Pauses by generation and cause, and inside requests. Written by the callback, which takes no lock.
 
     The callback runs at every collection, so each of its statements counts: it is a closure, it makes a container only
     where it reads memory, and what the histograms already show is not counted separately.
@@ -51,7 +64,6 @@ class PauseStatistics:
     __slots__ = (
         "armed",
         "callback",
-        "counts",
         "explicit",
         "freed",
         "in_flight",
@@ -59,6 +71,8 @@ class PauseStatistics:
         "longest",
         "longest_in_request",
         "over_budget",
+        "row",
+        "rows",
         "taken",
         "taken_freed",
         "total",
@@ -73,9 +87,10 @@ class PauseStatistics:
         disarm: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
-        # By generation: nanoseconds, objects, nanoseconds; and a histogram for each, one after the other.
+        # By generation: nanoseconds, objects, nanoseconds.
         self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
-        self.counts = [0] * (3 * BUCKETS)
+        # By cause: a histogram for each generation, one after the other, then the nanoseconds of each.
+        self.rows = [[0] * (3 * BUCKETS + 3) for _ in CAUSES]
         self.in_request = [0] * BUCKETS
         # Kept, because each access to a method makes a new object, and the list of callbacks is searched by identity.
         self.callback = self._make_callback(now, memory, read_memory, disarm, wake)
@@ -83,8 +98,11 @@ class PauseStatistics:
 
     def reset(self) -> None:
         # In place: the callback holds these lists.
-        for figures in (self.total, self.freed, self.longest, self.counts, self.in_request):
+        for figures in (self.total, self.freed, self.longest, self.in_request, *self.rows):
             figures[:] = [0] * len(figures)
+        # Of the cause of the collections that begin now. Set by the thread that asks for one, without a lock: another
+        # thread's that begins at the same moment may be counted there too.
+        self.row = self.rows[AUTOMATIC]
         # Collections that the tuner asked for, by cause.
         self.explicit = [0] * len(CAUSES)
         self.longest_in_request = self.over_budget = 0
@@ -104,12 +122,13 @@ class PauseStatistics:
         disarm: Callable[[], None],
         wake: Callable[[], None],
     ) -> Callable[[str, dict[str, int]], None]:
-        total, freed, longest, counts = self.total, self.freed, self.longest, self.counts
+        total, freed, longest, rows = self.total, self.freed, self.longest, self.rows
+        row = rows[AUTOMATIC]
         began = now()
         attention = full_asked = False
 
         def callback(phase: str, info: dict[str, int]) -> None:
-            nonlocal began, attention, full_asked
+            nonlocal began, attention, full_asked, row
             if phase == "start":
                 began = now()
                 if began >= memory.due:
@@ -118,12 +137,13 @@ class PauseStatistics:
                     began = now()
                 # The watcher may disarm it during the collection.
                 full_asked = self.armed
+                # A finaliser may ask for a collection of its own during this one.
+                row = self.row
                 return
             pause = now() - began
             generation = info["generation"]
             bits = pause.bit_length()
             bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
-            counts[generation << 9 | bucket] += 1
             total[generation] += pause
             if info["collected"]:
                 freed[generation] += info["collected"]
@@ -131,7 +151,9 @@ class PauseStatistics:
                 longest[generation] = pause
             if full_asked and generation == 2:
                 disarm()
-                self.explicit[FORCED if self.in_flight else WATERMARK] += 1
+                cause = FORCED if self.in_flight else WATERMARK
+                self.explicit[cause] += 1
+                row = rows[cause]
                 self.taken, self.taken_freed = pause, info["collected"]
                 attention = True
             elif self.in_flight and self.unforced:
@@ -140,6 +162,8 @@ class PauseStatistics:
                     self.longest_in_request = pause
                 if pause > PAUSE_BUDGET_NS:
                     self.over_budget += 1
+            row[generation << 9 | bucket] += 1
+            row[generation - 3] += pause
             if attention:
                 attention = False
                 # Reading lets other threads run. The watcher could not collect if it ran inside the callback.
@@ -152,8 +176,32 @@ class PauseStatistics:
         """Nanoseconds spent in collections of any kind."""
         return sum(self.total)
 
+    def _used(self, generation: int) -> list[tuple[int, list[int]]]:
+        """The causes of its pauses, each with its histogram."""
+        first = generation * BUCKETS
+        parts = [(cause, row[first : first + BUCKETS]) for cause, row in enumerate(self.rows)]
+        return [(cause, counts) for cause, counts in parts if any(counts)]
+
     def _histogram(self, generation: int) -> list[int]:
-        return self.counts[generation * BUCKETS : (generation + 1) * BUCKETS]
+        """Of all causes."""
+        used = [counts for _, counts in self._used(generation)]
+        if len(used) < 2:
+            return used[0] if used else []
+        return [sum(counts) for counts in zip(*used, strict=True)]
+
+    def histograms(self) -> dict[str, Any]:
+        """Pauses by generation and cause, as far as there were any, in buckets that end at ``bounds``."""
+        found = [
+            {
+                "generation": generation,
+                "cause": CAUSES[cause],
+                "seconds": self.rows[cause][generation - 3] / 1e9,
+                "counts": _sum_up(counts),
+            }
+            for generation in range(3)
+            for cause, counts in self._used(generation)
+        ]
+        return {"bounds": list(BOUNDS), "pauses": found}
 
     def by_generation(self) -> list[dict[str, Any]]:
         """A dict for each generation: collections, objects freed, and seconds."""

@@ -42,6 +42,7 @@ from synthex_fast.gc_tuner.pacing import (
     YoungThreshold,
 )
 from synthex_fast.gc_tuner.pauses import (
+    AUTOMATIC,
     BOUNDARY,
     DEBT,
     FORCED,
@@ -436,12 +437,12 @@ class GCTuner:
     def _collect(self, generation: int, cause: int) -> int:
         pauses = self._pauses
         pauses.explicit[cause] += 1
-        if cause != FORCED:
-            return self._gc.collect(generation)
-        pauses.unforced = False
+        pauses.unforced = cause != FORCED
+        pauses.row = pauses.rows[cause]
         try:
             return self._gc.collect(generation)
         finally:
+            pauses.row = pauses.rows[AUTOMATIC]
             pauses.unforced = True
 
     def _collect_young(self, generation: int) -> None:
@@ -701,7 +702,9 @@ class GCTuner:
         what was alive at the start, ``collected_at_start`` whether it collected before that, as everywhere but in a
         forked child. ``overhead`` is the share of wall time spent collecting. ``pauses`` has a dict for each
         generation, ``in_request`` one for the pauses inside requests that were not forced; their quantiles come from a
-        histogram and are at most an eighth too high. ``causes`` counts collections by what made them happen, ``forced``
+        histogram and are at most an eighth too high. ``pause_histograms`` has the histograms by generation and cause:
+        the number of pauses (``counts``) up to each of the ``bounds`` and from the one before, the last for those
+        beyond, and their sum (``seconds``). ``causes`` counts collections by what made them happen, ``forced``
         those above the watermark with a request in flight, ``limited`` those put off because collection is capped at
         50 % of wall time. ``decisions`` are the last 32 changes of the young threshold, each with its reason.
         ``memory_limit`` is in force, ``requested_limit`` what was asked for, which may be more than the machine has.
@@ -727,6 +730,7 @@ class GCTuner:
             "limited": self._limiter.limited,
             "pauses": generations,
             "in_request": pauses.inside_requests(),
+            "pause_histograms": pauses.histograms(),
             "young_threshold": young.value,
             "memory": memory.rss,
             "memory_limit": memory.limit,
