@@ -41,6 +41,8 @@ class Stage:
     TUNER = 3
     MONITOR = 4
     GOVERNOR = 5
+    # It reads all of the others.
+    PAGE = 6
 
 
 class _Hooks:
