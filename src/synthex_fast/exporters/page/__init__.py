@@ -1,4 +1,4 @@
-"""A live page of the process's figures, for a person: an ASGI app, a WSGI app, and a Unix socket for ``synthex-fast top``.
+"""A live page of the process's figures: an ASGI app, a WSGI app, and a Unix socket for ``synthex-fast top``.
 
 Nothing of it is active unless asked for: the apps answer where they are mounted, and only to clients on the same
 machine unless ``allow`` names others. They show figures and names, never keys or values, and change nothing.

@@ -117,7 +117,9 @@ class Page:
         self._hosts = _names(hosts)
         self.streams = whole_number("streams", streams, 0, 1000)
 
-    def refusal(self, client: str | None, hosts: list[str], header: Callable[[str], str | None]) -> str | None:
+    def refusal(
+        self, client: str | None, hosts: list[str], header: Callable[[str], str | None]
+    ) -> str | None:
         """Why this request is not answered, or None if it is."""
         if not self._is_allowed(client):
             return "this page answers clients on the same machine only; allow= names others"
@@ -160,7 +162,9 @@ class Page:
         if path == "/events":
             headers = [("content-type", "text/event-stream"), ("x-accel-buffering", "no")]
             if not stream or method == "HEAD":
-                return Answer(200, headers, b"event: poll\ndata: %g\n\n" % max(POLL_SECONDS, self.feed.interval))
+                return Answer(
+                    200, headers, b"event: poll\ndata: %g\n\n" % max(POLL_SECONDS, self.feed.interval)
+                )
             return Answer(200, headers, stream=True)
         nonce = secrets.token_urlsafe(18)
         policy = (

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 __all__ = ["document"]
 
+_ICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><rect width='16' height='16' rx='3' fill='#2b6cb0'/>"
+    "<path d='M2 11l3-4 3 2 3-5 3 3' fill='none' stroke='#fff' stroke-width='1.6'/></svg>"
+)
 # A fixed text: what is shown comes later, as data, and is put in as text by the script.
 _DOCUMENT = """<!doctype html>
 <html lang="en">
@@ -16,7 +21,7 @@ _DOCUMENT = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <meta name="robots" content="noindex">
 <title>synthex-fast</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='3' fill='%232b6cb0'/%3E%3Cpath d='M2 11l3-4 3 2 3-5 3 3' fill='none' stroke='%23fff' stroke-width='1.6'/%3E%3C/svg%3E">
+<link rel="icon" href="data:image/svg+xml,{icon}">
 <style nonce="{nonce}">
 {style}</style>
 </head>
@@ -41,7 +46,7 @@ def _part(name: str) -> str:
 
 def document(nonce: str) -> str:
     """The page, with the nonce that its security policy allows."""
-    parts = {"nonce": nonce, "style": _part("page.css"), "script": _part("page.js")}
+    parts = {"nonce": nonce, "icon": quote(_ICON), "style": _part("page.css"), "script": _part("page.js")}
     text = _DOCUMENT
     for name, value in parts.items():
         text = text.replace("{" + name + "}", value)

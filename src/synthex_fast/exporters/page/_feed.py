@@ -14,9 +14,9 @@ import os
 import time
 
 from synthex_fast import _readings
+from synthex_fast.errors import type_error
 from synthex_fast.exporters._observed import Observed, observed
 from synthex_fast.exporters.page import _figures
-from synthex_fast.errors import type_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Feed:
         return {"rss": rss, "charge": charge, "limit": None, "share": None, "level": None}
 
     def history_json(self, since: float = 0.0) -> str:
-        """The rows (see `_figures.point`) after ``since`` in Unix time, oldest first, with the process they belong to."""
+        """The rows (see `_figures.point`) after ``since`` in Unix time, oldest first, and whose they are."""
         self._latest()
         earliest = max(since, time.time() - KEPT_SECONDS)
         rows = [row for row in self._rows if row[0] > earliest]

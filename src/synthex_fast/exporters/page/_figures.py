@@ -24,11 +24,6 @@ COMPONENTS_MOST = 200
 _FIGURES_MOST = 40
 _NAME_MOST = 120
 _LARGEST = 1 << 63
-# Bounds of the bins of the pause histogram, in seconds; the last one is open.
-BINS = tuple(
-    round(mantissa * 10.0**exponent, 9) for exponent in range(-5, 1) for mantissa in (1, 2, 5)
-)
-
 _TUNER = (
     "running",
     "collector",
@@ -165,24 +160,31 @@ def _tuner(tuner: Mapping[str, Any] | None) -> dict[str, Any] | None:
     shown["generations"] = [_picked(generation, _PAUSES) for generation in tuner["pauses"]]
     shown["in_request"] = _picked(tuner["in_request"], ("collections", "p50", "p99", "max"))
     shown["decisions"] = [_picked(decision, _DECISION) for decision in tuner["decisions"]]
-    shown["histogram"] = _histogram(tuner.get("histograms"))
+    shown["histogram"] = _histogram(tuner.get("pause_histograms"))
     return shown
 
 
 def _histogram(histograms: Any) -> dict[str, Any] | None:
-    """Pauses by cause in a few bins; None if the tuner keeps no histogram by cause."""
+    """Pauses of all generations by cause: ``bounds`` in seconds, and for each cause a count more than there are bounds.
+
+    None if the tuner keeps no histograms.
+    """
     if not histograms:
         return None
-    return None
+    bounds = [float(bound) for bound in histograms["bounds"]]
+    causes: dict[str, list[int]] = {}
+    for each in histograms["pauses"]:
+        counts = causes.setdefault(_text(each["cause"]), [0] * (len(bounds) + 1))
+        for n, count in enumerate(each["counts"]):
+            counts[n] += int(count)
+    return {"bounds": bounds, "causes": causes}
 
 
 def _governor(governor: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if governor is None:
         return None
     shown = _picked(governor, _GOVERNOR)
-    shown["actions"] = {
-        _text(name): _picked(action, _ACTION) for name, action in governor["actions"].items()
-    }
+    shown["actions"] = {_text(name): _picked(action, _ACTION) for name, action in governor["actions"].items()}
     shown["components"] = {
         _text(name): _picked(part, _REGISTERED)
         for name, part in list(governor["components"].items())[:COMPONENTS_MOST]

@@ -53,7 +53,9 @@ def wsgi(
             room = bool(environ.get("wsgi.multithread")) and len(open_streams) < page.streams
             answer = page.answer(method, environ.get("PATH_INFO", ""), header("last-event-id"), room)
         status = HTTPStatus(answer.status)
-        start_response(f"{status.value} {status.phrase}", [(name.title(), value) for name, value in answer.headers])
+        start_response(
+            f"{status.value} {status.phrase}", [(name.title(), value) for name, value in answer.headers]
+        )
         if answer.stream:
             return _Stream(page, header("last-event-id"), open_streams)
         return [b"" if method == "HEAD" else answer.body]

@@ -136,7 +136,7 @@
     if (isNumber(share)) bar.firstElementChild.style.width = `${(100 * Math.min(1, Math.max(0, share))).toFixed(1)}%`;
   }
   function named(cell, name, kind) {
-    if (!cell.firstElementChild) cell.replaceChildren(h("span"), h("span", { class: "kind" }));
+    if (!cell.firstElementChild) cell.replaceChildren(h("span", { class: "name" }), h("span", { class: "kind" }));
     say(cell.firstElementChild, name);
     say(cell.lastElementChild, kind === name ? "" : kind);
   }
@@ -260,7 +260,7 @@
   const summary = h("dl", { class: "sum", "aria-label": "Summary" }, ...Object.values(tiles).map((each) => each.element));
 
   // Memory
-  const memory = section("memory", "Memory", "w8");
+  const memory = section("memory", "Memory", "");
   const ranges = h("div", { class: "choice", role: "group", "aria-label": "Time shown" },
     ...[[60, "1 min"], [300, "5 min"], [900, "15 min"], [3600, "1 h"]].map(([value, text]) =>
       h("button", { type: "button", "aria-pressed": String(value === range), onclick: (event) => {
@@ -319,11 +319,12 @@
     const total = current() && current().fleet ? current().fleet.siblings.reduce((sum, each) => sum + (each.share || 0), 0) : 0;
     return isNumber(value) && value > 1 ? (total ? value / total : null) : value;
   }
-  const beside = h("div", { class: "w4 stack" }, leak.element, governor.element, fleet.element);
+  const memoryColumn = h("div", { class: "w8 stack" }, memory.element, fleet.element);
+  const beside = h("div", { class: "w4 stack" }, leak.element, governor.element);
 
   // Collections
-  const collections = section("collections", "Collections", "w7");
-  const histogram = s("svg", { role: "img", height: "190" });
+  const collections = section("collections", "Collections", "w6");
+  const histogram = s("svg", { role: "img", height: "300" });
   const histogramBox = h("div", { class: "chart" }, histogram);
   const causeKey = h("ul", { class: "key" });
   const causeTable = table("Collections by cause", [
@@ -331,15 +332,16 @@
       if (!cell.firstElementChild) {
         const mark = swatch("");
         mark.style.cssText = `background: var(--${row.name}); display: inline-block; margin-right: 8px`;
-        cell.replaceChildren(mark, h("span", {}, row.name), h("span", { class: "kind" }, CAUSE_TEXT[row.name] || ""));
+        cell.replaceChildren(mark, h("span", { class: "name" }, row.name), h("span", { class: "kind" }, CAUSE_TEXT[row.name] || ""));
       }
     }],
     ["Times", (row, cell) => metered(cell, count(row.count), row.share)],
   ], { cards: false, empty: "No collection yet." });
   const collectorEmpty = h("p", { class: "empty" }, "No tuner is shown yet: observe(tuner), or install().");
   collections.element.append(histogramBox, causeKey, causeTable.element, collectorEmpty);
+  const causes = section("causes", "By cause", "");
 
-  const generations = section("generations", "Pauses", "w5");
+  const generations = section("generations", "Pauses", "");
   const pauseTable = table("Pauses by generation", [
     ["Generation", (row) => row.name], ["Times", (row) => count(row.collections)],
     ["p50", (row) => seconds(row.p50)], ["p99", (row) => seconds(row.p99)], ["Longest", (row) => seconds(row.max)],
@@ -348,6 +350,7 @@
   const collectorFacts = h("p", { class: "soft" });
   collectorFacts.style.marginTop = "8px";
   generations.element.append(pauseTable.element, collectorFacts);
+  const pauseColumn = h("div", { class: "w6 stack" }, generations.element, causes.element);
 
   // Components
   const evictions = (stats) => (stats.full || 0) + (stats.memory || 0) + (stats.over_cap || 0);
@@ -367,7 +370,7 @@
   ], { empty: "No cache is shown yet: observe(cache, name=\"users\"), or register it with the governor." });
   caches.element.append(cacheTable.element);
 
-  const pools = section("pools", "Pools", "w7");
+  const pools = section("pools", "Pools", "w6");
   const poolTable = table("Pools", [
     ["Pool", (each, cell) => named(cell, each.name, each.type)],
     ["Idle", (each) => count(each.stats.pool_size)],
@@ -379,7 +382,7 @@
   ], { empty: "No pool is shown yet: observe(pool), or a record type such as observe(PooledExpertQuery)." });
   pools.element.append(poolTable.element);
 
-  const buffers = section("buffers", "Buffers and collectors", "w5");
+  const buffers = section("buffers", "Buffers and collectors", "w6");
   const bufferTable = table("Buffers and collectors", [
     ["Buffer", (each, cell) => named(cell, each.name, each.type)],
     ["Bytes", (each) => bytes(each.nbytes)],
@@ -415,7 +418,7 @@
   unread.element.append(unreadTable.element);
 
   document.getElementById("main").append(summary, h("div", { class: "grid" },
-    memory.element, beside, collections.element, generations.element, caches.element,
+    memoryColumn, beside, collections.element, pauseColumn, caches.element,
     pools.element, buffers.element, others.element, decisions.element, unread.element));
 
   // ---- Drawing
@@ -482,7 +485,7 @@
     show(others.element, of("other").length > 0);
     const cacheTotal = frame.totals.cache;
     say(caches.aside, cacheTotal ? `${count(cacheTotal.count)} with ${bytes(cacheTotal.nbytes)}${frame.left_out ? `; the largest components are shown, ${count(frame.left_out)} are left out` : ""}` : "");
-    decisionTable.update([...process.log].reverse().sort((a, b) => (b.time || 0) - (a.time || 0)).slice(0, 30), (entry) => entry.key);
+    decisionTable.update([...process.log].reverse().sort((a, b) => (b.time || 0) - (a.time || 0)).slice(0, 20), (entry) => entry.key);
     say(decisions.aside, process.log.length ? "latest first" : "");
     const errors = Object.entries(frame.errors).map(([name, error]) => ({ name, error }));
     unreadTable.update(errors);
@@ -586,11 +589,13 @@
     const gap = Math.max(8, 4 * frame.interval) + (transport === "polling" ? 20 : 0), monitorGap = 70;
     const runs = (of) => {
       const found = [];
-      let at = -Infinity;
+      let at = -Infinity, sparse = true;
       for (const row of rows) {
         const value = of(row);
         if (!isNumber(value)) continue;
-        if (row[0] - at > (isNumber(row[2]) ? gap : monitorGap)) found.push([]);
+        const wide = sparse || !isNumber(row[2]);
+        sparse = !isNumber(row[2]);
+        if (row[0] - at > (wide ? monitorGap : gap)) found.push([]);
         found[found.length - 1].push([x(Math.max(row[0], begin)).toFixed(1), y(value).toFixed(1)]);
         at = row[0];
       }
@@ -706,6 +711,10 @@
     show(histogramBox, Boolean(bins));
     show(causeKey, Boolean(bins));
     show(causeTable.element, Boolean(tuner));
+    // Beside the histogram, or in its place.
+    const place = bins ? causes.element : collections.element;
+    if (causeTable.element.parentNode !== place) place.append(causeTable.element);
+    show(causes.element, Boolean(bins));
     say(collections.aside, tuner ? (bins ? "how long they took, by what made them happen" : "by what made them happen") : "");
     if (!tuner) { pauseTable.update([]); say(collectorFacts, ""); return; }
     const total = Object.values(tuner.causes).reduce((sum, n) => sum + n, 0);
@@ -720,7 +729,7 @@
   }
 
   function drawHistogram(bins) {
-    const width = Math.max(280, histogramBox.clientWidth || 500), height = 190, left = 46, bottom = 22, top = 10;
+    const width = Math.max(280, histogramBox.clientWidth || 500), height = 300, left = 46, right = 18, bottom = 22, top = 10;
     put(histogram, "viewBox", `0 0 ${width} ${height}`);
     const names = CAUSES.filter((name) => bins.causes[name] && bins.causes[name].some((n) => n > 0));
     const sums = bins.bounds.map((_, n) => names.reduce((sum, name) => sum + bins.causes[name][n], 0)).concat(
@@ -731,12 +740,12 @@
     while (last > 0 && !sums[last]) last--;
     first = Math.max(0, first - 1);
     last = Math.min(sums.length - 1, Math.max(last + 1, first + 6));
-    const each = (width - left - 4) / (last - first + 1), room = height - top - bottom;
+    const each = (width - left - right) / (last - first + 1), room = height - top - bottom;
     const parts = [];
     const ticks = [0, ...[1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7].filter((n) => n < most * 0.7), most];
     for (const tick of ticks) {
       const at = top + room * (1 - scale(tick));
-      parts.push(s("line", { class: "axis", x1: left, x2: width - 4, y1: at, y2: at }));
+      parts.push(s("line", { class: "axis", x1: left, x2: width - right, y1: at, y2: at }));
       parts.push(s("text", { x: left - 8, y: at + 4, "text-anchor": "end" }, tick >= 1e6 ? `${+(tick / 1e6).toPrecision(2)}M` : tick >= 1e4 ? `${Math.round(tick / 1e3)}k` : count(tick)));
     }
     for (let n = first; n <= last; n++) {
