@@ -143,6 +143,9 @@ def _top(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
 def _top_console():
     from rich.console import Console
 
+    if not sys.stdout.encoding.lower().startswith("utf"):
+        # Of a name, what this terminal does not have becomes a question mark.
+        sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, soft_wrap=False)
 
 

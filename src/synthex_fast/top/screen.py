@@ -329,4 +329,4 @@ def _more(items: list[Frame]) -> list[RenderableType]:
 def _name(each: Frame, room: int) -> Text:
     """A component's name, without rich's markup, shortened to what the width allows."""
     name = each["name"]
-    return Text(name if len(name) <= room else name[: room - 1] + "…")
+    return Text(name if len(name) <= room else name[: room - 2] + "..")

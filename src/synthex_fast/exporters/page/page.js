@@ -344,7 +344,7 @@
   const generations = section("generations", "Pauses", "");
   const pauseTable = table("Pauses by generation", [
     ["Generation", (row) => row.name], ["Times", (row) => count(row.collections)],
-    ["p50", (row) => seconds(row.p50)], ["p99", (row) => seconds(row.p99)], ["Longest", (row) => seconds(row.max)],
+    ["p50", (row) => seconds(row.p50), { class: "least" }], ["p99", (row) => seconds(row.p99)], ["Longest", (row) => seconds(row.max)],
     ["Total", (row) => seconds(row.seconds), { class: "less" }], ["Freed", (row) => count(row.freed), { class: "less" }],
   ], { cards: false, empty: "No tuner is shown yet." });
   const collectorFacts = h("p", { class: "soft" });
@@ -715,7 +715,7 @@
     const place = bins ? causes.element : collections.element;
     if (causeTable.element.parentNode !== place) place.append(causeTable.element);
     show(causes.element, Boolean(bins));
-    say(collections.aside, tuner ? (bins ? "how long they took, by what made them happen" : "by what made them happen") : "");
+    say(collections.aside, tuner ? (bins ? "how many took how long, by cause; the scale of counts is logarithmic" : "by what made them happen") : "");
     if (!tuner) { pauseTable.update([]); say(collectorFacts, ""); return; }
     const total = Object.values(tuner.causes).reduce((sum, n) => sum + n, 0);
     const most = Math.max(1, ...Object.values(tuner.causes));
