@@ -656,7 +656,9 @@ SERVE = textwrap.dedent("""
     def app(environ, start_response):
         path = environ["PATH_INFO"]
         if path == "/some/where" or path.startswith("/some/where/"):
-            return mounted({**environ, "SCRIPT_NAME": "/some/where", "PATH_INFO": path[11:]}, start_response)
+            # wsgiref doesn't know that it is threaded.
+            own = {"SCRIPT_NAME": "/some/where", "PATH_INFO": path[11:], "wsgi.multithread": True}
+            return mounted({**environ, **own}, start_response)
         start_response("404 Not Found", [])
         return []
 
@@ -721,6 +723,7 @@ class TestInABrowser:
     def test_figures_appear_and_change_under_load(self, chromium, site):
         chromium.open(site)
         chromium.wait(LIVE)
+        assert chromium.text(".state") == "live"
         chromium.wait(cell("users", "Entries") + ".replace(/\\D/g, '') === '1000'")
         before = int(re.sub(r"\D", "", chromium.eval(cell("users", "Evicted: full"))))
         assert "MB" in chromium.text("#memory")
@@ -813,7 +816,7 @@ class TestInABrowser:
         assert chromium.eval("document.querySelectorAll('main').length") == 1
         assert chromium.eval("document.querySelectorAll('h1').length") == 1
         unnamed = chromium.eval(
-            """[...document.querySelectorAll("table")].filter((each) => !each.caption?.innerText.trim()).length
+            """[...document.querySelectorAll("table")].filter((each) => !each.caption?.textContent.trim()).length
             + [...document.querySelectorAll("th")].filter((each) => !each.scope).length
             + [...document.querySelectorAll("section")].filter((each) =>
                 !document.getElementById(each.getAttribute("aria-labelledby"))).length

@@ -797,7 +797,7 @@
     source.addEventListener("error", () => {
       drawState();
       // The browser comes back by itself unless the answer was no stream at all.
-      if (source.readyState === EventSource.CLOSED) { if (!poll) transport = "lost"; streamAgain = setTimeout(connect, 3000); }
+      if (source.readyState === EventSource.CLOSED) { if (!poll) transport = "lost"; streamAgain = setTimeout(connect, 1000); }
     });
   }
   function startPolling(every) {
