@@ -27,7 +27,7 @@ RECORDS = (
     {"collector"},
 )
 MEMORY = ({"monitor", "gc_tuner", "node"}, {"governor"})
-ABOVE = ({"validate", "exporters"}, {"integrations"}, {"cli"})
+ABOVE = ({"validate", "exporters"}, {"integrations", "top"}, {"cli"})
 
 
 def allowed():

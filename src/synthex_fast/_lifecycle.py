@@ -42,8 +42,9 @@ class Stage:
     MONITOR = 4
     GOVERNOR = 5
     INSTALLATION = 6
-    # Reads the figures of all of them.
+    # These read the figures of all the others.
     METRICS = 7
+    PAGE = 8
 
 
 class _Hooks:

@@ -1,4 +1,4 @@
-"""The command ``synthex-fast``: ``validate`` and ``node-flags``.
+"""The command ``synthex-fast``: ``validate``, ``top`` and ``node-flags``.
 
 An invalid argument ends it with status 2 and one line on stderr. Each command imports what only it needs.
 """
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"synthex-fast {synthex_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_validate(commands)
+    _add_top(commands)
     _add_node_flags(commands)
     return parser
 
@@ -87,6 +88,65 @@ def _add_validate(commands) -> None:
         "--json", type=_writable, metavar="FILE", help="also write all measurements to FILE, as JSON"
     )
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
+
+
+def _add_top(commands) -> None:
+    top = commands.add_parser(
+        "top",
+        help="watch a process: memory, collections, caches, decisions",
+        description="Shows the figures of a process each second, until q or Ctrl-C. The process has the live page "
+        "mounted (synthex_fast.exporters.page.asgi or .wsgi), or listens for this command (.listen). Without an "
+        "argument, the only one of this user's processes that listens is shown, or several are listed.",
+        allow_abbrev=False,
+    )
+    top.add_argument(
+        "process",
+        nargs="?",
+        metavar="PID|URL",
+        help="a process of this user that listens, or the URL of a page such as http://localhost:8000/synthex",
+    )
+    top.add_argument(
+        "--once",
+        action="store_true",
+        help="print one frame and end; the default unless output is to a terminal",
+    )
+    top.add_argument("--json", action="store_true", help="print one frame as JSON and end")
+    top.set_defaults(run=lambda parsed, _: _top(top, parsed))
+
+
+def _top(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
+    if not parsed.json and find_spec("rich") is None:
+        parser.error("needs rich: pip install synthex-fast[top]")
+
+    from synthex_fast.top import loop, sources
+
+    try:
+        source = sources.find(parsed.process)
+        if isinstance(source, list):
+            if parsed.json:
+                parser.error(f"{len(source)} processes listen: give the pid of one of them")
+            loop.list_processes(source)
+            return 0
+        console = None if parsed.json else _top_console()
+        if console is None or parsed.once or not console.is_terminal:
+            loop.once(source, parsed.json, console)
+        else:
+            loop.watch(source, console)
+    except sources.SourceError as error:
+        parser.error(str(error))
+    except BrokenPipeError:
+        # Whoever reads has seen enough; the interpreter would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _top_console():
+    from rich.console import Console
+
+    if not sys.stdout.encoding.lower().startswith("utf"):
+        # Of a name, what this terminal does not have becomes a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False, soft_wrap=False)
 
 
 def _add_node_flags(commands) -> None:
