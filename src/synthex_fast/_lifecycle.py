@@ -35,12 +35,13 @@ class Stage:
     """
 
     READINGS = 0
+    FLEET = 1
     # Locks that the governor holds over the fork, taken once no thread of the package is left to wait for them.
-    GOVERNOR_LOCKS = 1
-    SWEEPER = 2
-    TUNER = 3
-    MONITOR = 4
-    GOVERNOR = 5
+    GOVERNOR_LOCKS = 2
+    SWEEPER = 3
+    TUNER = 4
+    MONITOR = 5
+    GOVERNOR = 6
 
 
 class _Hooks:

@@ -105,6 +105,7 @@ cdef struct Table:
     uint32_t ghost_buckets
     uint32_t ghost_room       # evictions that a ghost is remembered for
     uint64_t ghost_clock      # ghosts ever made
+    uint64_t ghost_hits       # insertions of what was a ghost: a larger table would still have had it
 
     uint64_t nbytes
     uint64_t* wide            # sizes of all slots, once one did not fit into its slot's meta
@@ -578,6 +579,7 @@ cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
         if bucket[i] and (bucket[i] >> 14) == (hash & 0x3FFFF):
             if ((now - bucket[i]) & 0x3FFF) * <uint64_t>grain <= t.ghost_room:
                 bucket[i] = 0
+                t.ghost_hits += 1
                 return True
     return False
 

@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+# A cache that is at its limit holds at least this part of it: it evicts to 80 % and refills.
+HUNGRY_PART = 0.75
+
+
 @runtime_checkable
 class Component(Protocol):
     """Something that holds memory and can free some of it: all that a component of your own needs.
@@ -312,6 +316,23 @@ class ComponentState:
         self.freed = 0
         self.errors = 0
         self.reported: set[str] = set()
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a limit keeps it from growing: it fills its room again after each eviction."""
+        limit = lower(self.own_limit, self.set_limit)
+        return limit is not None and self.nbytes >= HUNGRY_PART * limit
+
+    def misses(self, obj: Any) -> int:
+        """How many of its misses a larger cache would have answered, as far as it knows: ghost hits, or all misses."""
+        try:
+            stats = obj.stats
+            name = "ghost_hits" if getattr(obj, "policy", "s3fifo") == "s3fifo" else "misses"
+            count = stats.get(name, stats.get("misses", 0))
+            return count if isinstance(count, int) else 0
+        except Exception:
+            # Only few components have this.
+            return 0
 
     @property
     def evictable(self) -> bool:

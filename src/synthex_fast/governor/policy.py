@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from synthex_fast._fleet.split import share_out, step_down
 from synthex_fast._pressure import (
     CRITICAL,
     HIGH,
@@ -57,30 +58,10 @@ GAP_SECONDS = 1.0
 MOST_GAP_SECONDS = 60.0
 # The share of the limit that is freed each time while memory stays critical after everything in excess was freed.
 SQUEEZE = 0.02
+# A cache this near to its target is not made to evict: it would go down to `EVICTED_TO`.
+CLOSE = 0.95
 # No limit is set below this, so that ordinary values still fit.
 FLOOR = 64 << 10
-
-
-def share_out(total: float, claims: list[tuple[float, float]]) -> list[float]:
-    """Divide ``total`` in proportion to the first number of each claim; no share exceeds the second.
-
-    >>> share_out(90.0, [(1.0, 100.0), (2.0, 100.0), (1.0, 0.0)])
-    [30.0, 60.0, 0.0]
-    >>> share_out(90.0, [(1.0, 100.0), (2.0, 50.0)])
-    [40.0, 50.0]
-    """
-    shares = [0.0] * len(claims)
-    left = {n for n, (claim, most) in enumerate(claims) if claim > 0 and most > 0}
-    while left and total > 0:
-        sum_of_claims = sum(claims[n][0] for n in left)
-        full = {n for n in left if total * claims[n][0] / sum_of_claims >= claims[n][1]}
-        for n in full or left:
-            shares[n] = claims[n][1] if full else total * claims[n][0] / sum_of_claims
-        if not full:
-            break
-        total -= sum(claims[n][1] for n in full)
-        left -= full
-    return shares
 
 
 class Throttle:
@@ -117,12 +98,23 @@ class Policy:
         self._fastest = 0.0
         self._rise_start: tuple[float, float] = (math.inf, 0.0)
         self._used_peak = 0.0
+        self._rss_peak = 0.0
         # Memory used and bytes counted when the overhead was last derived.
         self._learned_from: tuple[float, float] | None = None
         # Memory after the last eviction: only a rise above it causes another. 0 if none is in effect.
         self._evicted_at_use = 0.0
         self._squeezed_at = -math.inf
         self._recovering = False
+        # Resident bytes that this process's caches may hold, as workers of one container agreed; None without others.
+        self.share: float | None = None
+        # Resident bytes of that by which they may grow before memory is read again.
+        self.grant = 0.0
+        # Its part of what is to be evicted while memory is high.
+        self.part = 1.0
+        # Whether memory that a cache frees returns to the system, so that others can use it.
+        self.gives = True
+        # Whether the container's limit is the only one.
+        self.shares_limit = True
 
     def elapsed(self, now: float) -> float:
         """Seconds since the last reading was dealt with; infinite before the first."""
@@ -155,6 +147,9 @@ class Policy:
         elapsed = max(0.0, now - self._limits_at)
         fallen = self._used_peak - RECOVERY_STEP * use.limit * elapsed / RECOVERY_SECONDS
         self._used_peak = max(float(use.used), fallen)
+        self._rss_peak = max(
+            float(use.rss), self._rss_peak - RECOVERY_STEP * use.limit * elapsed / RECOVERY_SECONDS
+        )
         for state in states:
             step = RECOVERY_STEP * (state.own_limit or self._limit) * elapsed / RECOVERY_SECONDS
             lowest = max(state.nbytes / EVICTED_TO, state.peak - step)
@@ -163,7 +158,8 @@ class Policy:
     def _learn_overhead(self, use: MemoryUse, states: list[ComponentState]) -> None:
         """What a byte that caches count costs in memory, from how the two grow."""
         counted = sum(state.peak for state in states)
-        used = self._used_peak
+        # What siblings add to the container's memory says nothing about this process's caches.
+        used = self._used_peak if self.share is None else self._rss_peak
         if self._learned_from is not None:
             used_then, counted_then = self._learned_from
             if used < used_then or counted < counted_then:
@@ -190,7 +186,7 @@ class Policy:
                 return None
             self._squeezed_at = now
             return SQUEEZE * use.limit
-        return use.used - SIZED_FOR * use.limit
+        return (use.used - SIZED_FOR * use.limit) * (self.part if level < CRITICAL else 1.0)
 
     def evictions(self, excess: float, states: list[ComponentState], level: int) -> list[float]:
         """Bytes, as they count them, that each of the caches should free."""
@@ -226,19 +222,23 @@ class Policy:
         elapsed, self._limits_at = max(0.0, now - self._limits_at), now
         if not caches:
             return
-        grants = self._grants(use, caches)
         least = max(FLOOR, use.limit // (16 * max(4, len(caches))))
+        if self.share is None:
+            aims = [
+                state.peak + grant for state, grant in zip(caches, self._grants(use, caches), strict=True)
+            ]
+        else:
+            aims = self._agreed(use, caches, least)
         recovered = level == NORMAL and self._used_peak <= use.used
-        for n, (state, grant) in enumerate(zip(caches, grants, strict=True)):
+        for n, (state, aim) in enumerate(zip(caches, aims, strict=True)):
             own = state.own_limit
             step = RECOVERY_STEP * (own or self._limit) * elapsed / RECOVERY_SECONDS
-            aim = state.peak + grant
             if level >= HIGH:
                 aim = min(aim, state.peak)
             elif level == NORMAL and not self._bounded:
                 # No limit was asked for: only what pressure took is given back.
                 aim = math.inf
-            aim = max(aim, least, state.nbytes if level < HIGH else 0)
+            aim = max(aim, least, state.nbytes if level < HIGH and self.share is None else 0)
             if state.set_limit is not None and self._recovering:
                 recovered = recovered and aim <= state.set_limit + step
                 aim = min(aim, state.set_limit + step)
@@ -264,6 +264,40 @@ class Policy:
             claim = state.growth + 0.1 * demand / len(caches) if demand else 1.0
             claims.append((claim, max(0.0, own - state.peak)))
         return share_out(self._headroom, claims)
+
+    def _agreed(self, use: MemoryUse, caches: list[ComponentState], least: int) -> list[float]:
+        """Limits within this process's share: less where a cache holds more, and room to grow where it holds less."""
+        total = (self.share or 0.0) / self.overhead
+        grant = self.grant / self.overhead
+        if not self.shares_limit:
+            # Its own limit may leave less than the container does.
+            grant = min(grant, sum(self._grants(use, caches)))
+        targets = [max(float(least), target) for target in self._targets(total, caches)]
+        rooms = [max(0.0, target - state.peak) for target, state in zip(targets, caches, strict=True)]
+        grants = share_out(grant, [(room, room) for room in rooms])
+        self._headroom = sum(grants)
+        aims = []
+        for state, target, grown in zip(caches, targets, grants, strict=True):
+            if state.peak <= target:
+                # Below the share it keeps what it has, and grows as memory allows.
+                aims.append(state.peak + grown)
+            elif state.nbytes <= target / CLOSE:
+                # Near enough: what little is over goes with the next eviction of its own.
+                aims.append(max(target, float(state.nbytes)))
+            else:
+                aims.append(step_down(state.peak, target) if self.gives else state.peak)
+        return aims
+
+    def _targets(self, total: float, caches: list[ComponentState]) -> list[float]:
+        claims = []
+        for state in caches:
+            most = self._limit if state.own_limit is None else state.own_limit
+            if not state.hungry:
+                most = min(most, state.peak + 5.0 * state.growth + FLOOR)
+            claims.append((1.0, float(most)))
+        targets = share_out(total, claims)
+        over = (total - sum(targets)) / len(caches)
+        return [target + over for target in targets] if over > 0 else targets
 
     # The costly actions
 

@@ -1,0 +1,212 @@
+"""The governor's part in a fleet: what it posts, and what follows from what its siblings have posted.
+
+Alone, or without a container, nothing here changes what the governor does. With siblings, `Sharing.consult` gives the
+policy its share of the container's memory, how much of it may be used at once, and its part of common evictions.
+
+While nothing changes, the governor only looks now and then whether its siblings are still there (`Sharing.is_quiet`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+from synthex_fast._fleet import split
+from synthex_fast._fleet.member import Member
+from synthex_fast._fleet.split import ANYTHING, Held, Need, Posting
+from synthex_fast.governor.policy import FLOOR, SIZED_FOR
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from synthex_fast._pressure import MemoryUse
+    from synthex_fast.governor.components import ComponentState, Live
+    from synthex_fast.governor.policy import Policy
+
+__all__ = ["Sharing"]
+
+# Seconds between two looks at the siblings: while shares change, and otherwise. A dead one is noticed within the latter.
+BUSY_SECONDS, STEADY_SECONDS = 0.5, 1.9
+# How long after a change shares may still be on the move.
+SETTLE_SECONDS = 5.0
+# A cut whose memory has returned to the system for less than this part was of no use to anyone; nothing is cut then for
+# so many seconds.
+RETURNED_PART = 0.3
+HOLD_SECONDS = 30.0
+
+
+class Sharing:
+    """One governor's share of its container."""
+
+    def __init__(self, fleet: bool | str, readings: Any) -> None:
+        self.member = Member(fleet, readings)
+        self.reset()
+
+    def reset(self) -> None:
+        self._held = Held()
+        self._need = Need()
+        self._siblings: dict[int, Posting] = {}
+        self._posting: Posting | None = None
+        self._share = 0.0
+        self._changed_at = -math.inf
+        self._hold_until = -math.inf
+        self._busy = True
+        # When memory must be read again, whatever the siblings do.
+        self.due = -math.inf
+
+    # Looking
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether there is nothing to do but to look at the siblings, and they are as they were."""
+        return now < self.due and self.member.look() is self._siblings
+
+    def interval(self, seconds: float) -> float:
+        """Seconds to the next look, if memory is to be read again in ``seconds``."""
+        if not self.member.joined or (not self._siblings and seconds == math.inf):
+            return seconds
+        return min(seconds, BUSY_SECONDS if self._busy else STEADY_SECONDS)
+
+    # Sharing
+
+    def consult(
+        self,
+        policy: Policy,
+        use: MemoryUse,
+        shared: tuple[int, int] | None,
+        components: Live,
+        level: int,
+        now: float,
+    ) -> None:
+        """Tell the siblings how things stand, and the policy what this process's share is."""
+        if shared is None or not self.member.wanted:
+            policy.share = None
+            return
+        caches = [(state, obj) for state, obj in components if state.limited and state.weight]
+        counted = sum(state.nbytes for state, _ in caches)
+        held = self._held.observe(use.rss, counted * policy.overhead)
+        need = self._need
+        need.observe(sum(state.misses(obj) for state, obj in caches), now)
+        most = self._most([state for state, _ in caches], policy, held)
+        settled = now - self._changed_at >= SETTLE_SECONDS and held >= split.SETTLED_PART * min(
+            self._share, most
+        )
+        mine = Posting(
+            pid=os.getpid(),
+            started=0.0,
+            nbytes=counted,
+            held=int(held),
+            rest=max(0, use.rss - int(held)),
+            want=need.want,
+            evidence=need.evidence,
+            weight=need.weight,
+            most=int(most),
+            floor=FLOOR * len(caches),
+            share=int(self._share),
+            level=level,
+            settled=settled,
+        )
+        known = self._siblings
+        found = self.member.exchange(mine, now)
+        if found is None:
+            policy.share, self._siblings, self._posting = None, {}, None
+            return
+        self._siblings, self._posting = found, mine
+        if found.keys() != known.keys() or any(found[slot].pid != known[slot].pid for slot in found):
+            self._changed_at = now
+            need.forget()
+            if not known:
+                # Like the others, until its needs are known.
+                need.weight = sum(each.weight for each in found.values()) / len(found) if found else 1.0
+                mine = mine._replace(weight=need.weight)
+        if not found:
+            policy.share, policy.part = None, 1.0
+            self._busy = now - self._changed_at < SETTLE_SECONDS
+            return
+        self._weigh(found, held, settled, now)
+        self._decide(policy, mine._replace(weight=need.weight), shared, now)
+
+    def _most(self, caches: list[ComponentState], policy: Policy, held: float) -> float:
+        """Resident bytes that the caches can use for now."""
+        most = 0.0
+        for state in caches:
+            if state.hungry:
+                if state.own_limit is None:
+                    return ANYTHING
+                most += state.own_limit
+            else:
+                room = 1.25 * state.peak + 5.0 * state.growth + FLOOR
+                most += room if state.own_limit is None else min(room, state.own_limit)
+        return min(max(most * policy.overhead, held), ANYTHING)
+
+    def _weigh(self, found: dict[int, Posting], held: float, settled: bool, now: float) -> None:
+        others = [each for each in found.values() if each.settled]
+        if not settled or len(others) < len(found):
+            # The misses of a cache that is still filling say nothing about what a larger one would be worth.
+            self._need.hold(now)
+            return
+        want, evidence = sum(each.want for each in others), sum(each.evidence for each in others)
+        self._need.next_weight(held, want, sum(each.held for each in others), evidence, now)
+
+    def _decide(self, policy: Policy, mine: Posting, shared: tuple[int, int], now: float) -> None:
+        used, limit = shared
+        # In one order for all, so that all come to the same.
+        workers = [*self._siblings.items(), (self.member.slot, mine)]
+        workers.sort()
+        place = [slot for slot, _ in workers].index(self.member.slot)
+        postings = [posting for _, posting in workers]
+        total = split.budget(SIZED_FOR * limit, used, [each.held for each in postings])
+        shares = split.divide(total, postings)
+        share = shares[place]
+        moved = abs(share - self._share) > 0.25 * share
+        if moved:
+            self._changed_at = now
+        self._share = share
+        lacking = [max(0.0, each - posting.held) for each, posting in zip(shares, postings, strict=True)]
+        together = sum(lacking)
+        headroom = max(0.0, SIZED_FOR * limit - used)
+        policy.share = share
+        policy.grant = headroom * lacking[place] / together if together else 0.0
+        policy.part = split.fair_part(postings, shares, place)
+        policy.gives = now >= self._hold_until
+        self._busy = now - self._changed_at < 2 * SETTLE_SECONDS
+
+    def gave(self, freed: float, returned: float, now: float) -> None:
+        """Caches were cut by ``freed`` resident bytes; ``returned`` of them have gone back to the system."""
+        if returned < RETURNED_PART * freed:
+            self._hold_until = now + HOLD_SECONDS
+
+    def leave(self) -> None:
+        self.member.leave()
+        self.reset()
+
+    # Reporting
+
+    def stats(self) -> dict[str, Any]:
+        member = self.member
+        found = member.look()
+        if found is None:
+            return {"state": "alone", "reason": member.reason, "workers": 1, "share": None, "siblings": []}
+        siblings = [
+            {
+                "pid": each.pid,
+                "started": each.started,
+                "nbytes": each.nbytes,
+                "held": each.held,
+                "share": each.share,
+                "want": each.want,
+                "weight": each.weight,
+                "level": each.level,
+            }
+            for _, each in sorted(found.items())
+        ]
+        return {
+            "state": "joined",
+            "reason": "",
+            "workers": len(found) + 1,
+            "share": int(self._share) if found else None,
+            "weight": self._need.weight,
+            "want": self._need.want,
+            "held": int(self._held.bytes),
+            "siblings": siblings,
+        }
