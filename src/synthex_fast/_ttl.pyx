@@ -807,8 +807,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
         ``sizeof_exhausted`` counts values so large that part of their size was estimated, ``uncacheable`` those that
         `get_or_set` returned without storing them because they alone exceed the memory limit, and ``over_cap`` those
         evicted at once because they alone exceed the `cap` (they count as ``memory`` too). ``ghost_hits`` counts
-        insertions of keys evicted not long ago, of which the policy ``"s3fifo"`` remembers as many as there are
-        entries: lookups that a larger dict would have answered. With other policies it is 0.
+        insertions of keys that the policy ``"s3fifo"`` evicted young and not long ago: lookups that a dict half as
+        large again would have answered. With other policies it is 0.
 
         >>> TTLDict().stats["hits"]
         0

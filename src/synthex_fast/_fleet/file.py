@@ -42,7 +42,7 @@ VERSION = 1
 SLOTS = 64
 _HEADER = struct.Struct("<24sI36x")
 _CHECKSUM = struct.Struct("<I4x")
-_FIELDS = struct.Struct("<qdqqqdddqqqq?7x")
+_FIELDS = struct.Struct("<qdqqqdddqqqq??6x")
 _SLOT_SIZE = 128
 SIZE = _HEADER.size + SLOTS * _SLOT_SIZE
 # Bytes of the header that stand for locks.
@@ -146,12 +146,12 @@ class FleetFile:
             if not self._lock(_SETUP_BYTE):
                 raise AloneError(f"{self.path} is being set up")
             try:
-                if not os.fstat(self.fd).st_size:
-                    # Zeros, not a hole: if the disk is full, that shows here.
-                    if os.pwrite(self.fd, header + bytes(SIZE - len(header)), 0) != SIZE:
-                        with contextlib.suppress(OSError):
-                            os.ftruncate(self.fd, 0)
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                # Zeros, not a hole: if the disk is full, that shows here.
+                empty = not os.fstat(self.fd).st_size
+                if empty and os.pwrite(self.fd, header + bytes(SIZE - len(header)), 0) != SIZE:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self.fd, 0)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 self._unlock(_SETUP_BYTE)
         elif size != SIZE:

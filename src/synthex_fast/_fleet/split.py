@@ -1,8 +1,8 @@
-"""How the workers of a container divide its memory for caches. Arithmetic only; ``bench/simulate_fleet.py`` runs it too.
+"""How the workers of a container divide its memory for caches. ``bench/simulate_fleet.py`` runs it too.
 
-What is divided are resident bytes. The budget is what the container's limit leaves once everything that no cache holds
-is paid for (`budget`). Each worker gets a floor, and of the rest a part in proportion to its weight, but never more
-than it can use (`divide`).
+Arithmetic only. What is divided are resident bytes. The budget is what the container's limit leaves once everything
+that no cache holds is paid for (`budget`). Each worker gets a floor, and of the rest a part in proportion to its
+weight, but never more than it can use (`divide`).
 
 Weights begin equal and climb hills (Cidon et al., "Cliffhanger", NSDI 2016). A miss on an entry that was evicted not
 long ago, a ghost hit, would have been a hit in a larger cache, so ghost hits per byte held estimate what another byte
@@ -22,7 +22,18 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ANYTHING", "Held", "Need", "Posting", "budget", "divide", "fair_part", "share_out", "step_down"]
+__all__ = [
+    "ANYTHING",
+    "Held",
+    "Hunger",
+    "Need",
+    "Posting",
+    "budget",
+    "divide",
+    "fair_part",
+    "share_out",
+    "step_down",
+]
 
 # As much as there is.
 ANYTHING = 1 << 50
@@ -39,8 +50,11 @@ CLIMB_MOST = 0.25
 # deviations.
 DEADBAND = 0.10
 DEVIATIONS = 2.0
-# A worker has settled if it holds at least this part of its share: until then its misses say nothing about a larger one.
+# A worker has settled if it holds at least this part of its share. Before, its misses say nothing about a larger one.
 SETTLED_PART = 0.7
+# How long a cache that has evicted counts as hungry, and how much more than it holds one that is not may come to.
+HUNGRY_SECONDS = 20.0
+SPARE = 1.05
 # How much of what a worker holds above its share it gives up at once. It goes on when that has returned to the system.
 STEP_DOWN = 0.6
 
@@ -65,7 +79,9 @@ class Posting(NamedTuple):
     # What it has computed as its share.
     share: int
     level: int
+    # Whether it holds about what it may, and whether it could use more.
     settled: bool
+    hungry: bool
 
 
 def share_out(total: float, claims: Sequence[tuple[float, float]]) -> list[float]:
@@ -103,7 +119,7 @@ def budget(sized_for: float, used: float, held: Sequence[int]) -> float:
 def divide(total: float, workers: Sequence[Posting]) -> list[float]:
     """The share of each worker. Every worker computes the same from the same postings.
 
-    >>> one = Posting(1, 0.0, 0, 0, 0, 0.0, 0.0, 1.0, ANYTHING, 0, 0, 0, True)
+    >>> one = Posting(1, 0.0, 0, 0, 0, 0.0, 0.0, 1.0, ANYTHING, 0, 0, 0, True, True)
     >>> divide(90.0, [one, one._replace(pid=2, weight=2.0)])
     [30.0, 60.0]
     >>> divide(90.0, [one, one._replace(pid=2, most=9)])
@@ -170,39 +186,50 @@ class Need:
         """Begin to count anew: the size has changed so much that what was counted says nothing about it."""
         self.want = self.evidence = self._time = 0.0
 
-    def hold(self, now: float) -> None:
-        """Leave the weight as it is, for now."""
-        self._weighed_at = now
+    def next_weight(self, mine: Posting, others: Sequence[Posting], now: float) -> float:
+        """Move the weight by what another byte is worth to this worker and to the others.
 
-    def next_weight(self, held: float, want: float, others: float, evidence: float, now: float) -> float:
-        """Move the weight: ``held`` bytes are here, and the others hold ``others``, with ``want`` ghost hits a second.
-
-        ``evidence`` is the number of ghost hits that their rate is derived from.
+        Only those that are hungry are compared. Who has all that it needs has no ghost hits, and yet what it holds may
+        be worth more than anything; what it does not use goes to others anyway. And while anybody's cache is still
+        filling, its misses say nothing about a larger one.
         """
-        at = self._weighed_at
-        self._weighed_at = now
-        if at is None or held <= 0 or others <= 0:
+        at, self._weighed_at = self._weighed_at, now
+        hungry = [each for each in others if each.hungry]
+        if at is None or not mine.hungry or not hungry or not all(each.settled for each in (mine, *others)):
             return self.weight
         # One more of each: no ratio is infinite, and few of them say little.
-        mine, theirs = (
-            (self.evidence + 1) / max(self._time, 1e-9),
-            want * (evidence + 1) / max(evidence, 1e-9),
-        )
-        if evidence <= 0:
-            theirs = 1 / MEMORY_SECONDS
-        ratio = math.log(mine / held) - math.log(theirs / others)
-        chance = DEVIATIONS * math.sqrt(1 / (self.evidence + 1) + 1 / (evidence + 1))
+        evidence = sum(each.evidence for each in hungry) + 1
+        rate = sum(each.want for each in hungry) + 1 / MEMORY_SECONDS
+        own = (self.want + 1 / MEMORY_SECONDS) / max(mine.held, 1)
+        ratio = math.log(own * max(sum(each.held for each in hungry), 1) / rate)
+        chance = DEVIATIONS * math.sqrt(1 / (self.evidence + 1) + 1 / evidence)
         beyond = abs(ratio) - max(DEADBAND, chance)
-        if beyond <= 0:
-            return self.weight
-        steps = min((now - at) / CLIMB_SECONDS, 2.0)
-        move = math.copysign(min(CLIMB * beyond, CLIMB_MOST), ratio) * steps
-        self.weight = min(max(self.weight * math.exp(move), WEIGHT_LEAST), WEIGHT_MOST)
+        if beyond > 0:
+            steps = min((now - at) / CLIMB_SECONDS, 2.0)
+            move = math.copysign(min(CLIMB * beyond, CLIMB_MOST), ratio) * steps
+            self.weight = min(max(self.weight * math.exp(move), WEIGHT_LEAST), WEIGHT_MOST)
         return self.weight
 
 
+class Hunger:
+    """Whether a cache could use more: it has evicted for want of room not long ago."""
+
+    __slots__ = ("_last", "_until")
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._until = -math.inf
+
+    def observe(self, evicted: int, now: float) -> bool:
+        """``evicted`` is the number of entries ever evicted."""
+        last, self._last = self._last, evicted
+        if last is not None and evicted > last:
+            self._until = now + HUNGRY_SECONDS
+        return now < self._until
+
+
 class Held:
-    """Resident bytes that caches occupy: what they hold, and what they have freed that has not returned to the system."""
+    """Resident bytes that caches occupy: what they hold, and what they have freed that the process has kept."""
 
     __slots__ = ("_rss", "bytes")
 

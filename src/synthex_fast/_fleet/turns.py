@@ -20,7 +20,7 @@ __all__ = ["end", "take"]
 current: Turns | None = None
 
 
-def take() -> Turns | None | bool:
+def take() -> Turns | bool | None:
     """False if a sibling is collecting; otherwise what is to be given to `end` after the collection. Never waits."""
     turns = current
     if turns is None:
@@ -28,6 +28,6 @@ def take() -> Turns | None | bool:
     return turns if turns.take_turn() else False
 
 
-def end(taken: Turns | None | bool) -> None:
+def end(taken: Turns | bool | None) -> None:
     if taken:
         taken.end_turn()  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from synthex_fast import _unraisable
+from synthex_fast._fleet.split import SPARE, Hunger
 from synthex_fast.errors import type_error
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ __all__ = [
 
 # A cache that is at its limit holds at least this part of it: it evicts to 80 % and refills.
 HUNGRY_PART = 0.75
+# What one that is not at its limit is given room for: this many seconds of growth, and a little.
+GROWTH_SECONDS = 5.0
+LEAST_ROOM = 1 << 20
 
 
 @runtime_checkable
@@ -261,9 +265,12 @@ class ComponentState:
         "expirable",
         "freed",
         "growth",
+        "hunger",
+        "hungry",
         "key",
         "kind",
         "limited",
+        "missed",
         "name",
         "nbytes",
         "own_limit",
@@ -304,6 +311,10 @@ class ComponentState:
         self.peak = 0.0
         # Bytes a second between the last two readings.
         self.growth = 0.0
+        # Whether it could use more room, and how many misses that would have spared, as far as it knows.
+        self.hunger = Hunger()
+        self.hungry = False
+        self.missed = 0
         # The limit without the governor, and the one that it has set, if any: a cap, or instead of the other.
         self.own_limit: int | None = None
         self.set_limit: int | None = None
@@ -317,22 +328,31 @@ class ComponentState:
         self.errors = 0
         self.reported: set[str] = set()
 
-    @property
-    def hungry(self) -> bool:
-        """Whether a limit keeps it from growing: it fills its room again after each eviction."""
-        limit = lower(self.own_limit, self.set_limit)
-        return limit is not None and self.nbytes >= HUNGRY_PART * limit
-
-    def misses(self, obj: Any) -> int:
-        """How many of its misses a larger cache would have answered, as far as it knows: ghost hits, or all misses."""
+    def observe_need(self, obj: Any, now: float) -> None:
+        """Take in what the object knows of its misses: whether it could use more room, and for how many."""
+        evicted = None
         try:
             stats = obj.stats
-            name = "ghost_hits" if getattr(obj, "policy", "s3fifo") == "s3fifo" else "misses"
-            count = stats.get(name, stats.get("misses", 0))
-            return count if isinstance(count, int) else 0
+            misses = stats.get("misses", 0)
+            # How many a larger cache would have answered, if that is known.
+            count = (
+                stats.get("ghost_hits", misses) if getattr(obj, "policy", "s3fifo") == "s3fifo" else misses
+            )
+            evicted = stats.get("memory")
         except Exception:
             # Only few components have this.
-            return 0
+            count = 0
+        self.missed = count if isinstance(count, int) else 0
+        if isinstance(evicted, int):
+            self.hungry = self.hunger.observe(evicted, now)
+        else:
+            limit = lower(self.own_limit, self.set_limit)
+            self.hungry = limit is not None and self.nbytes >= HUNGRY_PART * limit
+
+    @property
+    def room(self) -> float:
+        """What it may come to hold soon if it is not hungry."""
+        return SPARE * self.peak + GROWTH_SECONDS * self.growth + LEAST_ROOM
 
     @property
     def evictable(self) -> bool:

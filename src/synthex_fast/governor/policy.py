@@ -293,7 +293,7 @@ class Policy:
         for state in caches:
             most = self._limit if state.own_limit is None else state.own_limit
             if not state.hungry:
-                most = min(most, state.peak + 5.0 * state.growth + FLOOR)
+                most = min(most, state.room)
             claims.append((1.0, float(most)))
         targets = share_out(total, claims)
         over = (total - sum(targets)) / len(caches)

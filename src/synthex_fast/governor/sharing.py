@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sharing"]
 
-# Seconds between two looks at the siblings: while shares change, and otherwise. A dead one is noticed within the latter.
+# Seconds between two looks at the siblings: while shares change, and otherwise. A death is noticed within the latter.
 BUSY_SECONDS, STEADY_SECONDS = 0.5, 1.9
 # How long after a change shares may still be on the move.
 SETTLE_SECONDS = 5.0
@@ -86,7 +86,9 @@ class Sharing:
         counted = sum(state.nbytes for state, _ in caches)
         held = self._held.observe(use.rss, counted * policy.overhead)
         need = self._need
-        need.observe(sum(state.misses(obj) for state, obj in caches), now)
+        for state, obj in caches:
+            state.observe_need(obj, now)
+        need.observe(sum(state.missed for state, _ in caches), now)
         most = self._most([state for state, _ in caches], policy, held)
         settled = now - self._changed_at >= SETTLE_SECONDS and held >= split.SETTLED_PART * min(
             self._share, most
@@ -105,6 +107,7 @@ class Sharing:
             share=int(self._share),
             level=level,
             settled=settled,
+            hungry=any(state.hungry for state, _ in caches),
         )
         known = self._siblings
         found = self.member.exchange(mine, now)
@@ -123,8 +126,8 @@ class Sharing:
             policy.share, policy.part = None, 1.0
             self._busy = now - self._changed_at < SETTLE_SECONDS
             return
-        self._weigh(found, held, settled, now)
-        self._decide(policy, mine._replace(weight=need.weight), shared, now)
+        weight = need.next_weight(mine, list(found.values()), now)
+        self._decide(policy, mine._replace(weight=weight), shared, now)
 
     def _most(self, caches: list[ComponentState], policy: Policy, held: float) -> float:
         """Resident bytes that the caches can use for now."""
@@ -135,18 +138,9 @@ class Sharing:
                     return ANYTHING
                 most += state.own_limit
             else:
-                room = 1.25 * state.peak + 5.0 * state.growth + FLOOR
-                most += room if state.own_limit is None else min(room, state.own_limit)
+                room = state.room
+                most += room if state.own_limit is None else min(room, float(state.own_limit))
         return min(max(most * policy.overhead, held), ANYTHING)
-
-    def _weigh(self, found: dict[int, Posting], held: float, settled: bool, now: float) -> None:
-        others = [each for each in found.values() if each.settled]
-        if not settled or len(others) < len(found):
-            # The misses of a cache that is still filling say nothing about what a larger one would be worth.
-            self._need.hold(now)
-            return
-        want, evidence = sum(each.want for each in others), sum(each.evidence for each in others)
-        self._need.next_weight(held, want, sum(each.held for each in others), evidence, now)
 
     def _decide(self, policy: Policy, mine: Posting, shared: tuple[int, int], now: float) -> None:
         used, limit = shared
