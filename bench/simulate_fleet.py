@@ -36,7 +36,6 @@ TARGET = 0.97
 ENTRY = 1 << 10
 # Simulated seconds between two exchanges.
 TICK = 2.0
-GRID = 24
 
 
 def read_trace(name, most=None):
@@ -170,24 +169,26 @@ def best_static(streams, total):
     """The most hits of any division on a grid, and that division: each worker's hits at every size, then a search."""
     curves = {}
     table = []
+    # Finer than an equal share by eight.
+    grid = min(8 * len(streams), 64) if len(streams) > 2 else 24
     for stream in streams:
         key = (len(stream), stream[:64].tobytes(), stream[-64:].tobytes())
         if key not in curves:
-            curves[key] = [0] + [hits_at(stream, total * step / GRID) for step in range(1, GRID + 1)]
+            curves[key] = [0] + [hits_at(stream, total * step / grid) for step in range(1, grid + 1)]
         table.append(curves[key])
-    best = [0] * (GRID + 1)
+    best = [0] * (grid + 1)
     chosen = []
     for curve in table:
-        after, choice = [0] * (GRID + 1), [0] * (GRID + 1)
-        for size in range(GRID + 1):
+        after, choice = [0] * (grid + 1), [0] * (grid + 1)
+        for size in range(grid + 1):
             after[size], choice[size] = max((best[size - own] + curve[own], own) for own in range(size + 1))
         best = after
         chosen.append(choice)
-    size, division = GRID, []
+    size, division = grid, []
     for choice in reversed(chosen):
         division.append(choice[size])
         size -= choice[size]
-    return best[GRID], [total * step / GRID for step in reversed(division)]
+    return best[grid], [total * step / grid for step in reversed(division)]
 
 
 def scenarios(count, length):

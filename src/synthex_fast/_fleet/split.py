@@ -49,7 +49,9 @@ CLIMB_MOST = 0.25
 # Differences of less than this, in the logarithm, move nothing; nor do those that chance explains: this many standard
 # deviations.
 DEADBAND = 0.10
-DEVIATIONS = 2.0
+DEVIATIONS = 2.5
+# By how much a weight returns to 1 in `CLIMB_SECONDS` while there is no such difference.
+RELAX = 0.1
 # A worker has settled if it holds at least this part of its share. Before, its misses say nothing about a larger one.
 SETTLED_PART = 0.7
 # How long a cache that has evicted counts as hungry, and how much more than it holds one that is not may come to.
@@ -204,10 +206,13 @@ class Need:
         ratio = math.log(own * max(sum(each.held for each in hungry), 1) / rate)
         chance = DEVIATIONS * math.sqrt(1 / (self.evidence + 1) + 1 / evidence)
         beyond = abs(ratio) - max(DEADBAND, chance)
+        steps = min((now - at) / CLIMB_SECONDS, 2.0)
         if beyond > 0:
-            steps = min((now - at) / CLIMB_SECONDS, 2.0)
             move = math.copysign(min(CLIMB * beyond, CLIMB_MOST), ratio) * steps
-            self.weight = min(max(self.weight * math.exp(move), WEIGHT_LEAST), WEIGHT_MOST)
+        else:
+            # Back to equal shares, which are as good: where hit curves are straight, chance would lead anywhere.
+            move = -RELAX * steps * math.log(self.weight)
+        self.weight = min(max(self.weight * math.exp(move), WEIGHT_LEAST), WEIGHT_MOST)
         return self.weight
 
 

@@ -235,17 +235,17 @@ class MemoryGovernor:
         thread is doing it, or if called from a callback of the governor's own; memory is then read again there. Limits
         lowered and buffers paused remain so until memory falls or `stop` is called.
         """
-        self._sharing.due = -math.inf
         self._worker.act(self, True)
         return LEVELS[self._level]
+
+    def _rest(self) -> float:
+        """Seconds for which nothing is to be done, as far as siblings can tell; 0 if a step is due."""
+        return self._sharing.rest(self._clock())
 
     def _step(self, sample: object = None) -> None:
         """One pass: read memory (or use a sample just taken) and act on it."""
         now = self._clock()
         sharing = self._sharing
-        if sample is None and sharing.is_quiet(now):
-            self._interval = sharing.interval(sharing.due - now)
-            return
         try:
             use = self._memory.read_memory(sample)
         except Exception as error:
@@ -464,7 +464,6 @@ class MemoryGovernor:
         """Act as soon as possible, in the governor's own thread, unless there is nothing to act on."""
         if self.running and (len(self._components) or self._on_emergency is not None):
             self._subscribe()
-            self._sharing.due = -math.inf
             self._worker.plan(0.0)
 
     def _subscribe(self) -> None:

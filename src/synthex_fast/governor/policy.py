@@ -113,6 +113,8 @@ class Policy:
         self.part = 1.0
         # Whether memory that a cache frees returns to the system, so that others can use it.
         self.gives = True
+        # Whether there may be siblings.
+        self.joined = False
         # Whether the container's limit is the only one.
         self.shares_limit = True
 
@@ -159,17 +161,27 @@ class Policy:
         """What a byte that caches count costs in memory, from how the two grow."""
         counted = sum(state.peak for state in states)
         # What siblings add to the container's memory says nothing about this process's caches.
-        used = self._used_peak if self.share is None else self._rss_peak
+        used = self._rss_peak if self.joined else self._used_peak
         if self._learned_from is not None:
             used_then, counted_then = self._learned_from
             if used < used_then or counted < counted_then:
                 # Memory has returned to the system, or the caches have shrunk within it.
                 self._learned_from = (min(used, used_then), min(counted, counted_then))
-            if counted - counted_then < 3 * NOISE * use.limit:
+            enough = 3 * NOISE * use.limit
+            if self.joined and counted > enough:
+                # All that the process has is the most that its caches can cost.
+                self.overhead = max(OVERHEAD_LEAST, min(self.overhead, used / counted))
+            if counted - counted_then < enough:
                 return
             ratio = (used - used_then) / (counted - counted_then)
             self.overhead = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
         self._learned_from = (used, counted)
+
+    def join(self, joined: bool) -> None:
+        """Take note of whether there may be siblings, whose memory counts as used too."""
+        if joined != self.joined:
+            self.joined = joined
+            self._learned_from = None
 
     # Eviction
 

@@ -3,7 +3,7 @@
 Alone, or without a container, nothing here changes what the governor does. With siblings, `Sharing.consult` gives the
 policy its share of the container's memory, how much of it may be used at once, and its part of common evictions.
 
-While nothing changes, the governor only looks now and then whether its siblings are still there (`Sharing.is_quiet`).
+While nothing changes, the governor only looks now and then whether its siblings are still there (`Sharing.rest`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,29 @@ __all__ = ["Sharing"]
 
 # Seconds between two looks at the siblings: while shares change, and otherwise. A death is noticed within the latter.
 BUSY_SECONDS, STEADY_SECONDS = 0.5, 1.9
+# Figures that differ by less than this part say the same.
+ALIKE = 0.03
 # How long after a change shares may still be on the move.
 SETTLE_SECONDS = 5.0
 # A cut whose memory has returned to the system for less than this part was of no use to anyone; nothing is cut then for
 # so many seconds.
 RETURNED_PART = 0.3
 HOLD_SECONDS = 30.0
+
+
+def _differs(one: Posting, other: Posting) -> bool:
+    """Whether siblings would decide otherwise after the one than after the other."""
+    if one.hungry != other.hungry or one.settled != other.settled or (one.level > 1) != (other.level > 1):
+        return True
+    pairs = (
+        (one.held, other.held),
+        (one.share, other.share),
+        (one.most, other.most),
+        (one.weight, other.weight),
+    )
+    return any(abs(now - then) > ALIKE * then for now, then in pairs) or (
+        one.hungry and abs(one.want - other.want) > 5 * ALIKE * other.want
+    )
 
 
 class Sharing:
@@ -57,9 +74,11 @@ class Sharing:
 
     # Looking
 
-    def is_quiet(self, now: float) -> bool:
-        """Whether there is nothing to do but to look at the siblings, and they are as they were."""
-        return now < self.due and self.member.look() is self._siblings
+    def rest(self, now: float) -> float:
+        """Seconds for which nothing is to be done, because the siblings are as they were; 0 if a step is due."""
+        if now >= self.due or self.member.look() is not self._siblings:
+            return 0.0
+        return self.interval(self.due - now)
 
     def interval(self, seconds: float) -> float:
         """Seconds to the next look, if memory is to be read again in ``seconds``."""
@@ -81,6 +100,7 @@ class Sharing:
         """Tell the siblings how things stand, and the policy what this process's share is."""
         if shared is None or not self.member.wanted:
             policy.share = None
+            policy.join(False)
             return
         caches = [(state, obj) for state, obj in components if state.limited and state.weight]
         counted = sum(state.nbytes for state, _ in caches)
@@ -110,11 +130,16 @@ class Sharing:
             hungry=any(state.hungry for state, _ in caches),
         )
         known = self._siblings
-        found = self.member.exchange(mine, now)
+        # What hardly differs is not posted again: each posting makes the others reconsider.
+        news = not self.member.joined or self._posting is None or _differs(mine, self._posting)
+        found = self.member.exchange(mine, now) if news else self.member.look()
+        policy.join(found is not None)
         if found is None:
             policy.share, self._siblings, self._posting = None, {}, None
             return
-        self._siblings, self._posting = found, mine
+        self._siblings = found
+        if news:
+            self._posting = mine
         if found.keys() != known.keys() or any(found[slot].pid != known[slot].pid for slot in found):
             self._changed_at = now
             need.forget()
