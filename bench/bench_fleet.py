@@ -336,7 +336,7 @@ def chaos_in(limit, seconds):
 
 
 def cost(seconds, limit, quick):
-    print(f"cost: 2 workers in {limit} MB, full caches, ten requests a second")
+    print(f"cost: 2 workers in {limit} MB, all in caches, 500 requests a second")
     total = 45.0 if quick else 90.0
     used = {}
     for fleet in (False, True):
@@ -344,7 +344,7 @@ def cost(seconds, limit, quick):
             # Filled at once, then hardly used.
             workers = [
                 Running(
-                    container, seed=n, seconds=total, fleet=fleet, keys=1_000, batch=1, pause=0.1, show=99
+                    container, seed=n, seconds=total, fleet=fleet, keys=1_000, batch=50, pause=0.1, show=99
                 )
                 for n in range(2)
             ]

@@ -809,7 +809,7 @@ class Member:
         self.joined, self.posted = True, posting
         return self.look()
 
-    def look(self):
+    def look(self, brief=False):
         found = {
             worker.member.slot: worker.member.posted
             for worker in self.worker.board.workers
@@ -959,15 +959,60 @@ def test_a_new_one_gets_its_share(board):
 
 
 def test_where_memory_does_not_return_no_cache_is_emptied_for_nothing(board):
-    """What a cut frees stays with the process: nobody else could use it, so the first keeps what it has."""
+    """What a cut frees stays with the process, and nobody else can use it: one cut shows that, and no other follows."""
     first = board.add(sticky=True)
     board.run(20.0)
-    full = first.held
     for _ in range(3):
         board.add()
-    board.run(40.0)
-    assert first.held > 0.3 * full
+    board.run(3.0)
+    cap = first.cache.memory_cap
+    board.run(20.0)
+    assert first.cache.memory_cap >= cap > 1.8 * first.governor.stats["fleet"]["share"]
     assert board.most < 0.95 * LIMIT
+
+
+class Process(Worker):
+    """A worker with two caches, which ask for keys in different number."""
+
+    def __init__(self, board, keys, others, **options):
+        super().__init__(board, keys=keys, **options)
+        self.others = others
+        self.other = TTLDict(sizeof=lambda key, value: self.VALUE - 128)
+        self.governor.register(self.other)
+
+    def rss(self):
+        held = self.cache.nbytes + (self.other.nbytes if hasattr(self, "other") else 0)
+        self.most = max(held, self.most if self.sticky else 0)
+        return self.board.base + self.most
+
+    def live(self, seconds):
+        super().live(seconds)
+        for _ in range(int(self.rate * seconds) if self.others else 0):
+            key = int(self.others * self.draw())
+            if self.other.get(key) is None:
+                self.other[key] = True
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_two_caches_of_one_process_share_too_whichever_was_full_first(board, sticky):
+    one = Process(board, 6000, 0, wanted=False, sticky=sticky)
+    board.workers.append(one.start())
+    board.run(20.0)
+    assert one.cache.nbytes > 0.55 * LIMIT
+    one.others = 6000
+    board.run(30.0)
+    caps = one.cache.memory_cap, one.other.memory_cap
+    # Keys are asked for at random, so that chance counts for much in the beginning.
+    assert max(caps) < 1.4 * min(caps)
+    assert board.most < 0.85 * LIMIT
+
+
+def test_of_two_caches_the_one_that_fits_stays_whole(board):
+    one = Process(board, 6000, 1000, wanted=False)
+    board.workers.append(one.start())
+    board.run(60.0)
+    assert one.other.nbytes > 0.97 * 1000 * one.VALUE
+    assert one.cache.nbytes > 3 * one.other.nbytes
 
 
 def test_an_only_worker_is_governed_as_ever(board):

@@ -191,22 +191,20 @@ class FleetFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._posted = data
 
-    def look(self) -> dict[int, Posting]:
+    def look(self, brief: bool = False) -> dict[int, Posting]:
         """The postings of the living siblings by slot; the same object as last time unless something has changed.
 
-        Raises `AloneError` if the file is no longer the one that others find, or the slot is no longer this process's.
+        Raises `AloneError` if the file is no longer the one that others find, or the slot is no longer this process's;
+        a ``brief`` look leaves that to the next one.
         """
         try:
-            status = os.fstat(self.fd)
             raw = os.pread(self.fd, SIZE - _HEADER.size, _HEADER.size)
-            # Its own lock it gets in any case, unless another descriptor was closed and somebody else was faster.
-            owned = self._lock(self._place(self.slot))
+            if not brief:
+                self._check_again()
         except OSError as error:
             raise AloneError(f"{self.path} can't be read: {error.strerror}") from error
-        if (status.st_dev, status.st_ino) != self._identity or not owned:
-            raise AloneError(f"the descriptor of {self.path} was closed")
-        if not status.st_nlink or status.st_size != SIZE or len(raw) != SIZE - _HEADER.size:
-            raise AloneError(f"{self.path} was removed or has changed its size")
+        if len(raw) != SIZE - _HEADER.size:
+            raise AloneError(f"{self.path} has changed its size")
         if raw != self._raw:
             found = self._parsed(raw)
             at = self.slot * _SLOT_SIZE
@@ -221,6 +219,17 @@ class FleetFile:
             self._seen = {slot: posting for slot, posting in self._seen.items() if slot not in gone}
             self._raw = b""
         return self._seen
+
+    def _check_again(self) -> None:
+        """Whether file and slot are still what they were."""
+        status = os.fstat(self.fd)
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise AloneError(f"the descriptor of {self.path} was closed")
+        if not status.st_nlink or status.st_size != SIZE:
+            raise AloneError(f"{self.path} was removed or has changed its size")
+        # Its own lock it gets in any case, unless another descriptor was closed and somebody else was faster.
+        if not self._lock(self._place(self.slot)):
+            raise AloneError(f"the place in {self.path} was lost")
 
     def _parsed(self, raw: bytes) -> dict[int, Posting]:
         before = self._raw

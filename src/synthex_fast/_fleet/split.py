@@ -21,6 +21,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Protocol
+
+    class Claimant(Protocol):
+        """A worker, or a cache among those of one process, with what its weight depends on."""
+
+        @property
+        def held(self) -> int: ...
+        @property
+        def want(self) -> float: ...
+        @property
+        def evidence(self) -> float: ...
+        @property
+        def settled(self) -> bool: ...
+        @property
+        def hungry(self) -> bool: ...
+
 
 __all__ = [
     "ANYTHING",
@@ -82,6 +98,16 @@ class Posting(NamedTuple):
     share: int
     level: int
     # Whether it holds about what it may, and whether it could use more.
+    settled: bool
+    hungry: bool
+
+
+class Claim(NamedTuple):
+    """What a cache's weight among the others of its process depends on; as in `Posting`."""
+
+    held: int
+    want: float
+    evidence: float
     settled: bool
     hungry: bool
 
@@ -188,7 +214,7 @@ class Need:
         """Begin to count anew: the size has changed so much that what was counted says nothing about it."""
         self.want = self.evidence = self._time = 0.0
 
-    def next_weight(self, mine: Posting, others: Sequence[Posting], now: float) -> float:
+    def next_weight(self, mine: Claimant, others: Sequence[Claimant], now: float) -> float:
         """Move the weight by what another byte is worth to this worker and to the others.
 
         Only those that are hungry are compared. Who has all that it needs has no ghost hits, and yet what it holds may

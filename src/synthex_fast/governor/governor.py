@@ -259,6 +259,8 @@ class MemoryGovernor:
         elapsed = policy.elapsed(now)
         for state, obj in components:
             before, state.nbytes = state.nbytes, state.read_size(obj)
+            if state.limited and state.weight:
+                state.observe_need(obj, now)
             if elapsed > 0:
                 state.growth = max(0.0, (state.nbytes - before) / elapsed)
         was, self._level = self._level, classify(use.share, self._level)
@@ -374,7 +376,11 @@ class MemoryGovernor:
         """Hand memory that caches have given up back to the system, for siblings."""
         self._policy.freed(given)
         cost = given * self._policy.overhead
-        if self._policy.share is None or cost < NOISE * use.limit:
+        if cost < NOISE * use.limit:
+            return use
+        if self._policy.share is None:
+            # For other caches of this process, which can use it as it is.
+            self._record("give", why, given)
             return use
         if _pressure.find_malloc_trim():
             self._policy.heap_trim_begins()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from synthex_fast._fleet.split import share_out, step_down
+from synthex_fast._fleet.split import Held, budget, share_out, step_down
 from synthex_fast._pressure import (
     CRITICAL,
     HIGH,
@@ -105,6 +105,8 @@ class Policy:
         self._evicted_at_use = 0.0
         self._squeezed_at = -math.inf
         self._recovering = False
+        # Whether there are several caches, and all say what more room would be worth to them.
+        self._divides = False
         # Resident bytes that this process's caches may hold, as workers of one container agreed; None without others.
         self.share: float | None = None
         # Resident bytes of that by which they may grow before memory is read again.
@@ -113,6 +115,8 @@ class Policy:
         self.part = 1.0
         # Whether memory that a cache frees returns to the system, so that others can use it.
         self.gives = True
+        # What the caches occupy of this process's resident memory.
+        self.held = Held()
         # Whether there may be siblings.
         self.joined = False
         # Whether the container's limit is the only one.
@@ -128,6 +132,17 @@ class Policy:
         self._measure_growth(use, now)
         self._age_peaks(use, states, now)
         self._learn_overhead(use, states)
+        caches = [state for state in states if state.limited and state.weight]
+        self.held.observe(use.rss, sum(state.nbytes for state in caches) * self.overhead)
+        self._weigh(caches, now)
+
+    def _weigh(self, caches: list[ComponentState], now: float) -> None:
+        """Move the weights of the caches among themselves, by what another byte is worth to each."""
+        self._divides = len(caches) > 1 and all(state.knows_need for state in caches)
+        if self._divides:
+            claims = [state.claim for state in caches]
+            for n, state in enumerate(caches):
+                state.need.next_weight(claims[n], claims[:n] + claims[n + 1 :], now)
 
     def _measure_growth(self, use: MemoryUse, now: float) -> None:
         """How fast memory has grown recently, in steps that exceed noise: it may do so again."""
@@ -235,12 +250,20 @@ class Policy:
         if not caches:
             return
         least = max(FLOOR, use.limit // (16 * max(4, len(caches))))
-        if self.share is None:
-            aims = [
-                state.peak + grant for state, grant in zip(caches, self._grants(use, caches), strict=True)
-            ]
+        divided = True
+        if self.share is not None:
+            # Its own limit may leave less than the container does.
+            room = math.inf if self.shares_limit else SIZED_FOR * use.limit - use.used
+            aims = self._divided(self.share, min(self.grant, room), caches, least)
+        elif self._divides and self._bounded and level < HIGH:
+            # What a cache has freed is room for the others, whether or not it has returned to the system.
+            share = budget(SIZED_FOR * use.limit, use.used, [int(self.held.bytes)])
+            grant = share - sum(state.peak for state in caches) * self.overhead
+            aims = self._divided(share, grant, caches, least)
         else:
-            aims = self._agreed(use, caches, least)
+            divided = False
+            grants = self._grants(use, caches)
+            aims = [state.peak + grant for state, grant in zip(caches, grants, strict=True)]
         recovered = level == NORMAL and self._used_peak <= use.used
         for n, (state, aim) in enumerate(zip(caches, aims, strict=True)):
             own = state.own_limit
@@ -250,7 +273,7 @@ class Policy:
             elif level == NORMAL and not self._bounded:
                 # No limit was asked for: only what pressure took is given back.
                 aim = math.inf
-            aim = max(aim, least, state.nbytes if level < HIGH and self.share is None else 0)
+            aim = max(aim, least, 0 if level >= HIGH or divided else state.nbytes)
             if state.set_limit is not None and self._recovering:
                 recovered = recovered and aim <= state.set_limit + step
                 aim = min(aim, state.set_limit + step)
@@ -277,27 +300,29 @@ class Policy:
             claims.append((claim, max(0.0, own - state.peak)))
         return share_out(self._headroom, claims)
 
-    def _agreed(self, use: MemoryUse, caches: list[ComponentState], least: int) -> list[float]:
-        """Limits within this process's share: less where a cache holds more, and room to grow where it holds less."""
-        total = (self.share or 0.0) / self.overhead
-        grant = self.grant / self.overhead
-        if not self.shares_limit:
-            # Its own limit may leave less than the container does.
-            grant = min(grant, sum(self._grants(use, caches)))
-        targets = [max(float(least), target) for target in self._targets(total, caches)]
+    def _divided(self, share: float, grant: float, caches: list[ComponentState], least: int) -> list[float]:
+        """Limits for ``share`` resident bytes: less where a cache holds more than its part, else room to grow.
+
+        ``grant`` is by how many resident bytes all together may grow for now.
+        """
+        targets = [max(float(least), target) for target in self._targets(share / self.overhead, caches)]
         rooms = [max(0.0, target - state.peak) for target, state in zip(targets, caches, strict=True)]
-        grants = share_out(grant, [(room, room) for room in rooms])
+        grants = share_out(max(0.0, grant) / self.overhead, [(room, room) for room in rooms])
         self._headroom = sum(grants)
+        kept = self.held.bytes / self.overhead / max(sum(state.peak for state in caches), 1.0)
         aims = []
         for state, target, grown in zip(caches, targets, grants, strict=True):
             if state.peak <= target:
-                # Below the share it keeps what it has, and grows as memory allows.
+                # Below its part it keeps what it has, and grows as memory allows.
                 aims.append(state.peak + grown)
             elif state.nbytes <= target / CLOSE:
                 # Near enough: what little is over goes with the next eviction of its own.
                 aims.append(max(target, float(state.nbytes)))
+            elif self.gives:
+                aims.append(step_down(state.peak, target))
             else:
-                aims.append(step_down(state.peak, target) if self.gives else state.peak)
+                # Nobody else can use what it has freed, so it fills that again.
+                aims.append(state.peak * max(1.0, kept))
         return aims
 
     def _targets(self, total: float, caches: list[ComponentState]) -> list[float]:
@@ -306,7 +331,7 @@ class Policy:
             most = self._limit if state.own_limit is None else state.own_limit
             if not state.hungry:
                 most = min(most, state.room)
-            claims.append((1.0, float(most)))
+            claims.append((state.need.weight, float(most)))
         targets = share_out(total, claims)
         over = (total - sum(targets)) / len(caches)
         return [target + over for target in targets] if over > 0 else targets

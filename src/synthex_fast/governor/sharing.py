@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from synthex_fast._fleet import split
 from synthex_fast._fleet.member import Member
-from synthex_fast._fleet.split import ANYTHING, Held, Need, Posting
+from synthex_fast._fleet.split import ANYTHING, Need, Posting
 from synthex_fast.governor.policy import FLOOR, SIZED_FOR
 
 if TYPE_CHECKING:
@@ -27,29 +27,27 @@ if TYPE_CHECKING:
 __all__ = ["Sharing"]
 
 # Seconds between two looks at the siblings: while shares change, and otherwise. A death is noticed within the latter.
-BUSY_SECONDS, STEADY_SECONDS = 0.5, 1.9
+BUSY_SECONDS, STEADY_SECONDS = 0.5, 1.95
 # Figures that differ by less than this part say the same.
 ALIKE = 0.03
 # How long after a change shares may still be on the move.
 SETTLE_SECONDS = 5.0
-# A cut whose memory has returned to the system for less than this part was of no use to anyone; nothing is cut then for
-# so many seconds.
+# A cut whose memory has returned to the system for less than this part was of no use to anyone. Nothing is cut then for
+# so many seconds, and longer each time.
 RETURNED_PART = 0.3
 HOLD_SECONDS = 30.0
+HOLD_MOST_SECONDS = 600.0
 
 
-def _differs(one: Posting, other: Posting) -> bool:
+def _differs(one: Posting, other: Posting, limit: int) -> bool:
     """Whether siblings would decide otherwise after the one than after the other."""
     if one.hungry != other.hungry or one.settled != other.settled or (one.level > 1) != (other.level > 1):
         return True
-    pairs = (
-        (one.held, other.held),
-        (one.share, other.share),
-        (one.most, other.most),
-        (one.weight, other.weight),
-    )
-    return any(abs(now - then) > ALIKE * then for now, then in pairs) or (
-        one.hungry and abs(one.want - other.want) > 5 * ALIKE * other.want
+    sizes = (one.held, other.held), (one.share, other.share), (one.most, other.most)
+    return (
+        any(abs(now - then) > ALIKE * (then + limit // 10) for now, then in sizes)
+        or abs(one.weight - other.weight) > ALIKE * other.weight
+        or (one.hungry and abs(one.want - other.want) > 5 * ALIKE * (other.want + 1.0))
     )
 
 
@@ -61,12 +59,13 @@ class Sharing:
         self.reset()
 
     def reset(self) -> None:
-        self._held = Held()
+        self._held = 0.0
         self._need = Need()
         self._siblings: dict[int, Posting] = {}
         self._posting: Posting | None = None
         self._share = 0.0
         self._changed_at = -math.inf
+        self._hold = HOLD_SECONDS
         self._hold_until = -math.inf
         self._busy = True
         # When memory must be read again, whatever the siblings do.
@@ -76,7 +75,7 @@ class Sharing:
 
     def rest(self, now: float) -> float:
         """Seconds for which nothing is to be done, because the siblings are as they were; 0 if a step is due."""
-        if now >= self.due or self.member.look() is not self._siblings:
+        if now >= self.due or self.member.look(True) is not self._siblings:
             return 0.0
         return self.interval(self.due - now)
 
@@ -102,14 +101,12 @@ class Sharing:
             policy.share = None
             policy.join(False)
             return
-        caches = [(state, obj) for state, obj in components if state.limited and state.weight]
-        counted = sum(state.nbytes for state, _ in caches)
-        held = self._held.observe(use.rss, counted * policy.overhead)
+        caches = [state for state, _ in components if state.limited and state.weight]
+        counted = sum(state.nbytes for state in caches)
+        held = self._held = policy.held.bytes
         need = self._need
-        for state, obj in caches:
-            state.observe_need(obj, now)
-        need.observe(sum(state.missed for state, _ in caches), now)
-        most = self._most([state for state, _ in caches], policy, held)
+        need.observe(sum(state.missed for state in caches), now)
+        most = self._most(caches, policy, held)
         settled = now - self._changed_at >= SETTLE_SECONDS and held >= split.SETTLED_PART * min(
             self._share, most
         )
@@ -127,11 +124,11 @@ class Sharing:
             share=int(self._share),
             level=level,
             settled=settled,
-            hungry=any(state.hungry for state, _ in caches),
+            hungry=any(state.hungry for state in caches),
         )
         known = self._siblings
         # What hardly differs is not posted again: each posting makes the others reconsider.
-        news = not self.member.joined or self._posting is None or _differs(mine, self._posting)
+        news = not self.member.joined or self._posting is None or _differs(mine, self._posting, shared[1])
         found = self.member.exchange(mine, now) if news else self.member.look()
         policy.join(found is not None)
         if found is None:
@@ -192,8 +189,11 @@ class Sharing:
 
     def gave(self, freed: float, returned: float, now: float) -> None:
         """Caches were cut by ``freed`` resident bytes; ``returned`` of them have gone back to the system."""
-        if returned < RETURNED_PART * freed:
-            self._hold_until = now + HOLD_SECONDS
+        if returned >= RETURNED_PART * freed:
+            self._hold = HOLD_SECONDS
+        else:
+            self._hold_until = now + self._hold
+            self._hold = min(2 * self._hold, HOLD_MOST_SECONDS)
 
     def leave(self) -> None:
         self.member.leave()
@@ -226,6 +226,6 @@ class Sharing:
             "share": int(self._share) if found else None,
             "weight": self._need.weight,
             "want": self._need.want,
-            "held": int(self._held.bytes),
+            "held": int(self._held),
             "siblings": siblings,
         }
