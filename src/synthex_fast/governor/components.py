@@ -351,8 +351,9 @@ class ComponentState:
         except Exception:
             # Only few components have this.
             pass
-        self.knows_need = isinstance(count, int) and isinstance(evicted, int)
-        if self.knows_need:
+        self.knows_need = False
+        if isinstance(count, int) and isinstance(evicted, int):
+            self.knows_need = True
             self.missed = count
             self.hungry = self.hunger.observe(evicted, now)
             self.need.observe(count, now)

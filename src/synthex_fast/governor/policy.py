@@ -328,10 +328,10 @@ class Policy:
     def _targets(self, total: float, caches: list[ComponentState]) -> list[float]:
         claims = []
         for state in caches:
-            most = self._limit if state.own_limit is None else state.own_limit
+            most = float(self._limit if state.own_limit is None else state.own_limit)
             if not state.hungry:
                 most = min(most, state.room)
-            claims.append((state.need.weight, float(most)))
+            claims.append((state.need.weight, most))
         targets = share_out(total, claims)
         over = (total - sum(targets)) / len(caches)
         return [target + over for target in targets] if over > 0 else targets
