@@ -129,8 +129,9 @@ def divide_by_demand(total, workers, postings, now):
 
 
 def divide_by_ghosts(total, workers, postings, now):
-    for n, worker in enumerate(workers):
-        worker.need.next_weight(postings[n], postings[:n] + postings[n + 1 :], now)
+    everyone = split.Together(postings)
+    for worker, posting in zip(workers, postings, strict=True):
+        worker.need.next_weight(posting, everyone, now)
     return split.divide(
         total, [p._replace(weight=w.need.weight) for p, w in zip(postings, workers, strict=True)]
     )

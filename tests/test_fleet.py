@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import MB, ROOT, Clock, in_child, needs_fork, wait_for
+from support import MB, ROOT, Clock, FakeReadings, in_child, needs_fork, quiet_fork, run, wait_for
 
 from synthex_fast import GCTuner, MemoryGovernor, TTLDict
 from synthex_fast._fleet import file as fleet_file
@@ -121,7 +121,8 @@ def weighed(rate, other, *, seconds=60, seed=1, **given):
         count += sum(draw.random() < rate / 1000 for _ in range(1000))
         need.observe(count, float(second))
         mine = posting(held=1000, want=need.want, evidence=need.evidence, **given)
-        need.next_weight(mine, [posting(2, held=1000, want=other, evidence=10 * other)], float(second))
+        sibling = posting(2, held=1000, want=other, evidence=10 * other)
+        need.next_weight(mine, split.Together([mine, sibling]), float(second))
     return need.weight
 
 
@@ -141,7 +142,8 @@ def test_who_has_all_it_needs_or_is_still_filling_is_not_compared():
     need = Need()
     for second in range(20):
         need.observe(100 * second, float(second))
-        need.next_weight(posting(held=1000), [posting(2, held=1000, hungry=False)], float(second))
+        mine = posting(held=1000, want=need.want, evidence=need.evidence)
+        need.next_weight(mine, split.Together([mine, posting(2, held=1000, hungry=False)]), float(second))
     assert need.weight == 1
 
 
@@ -691,8 +693,6 @@ class Collector:
 @pytest.fixture
 def tuned(monkeypatch):
     """A tuner among stand-ins, and its clock, readings and collector."""
-    from support import FakeReadings
-
     clock, readings = Clock(100.0), FakeReadings(rss=100 * MB)
     collector = Collector(clock)
     tuner = GCTuner(
@@ -1063,8 +1063,6 @@ def test_the_stats_say_who_is_there(board):
 
 
 def test_alone_the_stats_say_why():
-    from support import FakeReadings
-
     governor = MemoryGovernor("1GB", readings=FakeReadings(), fleet=False)
     assert governor.stats["fleet"] == {
         "state": "alone",
@@ -1073,6 +1071,82 @@ def test_alone_the_stats_say_why():
         "share": None,
         "siblings": [],
     }
+
+
+class Readings(FakeReadings):
+    """A process in a container of which nothing else is known."""
+
+    def __init__(self, folder):
+        super().__init__(limit=LIMIT, charge=100 * MB)
+        self.container = 1, str(folder)
+
+
+@needs_locks
+def test_a_governor_joins_while_it_runs(container):
+    governor = MemoryGovernor(readings=Readings(container.container[1]))
+    cache = governor.register(TTLDict())
+    # One that only looks when it is told to does not act for others.
+    governor.check()
+    stats = governor.stats["fleet"]
+    assert (stats["state"], stats["reason"]) == ("alone", "not running")
+    with governor:
+        wait_for(lambda: governor.stats["fleet"]["state"] == "joined")
+        assert turns.current is not None
+    stats = governor.stats["fleet"]
+    assert (stats["state"], stats["reason"]) == ("alone", "not running")
+    assert turns.current is None
+    assert cache.memory_cap is None
+
+
+@needs_locks
+@needs_fork
+@quiet_fork
+def test_the_governor_of_a_forked_child_joins_as_another_worker(container):
+    governor = MemoryGovernor(readings=Readings(container.container[1]))
+    cache = governor.register(TTLDict())
+    with governor:
+        wait_for(lambda: governor.stats["fleet"]["state"] == "joined")
+
+        def child():
+            wait_for(lambda: governor.stats["fleet"]["workers"] == 2)
+            assert governor.stats["fleet"]["siblings"][0]["pid"] == os.getppid()
+
+        in_child(child)
+        wait_for(lambda: governor.stats["fleet"]["workers"] == 1)
+    del cache
+
+
+@needs_locks
+def test_a_process_that_ends_leaves(container, tmp_path):
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from test_fleet import LIMIT, MB, FakeReadings, MemoryGovernor, Readings, TTLDict, wait_for
+        governor = MemoryGovernor(readings=Readings(sys.argv[2]))
+        cache = governor.register(TTLDict())
+        governor.start()
+        wait_for(lambda: governor.stats["fleet"]["state"] == "joined")
+        """
+    run(code, arguments=(str(Path(__file__).parent), container.container[1]))
+    one = member.Member(True, container)
+    assert one.exchange(posting(), 0.0) == {}
+    # Nothing is left of it.
+    assert os.pread(one._file.fd, fleet_file.SIZE, 64).count(0) > fleet_file.SIZE - 64 - 128
+
+
+def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
+    caught = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: caught.append(args.exc_value))
+    one = board.add()
+
+    def fail(posting, now):
+        raise MemoryError
+
+    one.member.exchange = fail
+    one.member.joined = False
+    board.run(15.0)
+    assert board.most < 0.85 * LIMIT
+    assert any(isinstance(error, MemoryError) for error in caught)
 
 
 def test_the_argument_is_checked():

@@ -20,7 +20,6 @@ import math
 import os
 import stat
 import struct
-import tempfile
 import zlib
 
 from synthex_fast._fleet.split import ANYTHING, WEIGHT_LEAST, WEIGHT_MOST, Posting
@@ -58,6 +57,9 @@ def find_directory() -> str:
     """The directory for the file, made if it does not exist. Raises `AloneError` unless it is this user's only."""
     if fcntl is None:
         raise AloneError("the system has no fcntl locks")
+    # Takes milliseconds to import, and most programs have no fleet.
+    import tempfile
+
     user = os.geteuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     reason = "no directory"

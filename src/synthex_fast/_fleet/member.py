@@ -49,7 +49,7 @@ class Member:
         self._retry_at = -math.inf
         self._started = 0.0
         # Why it is alone, if it is.
-        self.reason = "" if key else "fleet=False"
+        self.reason = "not running" if key else "fleet=False"
         _members.add(self)
 
     @property

@@ -44,6 +44,7 @@ __all__ = [
     "Hunger",
     "Need",
     "Posting",
+    "Together",
     "budget",
     "divide",
     "fair_part",
@@ -110,6 +111,20 @@ class Claim(NamedTuple):
     evidence: float
     settled: bool
     hungry: bool
+
+
+class Together:
+    """Sums over those of all workers, or caches of a process, that are hungry; and whether all have settled."""
+
+    __slots__ = ("evidence", "held", "hungry", "settled", "want")
+
+    def __init__(self, claimants: Sequence[Claimant]) -> None:
+        hungry = [each for each in claimants if each.hungry]
+        self.hungry = len(hungry)
+        self.held = sum(each.held for each in hungry)
+        self.want = sum(each.want for each in hungry)
+        self.evidence = sum(each.evidence for each in hungry)
+        self.settled = all(each.settled for each in claimants)
 
 
 def share_out(total: float, claims: Sequence[tuple[float, float]]) -> list[float]:
@@ -214,7 +229,7 @@ class Need:
         """Begin to count anew: the size has changed so much that what was counted says nothing about it."""
         self.want = self.evidence = self._time = 0.0
 
-    def next_weight(self, mine: Claimant, others: Sequence[Claimant], now: float) -> float:
+    def next_weight(self, mine: Claimant, everyone: Together, now: float) -> float:
         """Move the weight by what another byte is worth to this worker and to the others.
 
         Only those that are hungry are compared. Who has all that it needs has no ghost hits, and yet what it holds may
@@ -222,15 +237,14 @@ class Need:
         filling, its misses say nothing about a larger one.
         """
         at, self._weighed_at = self._weighed_at, now
-        hungry = [each for each in others if each.hungry]
-        if at is None or not mine.hungry or not hungry or not all(each.settled for each in (mine, *others)):
+        if at is None or not mine.hungry or everyone.hungry < 2 or not everyone.settled:
             return self.weight
         # One more of each: no ratio is infinite, and few of them say little.
-        evidence = sum(each.evidence for each in hungry) + 1
-        rate = sum(each.want for each in hungry) + 1 / MEMORY_SECONDS
-        own = (self.want + 1 / MEMORY_SECONDS) / max(mine.held, 1)
-        ratio = math.log(own * max(sum(each.held for each in hungry), 1) / rate)
-        chance = DEVIATIONS * math.sqrt(1 / (self.evidence + 1) + 1 / evidence)
+        evidence = max(everyone.evidence - mine.evidence, 0.0) + 1
+        rate = max(everyone.want - mine.want, 0.0) + 1 / MEMORY_SECONDS
+        own = (mine.want + 1 / MEMORY_SECONDS) / max(mine.held, 1)
+        ratio = math.log(own * max(everyone.held - mine.held, 1) / rate)
+        chance = DEVIATIONS * math.sqrt(1 / (mine.evidence + 1) + 1 / evidence)
         beyond = abs(ratio) - max(DEADBAND, chance)
         steps = min((now - at) / CLIMB_SECONDS, 2.0)
         if beyond > 0:

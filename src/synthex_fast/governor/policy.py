@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from synthex_fast._fleet.split import Held, budget, share_out, step_down
+from synthex_fast._fleet.split import Held, Together, budget, share_out, step_down
 from synthex_fast._pressure import (
     CRITICAL,
     HIGH,
@@ -141,8 +141,9 @@ class Policy:
         self._divides = len(caches) > 1 and all(state.knows_need for state in caches)
         if self._divides:
             claims = [state.claim for state in caches]
-            for n, state in enumerate(caches):
-                state.need.next_weight(claims[n], claims[:n] + claims[n + 1 :], now)
+            everyone = Together(claims)
+            for state, claim in zip(caches, claims, strict=True):
+                state.need.next_weight(claim, everyone, now)
 
     def _measure_growth(self, use: MemoryUse, now: float) -> None:
         """How fast memory has grown recently, in steps that exceed noise: it may do so again."""

@@ -148,7 +148,7 @@ class Sharing:
             policy.share, policy.part = None, 1.0
             self._busy = now - self._changed_at < SETTLE_SECONDS
             return
-        weight = need.next_weight(mine, list(found.values()), now)
+        weight = need.next_weight(mine, split.Together([mine, *found.values()]), now)
         self._decide(policy, mine._replace(weight=weight), shared, now)
 
     def _most(self, caches: list[ComponentState], policy: Policy, held: float) -> float:
