@@ -803,10 +803,12 @@ class Member:
         self.slot = len(worker.board.workers)
         self.joined = False
         self.posted = None
+        self.posts = 0
         self.seen = {}
 
     def exchange(self, posting, now):
         self.joined, self.posted = True, posting
+        self.posts += 1
         return self.look()
 
     def look(self, brief=False):
@@ -935,6 +937,17 @@ def test_one_that_asks_for_more_gets_more(board):
     assert workers[0].cache.memory_cap > 1.25 * workers[1].cache.memory_cap
 
 
+def test_a_burst_of_starts_is_survived_and_shared(board):
+    """Each fills its cache as fast as 200 MB a second, before the others have made room."""
+    board.add(rate=3000)
+    board.run(10.0)
+    for _ in range(3):
+        board.add(rate=3000)
+    board.run(10.0)
+    assert board.most < 0.9 * LIMIT
+    assert board.spread() < 0.15
+
+
 def test_a_dead_worker_is_forgotten_and_its_share_is_used(board):
     for _ in range(3):
         board.add()
@@ -1038,6 +1051,8 @@ def test_while_nothing_changes_siblings_are_only_looked_at(board):
     workers = [board.add(keys=100) for _ in range(2)]
     board.run(40.0)
     steps = [0, 0]
+    for worker in workers:
+        worker.member.posts = 0
     for n, worker in enumerate(workers):
 
         def step(sample=None, n=n, genuine=worker.governor._step):
@@ -1048,6 +1063,7 @@ def test_while_nothing_changes_siblings_are_only_looked_at(board):
     board.run(60.0)
     # As often as without siblings: every five seconds.
     assert all(count <= 13 for count in steps)
+    assert all(worker.member.posts <= 1 for worker in workers)
 
 
 def test_the_stats_say_who_is_there(board):

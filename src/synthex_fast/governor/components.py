@@ -274,6 +274,7 @@ class ComponentState:
         "key",
         "kind",
         "knows_need",
+        "limit_at",
         "limited",
         "missed",
         "name",
@@ -327,6 +328,8 @@ class ComponentState:
         # The limit without the governor, and the one that it has set, if any: a cap, or instead of the other.
         self.own_limit: int | None = None
         self.set_limit: int | None = None
+        # When that was last changed, or pressure last kept it from growing.
+        self.limit_at = 0.0
         if self.limited:
             with contextlib.suppress(Exception):
                 self._observe_limit(obj)

@@ -46,6 +46,8 @@ EVICTED_TO = 0.8
 # Limits grow back by this share of the caller's own limit in this many seconds.
 RECOVERY_SECONDS = 5.0
 RECOVERY_STEP = 0.1
+# How many times as fast they do where shares say how far: a new worker among siblings is not to wait for its own.
+DIVIDED_PACE = 2.0
 # Seconds between two readings of memory, by level, and the fewest when it grows fast.
 IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
 LEAST_SECONDS = 0.02
@@ -268,21 +270,31 @@ class Policy:
         recovered = level == NORMAL and self._used_peak <= use.used
         for n, (state, aim) in enumerate(zip(caches, aims, strict=True)):
             own = state.own_limit
-            step = RECOVERY_STEP * (own or self._limit) * elapsed / RECOVERY_SECONDS
             if level >= HIGH:
                 aim = min(aim, state.peak)
+                state.limit_at = now
             elif level == NORMAL and not self._bounded:
                 # No limit was asked for: only what pressure took is given back.
                 aim = math.inf
             aim = max(aim, least, 0 if level >= HIGH or divided else state.nbytes)
             if state.set_limit is not None and self._recovering:
+                pace = (
+                    RECOVERY_STEP
+                    * (own or self._limit)
+                    / RECOVERY_SECONDS
+                    * (DIVIDED_PACE if divided else 1.0)
+                )
+                # What is too little to be worth a change adds up until it is.
+                step = max(pace * elapsed, min(pace * (now - state.limit_at), 2 * NOISE * state.set_limit))
                 recovered = recovered and aim <= state.set_limit + step
                 aim = min(aim, state.set_limit + step)
             if aim >= (own if own is not None else self._limit):
                 if state.set_limit is not None:
+                    state.limit_at = now
                     yield n, None, "grow"
             elif state.set_limit is None or abs(aim - state.set_limit) > NOISE * state.set_limit:
                 grows = state.set_limit is not None and aim > state.set_limit
+                state.limit_at = now
                 yield n, int(aim), "grow" if grows else "limit"
         # Once they have grown back, limits follow the headroom.
         self._recovering = level >= HIGH or (self._recovering and not recovered)
