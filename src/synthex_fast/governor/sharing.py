@@ -30,8 +30,9 @@ __all__ = ["Sharing"]
 BUSY_SECONDS, STEADY_SECONDS = 0.5, 1.95
 # Figures that differ by less than this part say the same.
 ALIKE = 0.03
-# How long after a change shares may still be on the move.
-SETTLE_SECONDS = 5.0
+# How long after a change shares may still be on the move: until then caches fill, or have just been cut, and what they
+# miss says little.
+SETTLE_SECONDS = 10.0
 # A cut whose memory has returned to the system for less than this part was of no use to anyone. Nothing is cut then for
 # so many seconds, and longer each time.
 RETURNED_PART = 0.3
@@ -177,6 +178,7 @@ class Sharing:
         moved = abs(share - self._share) > 0.25 * share
         if moved:
             self._changed_at = now
+            self._need.forget()
         self._share = share
         lacking = [max(0.0, each - posting.held) for each, posting in zip(shares, postings, strict=True)]
         together = sum(lacking)
@@ -185,7 +187,7 @@ class Sharing:
         policy.grant = headroom * lacking[place] / together if together else 0.0
         policy.part = split.fair_part(postings, shares, place)
         policy.gives = now >= self._hold_until
-        self._busy = now - self._changed_at < 2 * SETTLE_SECONDS
+        self._busy = now - self._changed_at < SETTLE_SECONDS
 
     def gave(self, freed: float, returned: float, now: float) -> None:
         """Caches were cut by ``freed`` resident bytes; ``returned`` of them have gone back to the system."""
