@@ -84,12 +84,12 @@ def work(procs, options):
             if tuner is not None:
                 with tuner.request():
                     # Survivors and cycles, so that full collections fall due; all is let go now and then.
-                    for _ in range(batch):
+                    for _ in range(300):
                         one, two = [bytearray(500)], []
                         one.append(two)
                         two.append(one)
                         alive.append(one)
-                    if len(alive) > 60_000:
+                    if len(alive) > 50_000:
                         alive.clear()
         except Exception as error:
             errors += 1
@@ -252,10 +252,11 @@ def need(seconds, limit, quick):
 
 
 def turns(seconds, limit, quick):
-    print(f"turns: 3 workers with a tuner each in {limit} MB, much of it garbage")
+    limit *= 2
+    print(f"turns: 3 workers with a tuner each in {limit} MB, well below the watermark")
     with Container(limit * MB) as container:
         workers = [
-            Running(container, seed=n, seconds=12.0 if quick else 30.0, tuner=True, keys=3_000)
+            Running(container, seed=n, seconds=15.0 if quick else 40.0, tuner=True, keys=100)
             for n in range(3)
         ]
         for worker in workers:
