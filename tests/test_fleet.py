@@ -278,6 +278,23 @@ def test_one_that_leaves_is_gone_at_once(path, sibling):
     assert other.ask("look") == f"[{mine.slot}]"
     mine.leave()
     assert other.ask("look") == "[]"
+    # The file is the other one's still.
+    assert fleet_file.FleetFile(path).look().keys() == {other.slot}
+
+
+@needs_locks
+def test_the_last_one_takes_the_file_away(path):
+    mine = fleet_file.FleetFile(path)
+    mine.post(posting())
+    mine.leave()
+    assert not os.path.exists(path)
+    # Not somebody else's in its place.
+    again = fleet_file.FleetFile(path)
+    os.unlink(path)
+    other = fleet_file.FleetFile(path)
+    again.leave()
+    assert os.path.exists(path)
+    assert other.look() == {}
 
 
 @needs_locks
@@ -1144,10 +1161,8 @@ def test_a_process_that_ends_leaves(container, tmp_path):
         wait_for(lambda: governor.stats["fleet"]["state"] == "joined")
         """
     run(code, arguments=(str(Path(__file__).parent), container.container[1]))
-    one = member.Member(True, container)
-    assert one.exchange(posting(), 0.0) == {}
-    # Nothing is left of it.
-    assert os.pread(one._file.fd, fleet_file.SIZE, 64).count(0) > fleet_file.SIZE - 64 - 128
+    # Nothing is left of it, and as it was the only one, not even the file.
+    assert os.listdir(fleet_file.find_directory()) == []
 
 
 def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
@@ -1225,8 +1240,8 @@ def test_workers_of_a_real_container(monkeypatch, tmp_path):
             workers.pop().kill()
             began = time.monotonic()
             wait_for(each(lambda row: row["workers"] == 2))
-            # Half a second passes between two rows.
-            assert time.monotonic() - began < 3.0
+            # Half a second passes between two rows, and more on a busy machine.
+            assert time.monotonic() - began < 6.0
             assert module.oom_kills(container) == 0
             assert not any(row[0]["errors"] for row in last())
         finally:

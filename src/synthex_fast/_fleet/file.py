@@ -282,6 +282,10 @@ class FleetFile:
 
     def leave(self) -> None:
         """Give the slot up. The descriptor is closed with the last reference: another thread may still be reading."""
+        with contextlib.suppress(OSError, AloneError):
+            # The last one takes the file away. Whoever joins at this moment finds that it is gone, and joins again.
+            if not self.look():
+                os.unlink(self.path)
         with contextlib.suppress(OSError):
             os.pwrite(self.fd, _EMPTY, self._place(self.slot))
             self._unlock(self._place(self.slot))
