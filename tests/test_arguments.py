@@ -346,6 +346,7 @@ MEANINGFUL = {
     "MemoryGovernor(clock)": takes("None"),
     "MemoryGovernor(on_emergency)": takes("None"),
     "MemoryGovernor(pause)": takes("True", "0", "inf"),
+    "MemoryGovernor(fleet)": takes("True", "text"),
     "MemoryGovernor.register(obj)": takes(),
     "MemoryGovernor.register(weight)": takes("0"),
     "MemoryGovernor.register(name)": takes("None", "text"),

@@ -26,7 +26,7 @@ RECORDS = (
     {"_slab"},
     {"collector"},
 )
-MEMORY = ({"monitor", "gc_tuner", "node"}, {"governor"})
+MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})
 ABOVE = ({"validate", "exporters"}, {"integrations", "top"}, {"cli"})
 
 

@@ -35,16 +35,17 @@ class Stage:
     """
 
     READINGS = 0
+    FLEET = 1
     # Locks that the governor holds over the fork, taken once no thread of the package is left to wait for them.
-    GOVERNOR_LOCKS = 1
-    SWEEPER = 2
-    TUNER = 3
-    MONITOR = 4
-    GOVERNOR = 5
-    INSTALLATION = 6
+    GOVERNOR_LOCKS = 2
+    SWEEPER = 3
+    TUNER = 4
+    MONITOR = 5
+    GOVERNOR = 6
+    INSTALLATION = 7
     # These read the figures of all the others.
-    METRICS = 7
-    PAGE = 8
+    METRICS = 8
+    PAGE = 9
 
 
 class _Hooks:

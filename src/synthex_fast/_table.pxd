@@ -105,6 +105,7 @@ cdef struct Table:
     uint32_t ghost_buckets
     uint32_t ghost_room       # evictions that a ghost is remembered for
     uint64_t ghost_clock      # ghosts ever made
+    uint64_t ghost_hits       # insertions of young ghosts: a table half as large again would still have had them
 
     uint64_t nbytes
     uint64_t* wide            # sizes of all slots, once one did not fit into its slot's meta
@@ -571,6 +572,7 @@ cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
     """Remove the hash from the ghosts. Returns whether it was there."""
     cdef uint32_t* bucket
     cdef uint32_t i, now, grain
+    cdef uint64_t age
     if t.ghosts == NULL:
         return False
     bucket = t.ghosts + <size_t>((<uint64_t>hash * t.ghost_buckets) >> 32) * GHOSTS_PER_BUCKET
@@ -578,8 +580,11 @@ cdef inline bint ghost_forget(Table* t, uint32_t hash) noexcept nogil:
     now = <uint32_t>(t.ghost_clock // grain) & 0x3FFF
     for i in range(<uint32_t>GHOSTS_PER_BUCKET):
         if bucket[i] and (bucket[i] >> 14) == (hash & 0x3FFFF):
-            if ((now - bucket[i]) & 0x3FFF) * <uint64_t>grain <= t.ghost_room:
+            age = ((now - bucket[i]) & 0x3FFF) * <uint64_t>grain
+            if age <= t.ghost_room:
                 bucket[i] = 0
+                # There is always room for half of the entries, whatever size the table had when it was made.
+                t.ghost_hits += 2 * age <= t.live
                 return True
     return False
 

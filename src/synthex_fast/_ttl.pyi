@@ -29,6 +29,7 @@ class _Stats(TypedDict):
     sizeof_exhausted: int
     uncacheable: int
     over_cap: int
+    ghost_hits: int
     memory_limit: int | None
     memory_cap: int | None
 

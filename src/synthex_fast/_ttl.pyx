@@ -813,14 +813,16 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
         ``sizeof_exhausted`` counts values so large that part of their size was estimated, ``uncacheable`` those that
         `get_or_set` returned without storing them because they alone exceed the memory limit, and ``over_cap`` those
-        evicted at once because they alone exceed the `cap` (they count as ``memory`` too).
+        evicted at once because they alone exceed the `cap` (they count as ``memory`` too). ``ghost_hits`` counts
+        insertions of keys that the policy ``"s3fifo"`` evicted young and not long ago: lookups that a dict half as
+        large again would have answered. With other policies it is 0.
 
         >>> TTLDict().stats["hits"]
         0
         """
         cdef int64_t hits = 0, misses = 0, sets, exhausted, uncacheable, over_cap
         cdef int64_t evicted[4]
-        cdef uint64_t nbytes, own, cap
+        cdef uint64_t nbytes, own, cap, ghost_hits
         cdef uint32_t live
         cdef unsigned int i
         expire_all_due(self)
@@ -835,6 +837,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         exhausted = self.exhausted
         uncacheable = self.uncacheable
         over_cap = self.over_cap
+        ghost_hits = self.table.ghost_hits
         own = self.own_bytes
         cap = self.cap_bytes
         leave(self)
@@ -852,6 +855,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
             "sizeof_exhausted": exhausted,
             "uncacheable": uncacheable,
             "over_cap": over_cap,
+            "ghost_hits": ghost_hits,
             "memory_limit": limit_or_none(own),
             "memory_cap": limit_or_none(cap),
         }

@@ -19,6 +19,7 @@ from synthex_fast._arguments import (
     want_methods,
     whole_number,
 )
+from synthex_fast._fleet import turns
 from synthex_fast._lifecycle import Stage
 from synthex_fast._threads import RLock, sleep
 from synthex_fast.errors import ArgumentTypeError, TunerRunningError
@@ -63,8 +64,12 @@ if TYPE_CHECKING:
     from synthex_fast.gc_tuner.collector import Collector
     from synthex_fast.gc_tuner.requests import ASGIApplication, WSGIApplication
 
+# Why there was no full collection.
+BUSY, NOT_OUR_TURN = -1, -2
 # A full collection that another thread's held up is retried after this.
 RETRY_SECONDS = 0.001
+# A full collection that waits for its turn, because a sibling is collecting, is retried after this.
+TURN_SECONDS = 0.02
 # The watcher's, where it sleeps for a time: the system's waits have a limit.
 LONGEST_SLEEP = 3600.0
 
@@ -83,6 +88,8 @@ class GCTuner:
     wait until none is in flight, and happen only when memory has grown enough to make one worth while. The young
     threshold adapts to the time that collecting takes, its pauses and the memory available. At 85 % of the limit (64
     MB below a small one, but not under 70 %) a full collection happens even inside a request (``forced`` in `stats`).
+    Of several workers in a container whose governors share its memory (see `MemoryGovernor`), one at a time collects
+    fully, unless memory is above that mark; the others put theirs off (``turns_waited``).
     The tuner caps collection at 50 % of wall time and warns once (`RuntimeWarning`), unless the last collection found
     plenty of garbage and half of the reserve below the limit is gone: survival takes priority over latency. Until the
     first request the old generation is left to the interpreter.
@@ -162,6 +169,7 @@ class GCTuner:
         """Everything that is counted, as before the first start: also at each start and in a forked child."""
         now = self._started = self._ended = self._now()
         self._requests = 0
+        self._turns_waited = 0
         self._serving = False
         self._in_flight.reset()
         self._pauses.reset()
@@ -395,7 +403,7 @@ class GCTuner:
                 return 0
             if now < self._full.not_before or self._wait_ns(now):
                 return 0
-            return max(self._collect_all(IDLE), 0)
+            return max(self._collect_in_turn(IDLE), 0)
         finally:
             work.release()
 
@@ -404,7 +412,8 @@ class GCTuner:
 
         ``nbytes`` is how much memory the caller would like; a collection frees all that it finds. Returns 0 without
         collecting if that is 0, the tuner isn't running, another thread is collecting, or the cap of 50 % of wall time
-        is reached. Raises `ArgumentTypeError` or `ArgumentValueError` unless it is an integer, 0 or more.
+        is reached; or, below the watermark, if a sibling in the container is collecting. Raises `ArgumentTypeError` or
+        `ArgumentValueError` unless it is an integer, 0 or more.
 
         >>> from synthex_fast import GCTuner
         >>> with GCTuner() as tuner:
@@ -420,7 +429,7 @@ class GCTuner:
                 self._limiter.limited += 1
                 return 0
             before = self._memory.resident()
-            done = self._collect_all(FORCED if self._pauses.in_flight else TRIM) >= 0
+            done = self._collect_in_turn(FORCED if self._pauses.in_flight else TRIM) >= 0
             return max(0, before - self._memory.rss) if done else 0
         finally:
             work.release()
@@ -462,8 +471,25 @@ class GCTuner:
             return
         self._boundaries.record(self._requests, self._now(), freed, pause)
 
+    def _collect_in_turn(self, cause: int) -> int:
+        """A full collection, unless a sibling in the container collects and there is no hurry. Held: ``_work``.
+
+        The objects freed; `BUSY` if another thread is collecting, `NOT_OUR_TURN` if a sibling is.
+        """
+        taken = turns.take()
+        if taken is False and not self._memory.is_high:
+            self._turns_waited += 1
+            # Not at the end of every request until then.
+            self._full.not_before = max(self._full.not_before, self._now() + int(TURN_SECONDS * 1e9))
+            self._full.owed = False
+            return NOT_OUR_TURN
+        try:
+            return self._collect_all(cause)
+        finally:
+            turns.end(taken)
+
     def _collect_all(self, cause: int) -> int:
-        """A full collection: the objects freed, or -1 if another thread is collecting. Held: ``_work``."""
+        """A full collection: the objects freed, or `BUSY` if another thread is collecting. Held: ``_work``."""
         pauses = self._pauses
         rss, before = self._memory.rss, pauses.collecting()
         # So that the callback doesn't take this one for the interpreter's.
@@ -474,7 +500,7 @@ class GCTuner:
             # The other thread's may be the one that the interpreter was told to make.
             pauses.armed = armed
             pauses.explicit[cause] -= 1
-            return -1
+            return BUSY
         if armed:
             self._disarm()
         self._follow_up(rss, freed, pause)
@@ -584,8 +610,9 @@ class GCTuner:
             if cause:
                 if self._is_limited(now):
                     return self._wait_ns(now) / 1e9
-                if self._collect_all(cause) < 0:
-                    return RETRY_SECONDS
+                freed = self._collect_in_turn(cause)
+                if freed < 0:
+                    return RETRY_SECONDS if freed == BUSY else TURN_SECONDS
         finally:
             work.release()
         return -1
@@ -706,7 +733,8 @@ class GCTuner:
         the number of pauses (``counts``) up to each of the ``bounds`` and from the one before, the last for those
         beyond, and their sum (``seconds``). ``causes`` counts collections by what made them happen, ``forced``
         those above the watermark with a request in flight, ``limited`` those put off because collection is capped at
-        50 % of wall time. ``decisions`` are the last 32 changes of the young threshold, each with its reason.
+        50 % of wall time, ``turns_waited`` those because a sibling in the container was collecting. ``decisions`` are
+        the last 32 changes of the young threshold, each with its reason.
         ``memory_limit`` is in force, ``requested_limit`` what was asked for, which may be more than the machine has.
         ``container`` is ``limited``, ``none``, or ``unknown`` if the container's limits can't be read.
         """
@@ -728,6 +756,7 @@ class GCTuner:
             "causes": causes,
             "forced": causes["forced"],
             "limited": self._limiter.limited,
+            "turns_waited": self._turns_waited,
             "pauses": generations,
             "in_request": pauses.inside_requests(),
             "pause_histograms": pauses.histograms(),

@@ -11,10 +11,12 @@ components. No lock is held around them, and each error is counted and goes to `
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from synthex_fast import _unraisable
+from synthex_fast._fleet.split import SETTLED_PART, SPARE, Claim, Hunger, Need
 from synthex_fast.errors import type_error
 
 if TYPE_CHECKING:
@@ -35,6 +37,15 @@ __all__ = [
     "Pausable",
     "PressureSource",
 ]
+
+
+# A cache that is at its limit holds at least this part of it: it evicts to 80 % and refills.
+HUNGRY_PART = 0.75
+# Seconds between two looks at what a cache knows of its misses.
+NEED_SECONDS = 0.4
+# What one that is not at its limit is given room for: this many seconds of growth, and a little.
+GROWTH_SECONDS = 5.0
+LEAST_ROOM = 1 << 20
 
 
 @runtime_checkable
@@ -251,17 +262,24 @@ class ComponentState:
     """What the governor keeps about one registered object."""
 
     __slots__ = (
+        "asked_at",
         "capped",
         "collect_method",
         "errors",
         "expirable",
         "freed",
         "growth",
+        "hunger",
+        "hungry",
         "key",
         "kind",
+        "knows_need",
+        "limit_at",
         "limited",
+        "missed",
         "name",
         "nbytes",
+        "need",
         "own_limit",
         "pausable",
         "paused",
@@ -300,9 +318,18 @@ class ComponentState:
         self.peak = 0.0
         # Bytes a second between the last two readings.
         self.growth = 0.0
+        # Whether it could use more room, and how many misses that would have spared, as far as it knows.
+        self.hunger = Hunger()
+        self.need = Need()
+        self.knows_need = False
+        self.asked_at = -math.inf
+        self.hungry = False
+        self.missed = 0
         # The limit without the governor, and the one that it has set, if any: a cap, or instead of the other.
         self.own_limit: int | None = None
         self.set_limit: int | None = None
+        # When that was last changed, or pressure last kept it from growing.
+        self.limit_at = 0.0
         if self.limited:
             with contextlib.suppress(Exception):
                 self._observe_limit(obj)
@@ -312,6 +339,41 @@ class ComponentState:
         self.freed = 0
         self.errors = 0
         self.reported: set[str] = set()
+
+    def observe_need(self, obj: Any, now: float) -> None:
+        """Take in what the object knows of its misses: whether it could use more room, and for how many."""
+        if 0 <= now - self.asked_at < NEED_SECONDS:
+            return
+        self.asked_at = now
+        count = evicted = None
+        try:
+            stats = obj.stats
+            evicted = stats.get("memory")
+            # How many a larger cache would have answered; all of them where that is not known.
+            count = stats.get("ghost_hits" if getattr(obj, "policy", "s3fifo") == "s3fifo" else "misses")
+        except Exception:
+            # Only few components have this.
+            pass
+        self.knows_need = False
+        if isinstance(count, int) and isinstance(evicted, int):
+            self.knows_need = True
+            self.missed = count
+            self.hungry = self.hunger.observe(evicted, now)
+            self.need.observe(count, now)
+        else:
+            limit = lower(self.own_limit, self.set_limit)
+            self.hungry = limit is not None and self.nbytes >= HUNGRY_PART * limit
+
+    @property
+    def claim(self) -> Claim:
+        """What its weight among the caches of this process depends on."""
+        settled = self.set_limit is None or self.nbytes >= SETTLED_PART * self.set_limit
+        return Claim(self.nbytes, self.need.want, self.need.evidence, settled or not self.hungry, self.hungry)
+
+    @property
+    def room(self) -> float:
+        """What it may come to hold soon if it is not hungry."""
+        return SPARE * self.peak + GROWTH_SECONDS * self.growth + LEAST_ROOM
 
     @property
     def evictable(self) -> bool:

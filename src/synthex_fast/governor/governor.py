@@ -6,6 +6,7 @@ Each concern has its own module, with its own state:
 - `reading`: memory in use against the nearer limit;
 - `policy`: how much to free, which limits caches get, when to read memory next;
 - `thread`: who acts and when, the thread, forks, exit;
+- `sharing`: what the governors of one container agree on;
 - `subscription`: the pressure source that wakes the governor.
 
 `MemoryGovernor._step` is one pass: read memory, update what the policy knows, then act in order of what it costs the
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import time
 import weakref
 from typing import TYPE_CHECKING, TypeVar
@@ -45,8 +47,9 @@ from synthex_fast.governor.components import (
     Registry,
     offers,
 )
-from synthex_fast.governor.policy import IDLE_SECONDS, SIZED_FOR, Policy, share_out
+from synthex_fast.governor.policy import IDLE_SECONDS, NOISE, SIZED_FOR, Policy, share_out
 from synthex_fast.governor.reading import MemoryReader
+from synthex_fast.governor.sharing import Sharing
 from synthex_fast.governor.subscription import Subscription
 from synthex_fast.governor.thread import Worker, is_acting, join
 
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
     Pause = Literal["wait", "fail"] | Wait
 
 __all__ = ["MemoryGovernor"]
+
+# What a fleet may be called: it becomes part of a file's name.
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 T = TypeVar("T", bound="Component | GarbageCollector | PressureSource")
 
@@ -109,6 +115,10 @@ class MemoryGovernor:
     lifts the caps and gives every other component its own limit back. ``readings`` and ``clock`` replace the sources of
     memory figures and time, for tests.
 
+    In a container, the running governors of several processes of one user share its memory: each gets a part for its
+    caches, by what another byte is worth to it (see ``stats["fleet"]``). ``fleet=False`` leaves this one out; a name
+    of letters, digits, ``-`` and ``_`` makes a fleet of those in the container that give the same.
+
     >>> from synthex_fast import TTLDict
     >>> governor = MemoryGovernor("80%")
     >>> answers = governor.register(TTLDict(memory_limit=1_000_000))
@@ -127,14 +137,20 @@ class MemoryGovernor:
         clock: Callable[[], float] | None = None,
         on_emergency: Callable[[MemoryGovernor], object] | None = None,
         pause: Pause = "wait",
+        fleet: bool | str = True,
     ) -> None:
         want_callable("on_emergency", on_emergency, optional=True)
         want_callable("clock", clock, optional=True)
         if monitor is not None and not offers(monitor, PressureSource):
             raise type_error("monitor", monitor, "an AdaptiveMemoryMonitor, another PressureSource, or None")
+        if not isinstance(fleet, (bool, str)):
+            raise type_error("fleet", fleet, "True, False, or a name of letters, digits, - and _")
+        if isinstance(fleet, str) and not _NAME.fullmatch(fleet):
+            raise value_error("fleet", fleet, "True, False, or a name of 1 to 64 letters, digits, - and _")
         self._wait = _wait_from(pause)
         self._clock = time.monotonic if clock is None else clock
         self._memory = MemoryReader(limit, readings, self._clock)
+        self._sharing = Sharing(fleet, self._memory.readings)
         self._on_emergency = on_emergency
         self._components = Registry()
         self._worker = Worker()
@@ -149,6 +165,8 @@ class MemoryGovernor:
         self._level = NORMAL
         self._interval = math.inf
         self._policy = Policy(self._clock(), self._memory.limit, self._memory.bounded)
+        self._policy.shares_limit = self._memory.follows
+        self._sharing.leave()
         self._actions: dict[str, _Action] = {}
 
     # Components
@@ -220,9 +238,14 @@ class MemoryGovernor:
         self._worker.act(self, True)
         return LEVELS[self._level]
 
+    def _rest(self) -> float:
+        """Seconds for which nothing is to be done, as far as siblings can tell; 0 if a step is due."""
+        return self._sharing.rest(self._clock())
+
     def _step(self, sample: object = None) -> None:
         """One pass: read memory (or use a sample just taken) and act on it."""
         now = self._clock()
+        sharing = self._sharing
         try:
             use = self._memory.read_memory(sample)
         except Exception as error:
@@ -236,11 +259,20 @@ class MemoryGovernor:
         elapsed = policy.elapsed(now)
         for state, obj in components:
             before, state.nbytes = state.nbytes, state.read_size(obj)
+            if state.limited and state.weight:
+                state.observe_need(obj, now)
             if elapsed > 0:
                 state.growth = max(0.0, (state.nbytes - before) / elapsed)
         was, self._level = self._level, classify(use.share, self._level)
         level = self._level
         policy.observe(use, states, now, self._memory.limit)
+        if self.running:
+            try:
+                sharing.consult(policy, use, self._memory.shared, components, level, now)
+            except Exception as error:
+                # The process's own memory is watched all the same.
+                policy.share = None
+                _unraisable.report(error, self)
         why = _reason(use)
         # Once the main thread has ended, the interpreter joins the others, also those that wait for a buffer.
         ending = _threads.main_thread_has_ended()
@@ -256,7 +288,7 @@ class MemoryGovernor:
             use = self._evict(components, use, level, now, why)
         else:
             policy.calm()
-        self._limit_caches(components, use, level, now, why)
+        use = self._limit_caches(components, use, level, now, why)
         if level >= WARNING:
             use = self._trim_heap(components, use, level, why)
         if level >= CRITICAL:
@@ -264,7 +296,9 @@ class MemoryGovernor:
         level = self._level = classify(use.share, level)
         if level < EMERGENCY or ending:
             self._resume(components, use)
-        self._interval = policy.next_reading(use, states, level, now, self._clock() - now)
+        seconds = policy.next_reading(use, states, level, now, self._clock() - now)
+        sharing.due = now + seconds
+        self._interval = sharing.interval(seconds)
         self._memory.acted()
 
     def _free_unused(self, components: Live, use: MemoryUse, why: str) -> MemoryUse:
@@ -318,17 +352,43 @@ class MemoryGovernor:
         self._record(action, why, freed, use.used - after.used)
         return after
 
-    def _limit_caches(self, components: Live, use: MemoryUse, level: int, now: float, why: str) -> None:
+    def _limit_caches(self, components: Live, use: MemoryUse, level: int, now: float, why: str) -> MemoryUse:
         """Set the limits under which all caches can fill up to the target size and no further."""
         caches = []
         for state, obj in components:
             if state.limited and state.weight and not state.removed and state.note_limit(obj):
                 caches.append((state, obj))
         changes = self._policy.limits(use, [state for state, _ in caches], level, now)
+        given = 0
         for n, limit, action in changes:
             state, obj = caches[n]
+            before = state.nbytes
             if state.change_limit(obj, limit):
                 self._record(action, why)
+                if limit is not None and limit < before:
+                    # Given to siblings.
+                    state.nbytes = state.read_size(obj)
+                    state.peak = min(state.peak, float(limit))
+                    given += max(0, before - state.nbytes)
+        return self._return(use, given, why) if given else use
+
+    def _return(self, use: MemoryUse, given: int, why: str) -> MemoryUse:
+        """Hand memory that caches have given up back to the system, for siblings."""
+        self._policy.freed(given)
+        cost = given * self._policy.overhead
+        if cost < NOISE * use.limit:
+            return use
+        if self._policy.share is None:
+            # For other caches of this process, which can use it as it is.
+            self._record("give", why, given)
+            return use
+        if _pressure.find_malloc_trim():
+            self._policy.heap_trim_begins()
+            _pressure.malloc_trim()
+        after = self._memory.read_memory()
+        self._record("give", why, given, use.rss - after.rss)
+        self._sharing.gave(cost, use.rss - after.rss, self._clock())
+        return after
 
     def _collect(self, components: Live, use: MemoryUse, why: str) -> MemoryUse:
         """Run one full garbage collection, if that is due."""
@@ -484,7 +544,11 @@ class MemoryGovernor:
         ``count``, ``freed`` (as counted by the components; entries for ``expire``), ``returned`` (bytes by which memory
         fell), ``seconds_ago`` and ``why``. ``looks``, how often the governor has considered memory, and
         ``cpu_seconds``, which that and everything that followed has taken. ``note``, the reason if there is nothing to
-        do.
+        do. ``fleet`` is about the workers of the container: ``state`` is ``joined``, or ``alone`` for the ``reason``
+        given; ``workers``, how many there are; ``share``, resident bytes for this one's caches (None without others);
+        ``siblings``, a list of what the others say of themselves: ``pid``, ``started`` (Unix time), ``nbytes`` that
+        their caches count, ``held`` bytes that these occupy, ``share``, ``want`` (ghost hits a second), ``weight`` and
+        ``level`` (0 for normal to 4 for emergency).
         """
         use = self._memory.read_memory()
         now = self._clock()
@@ -529,6 +593,7 @@ class MemoryGovernor:
             },
             "looks": self._worker.looks,
             "cpu_seconds": self._worker.cpu_seconds,
+            "fleet": self._sharing.stats(),
             "note": self._idle_reason(),
         }
 

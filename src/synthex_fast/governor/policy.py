@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from synthex_fast._fleet.split import Held, Together, budget, share_out, step_down
 from synthex_fast._pressure import (
     CRITICAL,
     HIGH,
@@ -45,6 +46,8 @@ EVICTED_TO = 0.8
 # Limits grow back by this share of the caller's own limit in this many seconds.
 RECOVERY_SECONDS = 5.0
 RECOVERY_STEP = 0.1
+# How many times as fast they do where shares say how far: a new worker among siblings is not to wait for its own.
+DIVIDED_PACE = 2.0
 # Seconds between two readings of memory, by level, and the fewest when it grows fast.
 IDLE_SECONDS = (5.0, 2.0, 0.25, 0.1, 0.02)
 LEAST_SECONDS = 0.02
@@ -57,30 +60,10 @@ GAP_SECONDS = 1.0
 MOST_GAP_SECONDS = 60.0
 # The share of the limit that is freed each time while memory stays critical after everything in excess was freed.
 SQUEEZE = 0.02
+# A cache this near to its target is not made to evict: it would go down to `EVICTED_TO`.
+CLOSE = 0.95
 # No limit is set below this, so that ordinary values still fit.
 FLOOR = 64 << 10
-
-
-def share_out(total: float, claims: list[tuple[float, float]]) -> list[float]:
-    """Divide ``total`` in proportion to the first number of each claim; no share exceeds the second.
-
-    >>> share_out(90.0, [(1.0, 100.0), (2.0, 100.0), (1.0, 0.0)])
-    [30.0, 60.0, 0.0]
-    >>> share_out(90.0, [(1.0, 100.0), (2.0, 50.0)])
-    [40.0, 50.0]
-    """
-    shares = [0.0] * len(claims)
-    left = {n for n, (claim, most) in enumerate(claims) if claim > 0 and most > 0}
-    while left and total > 0:
-        sum_of_claims = sum(claims[n][0] for n in left)
-        full = {n for n in left if total * claims[n][0] / sum_of_claims >= claims[n][1]}
-        for n in full or left:
-            shares[n] = claims[n][1] if full else total * claims[n][0] / sum_of_claims
-        if not full:
-            break
-        total -= sum(claims[n][1] for n in full)
-        left -= full
-    return shares
 
 
 class Throttle:
@@ -117,12 +100,29 @@ class Policy:
         self._fastest = 0.0
         self._rise_start: tuple[float, float] = (math.inf, 0.0)
         self._used_peak = 0.0
+        self._rss_peak = 0.0
         # Memory used and bytes counted when the overhead was last derived.
         self._learned_from: tuple[float, float] | None = None
         # Memory after the last eviction: only a rise above it causes another. 0 if none is in effect.
         self._evicted_at_use = 0.0
         self._squeezed_at = -math.inf
         self._recovering = False
+        # Whether there are several caches, and all say what more room would be worth to them.
+        self._divides = False
+        # Resident bytes that this process's caches may hold, as workers of one container agreed; None without others.
+        self.share: float | None = None
+        # Resident bytes of that by which they may grow before memory is read again.
+        self.grant = 0.0
+        # Its part of what is to be evicted while memory is high.
+        self.part = 1.0
+        # Whether memory that a cache frees returns to the system, so that others can use it.
+        self.gives = True
+        # What the caches occupy of this process's resident memory.
+        self.held = Held()
+        # Whether there may be siblings.
+        self.joined = False
+        # Whether the container's limit is the only one.
+        self.shares_limit = True
 
     def elapsed(self, now: float) -> float:
         """Seconds since the last reading was dealt with; infinite before the first."""
@@ -134,6 +134,18 @@ class Policy:
         self._measure_growth(use, now)
         self._age_peaks(use, states, now)
         self._learn_overhead(use, states)
+        caches = [state for state in states if state.limited and state.weight]
+        self.held.observe(use.rss, sum(state.nbytes for state in caches) * self.overhead)
+        self._weigh(caches, now)
+
+    def _weigh(self, caches: list[ComponentState], now: float) -> None:
+        """Move the weights of the caches among themselves, by what another byte is worth to each."""
+        self._divides = len(caches) > 1 and all(state.knows_need for state in caches)
+        if self._divides:
+            claims = [state.claim for state in caches]
+            everyone = Together(claims)
+            for state, claim in zip(caches, claims, strict=True):
+                state.need.next_weight(claim, everyone, now)
 
     def _measure_growth(self, use: MemoryUse, now: float) -> None:
         """How fast memory has grown recently, in steps that exceed noise: it may do so again."""
@@ -155,6 +167,9 @@ class Policy:
         elapsed = max(0.0, now - self._limits_at)
         fallen = self._used_peak - RECOVERY_STEP * use.limit * elapsed / RECOVERY_SECONDS
         self._used_peak = max(float(use.used), fallen)
+        self._rss_peak = max(
+            float(use.rss), self._rss_peak - RECOVERY_STEP * use.limit * elapsed / RECOVERY_SECONDS
+        )
         for state in states:
             step = RECOVERY_STEP * (state.own_limit or self._limit) * elapsed / RECOVERY_SECONDS
             lowest = max(state.nbytes / EVICTED_TO, state.peak - step)
@@ -163,17 +178,28 @@ class Policy:
     def _learn_overhead(self, use: MemoryUse, states: list[ComponentState]) -> None:
         """What a byte that caches count costs in memory, from how the two grow."""
         counted = sum(state.peak for state in states)
-        used = self._used_peak
+        # What siblings add to the container's memory says nothing about this process's caches.
+        used = self._rss_peak if self.joined else self._used_peak
         if self._learned_from is not None:
             used_then, counted_then = self._learned_from
             if used < used_then or counted < counted_then:
                 # Memory has returned to the system, or the caches have shrunk within it.
                 self._learned_from = (min(used, used_then), min(counted, counted_then))
-            if counted - counted_then < 3 * NOISE * use.limit:
+            enough = 3 * NOISE * use.limit
+            if self.joined and counted > enough:
+                # All that the process has is the most that its caches can cost.
+                self.overhead = max(OVERHEAD_LEAST, min(self.overhead, used / counted))
+            if counted - counted_then < enough:
                 return
             ratio = (used - used_then) / (counted - counted_then)
             self.overhead = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
         self._learned_from = (used, counted)
+
+    def join(self, joined: bool) -> None:
+        """Take note of whether there may be siblings, whose memory counts as used too."""
+        if joined != self.joined:
+            self.joined = joined
+            self._learned_from = None
 
     # Eviction
 
@@ -190,7 +216,7 @@ class Policy:
                 return None
             self._squeezed_at = now
             return SQUEEZE * use.limit
-        return use.used - SIZED_FOR * use.limit
+        return (use.used - SIZED_FOR * use.limit) * (self.part if level < CRITICAL else 1.0)
 
     def evictions(self, excess: float, states: list[ComponentState], level: int) -> list[float]:
         """Bytes, as they count them, that each of the caches should free."""
@@ -226,27 +252,49 @@ class Policy:
         elapsed, self._limits_at = max(0.0, now - self._limits_at), now
         if not caches:
             return
-        grants = self._grants(use, caches)
         least = max(FLOOR, use.limit // (16 * max(4, len(caches))))
+        divided = True
+        if self.share is not None:
+            # Its own limit may leave less than the container does.
+            room = math.inf if self.shares_limit else SIZED_FOR * use.limit - use.used
+            aims = self._divided(self.share, min(self.grant, room), caches, least)
+        elif self._divides and self._bounded and level < HIGH:
+            # What a cache has freed is room for the others, whether or not it has returned to the system.
+            share = budget(SIZED_FOR * use.limit, use.used, [int(self.held.bytes)])
+            grant = share - sum(state.peak for state in caches) * self.overhead
+            aims = self._divided(share, grant, caches, least)
+        else:
+            divided = False
+            grants = self._grants(use, caches)
+            aims = [state.peak + grant for state, grant in zip(caches, grants, strict=True)]
         recovered = level == NORMAL and self._used_peak <= use.used
-        for n, (state, grant) in enumerate(zip(caches, grants, strict=True)):
+        for n, (state, aim) in enumerate(zip(caches, aims, strict=True)):
             own = state.own_limit
-            step = RECOVERY_STEP * (own or self._limit) * elapsed / RECOVERY_SECONDS
-            aim = state.peak + grant
             if level >= HIGH:
                 aim = min(aim, state.peak)
+                state.limit_at = now
             elif level == NORMAL and not self._bounded:
                 # No limit was asked for: only what pressure took is given back.
                 aim = math.inf
-            aim = max(aim, least, state.nbytes if level < HIGH else 0)
+            aim = max(aim, least, 0 if level >= HIGH or divided else state.nbytes)
             if state.set_limit is not None and self._recovering:
+                pace = (
+                    RECOVERY_STEP
+                    * (own or self._limit)
+                    / RECOVERY_SECONDS
+                    * (DIVIDED_PACE if divided else 1.0)
+                )
+                # What is too little to be worth a change adds up until it is.
+                step = max(pace * elapsed, min(pace * (now - state.limit_at), 2 * NOISE * state.set_limit))
                 recovered = recovered and aim <= state.set_limit + step
                 aim = min(aim, state.set_limit + step)
             if aim >= (own if own is not None else self._limit):
                 if state.set_limit is not None:
+                    state.limit_at = now
                     yield n, None, "grow"
             elif state.set_limit is None or abs(aim - state.set_limit) > NOISE * state.set_limit:
                 grows = state.set_limit is not None and aim > state.set_limit
+                state.limit_at = now
                 yield n, int(aim), "grow" if grows else "limit"
         # Once they have grown back, limits follow the headroom.
         self._recovering = level >= HIGH or (self._recovering and not recovered)
@@ -264,6 +312,42 @@ class Policy:
             claim = state.growth + 0.1 * demand / len(caches) if demand else 1.0
             claims.append((claim, max(0.0, own - state.peak)))
         return share_out(self._headroom, claims)
+
+    def _divided(self, share: float, grant: float, caches: list[ComponentState], least: int) -> list[float]:
+        """Limits for ``share`` resident bytes: less where a cache holds more than its part, else room to grow.
+
+        ``grant`` is by how many resident bytes all together may grow for now.
+        """
+        targets = [max(float(least), target) for target in self._targets(share / self.overhead, caches)]
+        rooms = [max(0.0, target - state.peak) for target, state in zip(targets, caches, strict=True)]
+        grants = share_out(max(0.0, grant) / self.overhead, [(room, room) for room in rooms])
+        self._headroom = sum(grants)
+        kept = self.held.bytes / self.overhead / max(sum(state.peak for state in caches), 1.0)
+        aims = []
+        for state, target, grown in zip(caches, targets, grants, strict=True):
+            if state.peak <= target:
+                # Below its part it keeps what it has, and grows as memory allows.
+                aims.append(state.peak + grown)
+            elif state.nbytes <= target / CLOSE:
+                # Near enough: what little is over goes with the next eviction of its own.
+                aims.append(max(target, float(state.nbytes)))
+            elif self.gives:
+                aims.append(step_down(state.peak, target))
+            else:
+                # Nobody else can use what it has freed, so it fills that again.
+                aims.append(state.peak * max(1.0, kept))
+        return aims
+
+    def _targets(self, total: float, caches: list[ComponentState]) -> list[float]:
+        claims = []
+        for state in caches:
+            most = float(self._limit if state.own_limit is None else state.own_limit)
+            if not state.hungry:
+                most = min(most, state.room)
+            claims.append((state.need.weight, most))
+        targets = share_out(total, claims)
+        over = (total - sum(targets)) / len(caches)
+        return [target + over for target in targets] if over > 0 else targets
 
     # The costly actions
 

@@ -47,8 +47,14 @@ class MemoryReader:
         self.bounded = limit is not None or container is not None
         self._container: int | None = None
         self._container_at = -math.inf
+        # What the container's processes hold together and its limit, as of the last reading; None outside of one.
+        self.shared: tuple[int, int] | None = None
         # Unix time at which the latest reading was taken or acted on: an older sample shows memory before that.
         self._latest = -math.inf
+
+    @property
+    def readings(self) -> MemoryReadings:
+        return self._readings
 
     @property
     def container_state(self) -> str:
@@ -78,7 +84,9 @@ class MemoryReader:
                 held = known.used
             else:
                 held = working_set(charge, container, self._readings.reclaimable)
+            self.shared = held, container
             return nearest(rss, limit, charge, container, held)
+        self.shared = None
         if self.bounded:
             return MemoryUse(rss, charge, rss, limit)
         # All processes share the machine's memory.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         _interval: float
         """Seconds until memory is to be read again."""
 
+        def _rest(self) -> float: ...
         def _step(self, sample: object = None) -> None: ...
         def _restore(self) -> None: ...
         def _notify_emergency(self) -> None: ...
@@ -64,6 +65,8 @@ class Worker:
         self.thread: _threads.Thread | None = None
         # When the thread is to act next, by `time.monotonic`.
         self.due = math.inf
+        # Whether it must act then, and not only look whether anything has changed.
+        self.urgent = True
         # The identifier of the thread that acts now, and how many have finished.
         self.actor: int | None = None
         self.turns = 0
@@ -178,6 +181,7 @@ class Worker:
             if self.target is None:
                 return
             self.due = time.monotonic() + seconds
+            self.urgent = self.urgent or seconds <= 0
             if seconds == math.inf or _lifecycle.is_exiting() or _forking:
                 return
             if self.thread is None or not self.thread.is_alive():
@@ -204,7 +208,13 @@ class Worker:
                     self.state.wait(None if wait == math.inf else wait)
                     continue
                 self.due = math.inf
+                urgent, self.urgent = self.urgent, False
             try:
+                rest = 0.0 if urgent else target._rest()
+                if rest > 0:
+                    with self.state:
+                        self.due = min(self.due, time.monotonic() + rest)
+                    continue
                 self.act(target, False)
             except BaseException as error:
                 # Even SystemExit, if a component lets it through: the thread is the governor's.
@@ -257,6 +267,7 @@ def _release_locks_in_child() -> None:
         if worker.actor not in (None, me):
             worker.actor = None
             worker.due = 0.0
+            worker.urgent = True
     _release_locks()
 
 
