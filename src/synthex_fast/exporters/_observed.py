@@ -9,6 +9,7 @@ import weakref
 
 import synthex_fast
 from synthex_fast._arguments import want_text
+from synthex_fast._threads import RLock
 from synthex_fast.errors import type_error
 
 TYPE_CHECKING = False
@@ -65,6 +66,8 @@ class Observed:
         # By identity; each change of a dict is atomic, and a weak reference may die at any point.
         self._components: dict[int, tuple[Callable[[], Any], str]] = {}
         self._roles: dict[str, Callable[[], Any]] = {}
+        # Held while a name is chosen, so that no two components get the same one.
+        self._naming = RLock()
 
     def add(self, obj: T, name: str | None = None) -> T:
         """Show ``obj`` from now on, and return it. O(components).
@@ -85,7 +88,8 @@ class Observed:
             reference = weakref.ref(obj, _remover(self._components, key))
         except TypeError:
             raise type_error("obj", obj, "an object that can be weakly referenced") from None
-        self._components[key] = (reference, self._unique_name(obj, name))
+        with self._naming:
+            self._components[key] = (reference, self._unique_name(obj, name))
         return obj
 
     def remove(self, obj: object) -> bool:
