@@ -276,7 +276,6 @@ def test_bad_arguments_get_one_line(runtime):
     )
     for bad in ("foo", "ftp://a/b", "http://", "http://a:b/", "-1 ", "/tmp/x.sock", "12.5"):
         assert "not a URL of a page" in only_line(top("--", bad, status=2))
-    assert "--frequently" in only_line(top("--frequently", status=2))
 
 
 @pytest.mark.root
