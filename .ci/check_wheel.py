@@ -23,7 +23,7 @@ def has_symbols(library):
 
 missing = [
     path.name
-    for pattern in ("*.py", "*.pyi", "*.pxd", "py.typed")
+    for pattern in ("*.py", "*.pyi", "*.pxd", "py.typed", "*.css", "*.js")
     for path in sorted(source.rglob(pattern))
     if path.relative_to(source.parent).as_posix() not in names
 ]

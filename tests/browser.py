@@ -46,7 +46,9 @@ class Browser:
         self._session = None
         self.requests, self.errors = [], []
         try:
-            self._socket = enter(connect(self._endpoint(), max_size=None, open_timeout=30, proxy=None))
+            self._socket = enter(
+                connect(self._endpoint(), max_size=None, open_timeout=30, ping_interval=None, proxy=None)
+            )
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Runtime", "Network", "Log"):

@@ -194,7 +194,8 @@ def _is_served(pid: int, path: str) -> bool:
 def _exists(pid: int) -> bool:
     import psutil
 
-    return bool(psutil.pid_exists(pid))
+    # Beyond a C int there is none, and asking raises.
+    return pid < 1 << 31 and bool(psutil.pid_exists(pid))
 
 
 def _of_process(pid: int) -> Process:
@@ -203,7 +204,7 @@ def _of_process(pid: int) -> Process:
             return process
     import psutil
 
-    if not psutil.pid_exists(pid):
+    if not _exists(pid):
         raise SourceError(f"there is no process {pid}")
     with contextlib.suppress(psutil.Error):
         owner = psutil.Process(pid)
@@ -225,7 +226,6 @@ def find(text: str | None) -> Source | list[Process]:
             )
         return found[0] if len(found) == 1 else found
     if text.isdecimal() and text.isascii():
-        if len(text) > 10:
-            raise SourceError(f"there is no process {text[:40]}")
-        return _of_process(int(text))
+        # Longer than any pid, and more digits than int() may take.
+        return _of_process(int(text[:20]))
     return Page(text)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "directories", "listen", "peer"]
 
+# In place of all the places below, for a process and a `top` that see different ones.
+DIRECTORY_VARIABLE = "SYNTHEX_FAST_RUNTIME_DIR"
 SUPPORTED = hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
 # A peer that doesn't take its frame in this time gets no more of it.
 _PEER_SECONDS = 1.0
@@ -42,7 +44,9 @@ _INTERVAL = 0.5
 
 def directories() -> list[str]:
     """Where a user's sockets may be, the first choice first. Not all of them exist."""
-    bases = os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm", tempfile.gettempdir()
+    bases = [os.environ.get(DIRECTORY_VARIABLE, "")]
+    if not bases[0]:
+        bases = [os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm", tempfile.gettempdir()]
     return [os.path.join(base, f"synthex-fast-{os.geteuid()}") for base in bases if os.path.isabs(base)]
 
 
@@ -196,10 +200,11 @@ def _forget() -> None:
 def listen(observed: Observed | None = None) -> Listener:
     """Answer ``synthex-fast top`` of the same user from now on, over a Unix socket; returns what can stop it.
 
-    ``observed`` is what is shown, by default the process's own. The socket is ``synthex-fast-UID/PID.sock`` in
-    ``XDG_RUNTIME_DIR``, ``/dev/shm`` or the directory for temporary files, in a directory of mode 0700, and is removed
-    at `Listener.stop` and at exit. A forked child listens under its own pid. A process has one: if it listens already,
-    that one is returned. Raises OSError if there is no such directory, or no Unix sockets.
+    ``observed`` is what is shown, by default the process's own. The socket is ``synthex-fast-UID/PID.sock``, the
+    directory having mode 0700, in ``SYNTHEX_FAST_RUNTIME_DIR``, if set, or else in ``XDG_RUNTIME_DIR``, ``/dev/shm`` or
+    the directory for temporary files. It is removed at `Listener.stop` and at exit. A forked child listens under its
+    own pid. A process has one: if it listens already, that one is returned. Raises OSError if there is no such directory,
+    or no Unix sockets.
 
     >>> from synthex_fast.exporters import page
     >>> with page.listen() as listener:
