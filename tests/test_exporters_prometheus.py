@@ -224,6 +224,23 @@ def test_a_component_that_can_not_be_read_hides_no_other(registry):
     assert broken is not None
 
 
+def test_a_component_of_ones_own_is_shown_by_its_size(registry):
+    class Thumbnails:
+        nbytes = 1234
+
+        def trim(self, nbytes):
+            return 0
+
+    shown, thumbnails = Observed(), Thumbnails()
+    governor = shown.add(MemoryGovernor(readings=FakeReadings()))
+    governor.register(thumbnails)
+    prometheus.register(registry, shown)
+    seen = scrape(registry)
+    assert seen["synthex_object_bytes", ("object", "Thumbnails")] == 1234
+    assert seen["synthex_component_errors_total", ("component", "Thumbnails")] == 0
+    assert seen["synthex_unreadable_components",] == 0
+
+
 def test_no_lock_of_the_tuners_is_needed(registry, service):
     prometheus.register(registry, service.observed)
     seen = []

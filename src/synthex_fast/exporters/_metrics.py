@@ -216,13 +216,6 @@ RETURNED = _counter(
     "Bytes by which memory fell through the governor's actions",
 )
 GOVERNED = {
-    "nbytes": _gauge(
-        "synthex_component_bytes",
-        "synthex.component.size",
-        "By",
-        "component",
-        "What a component registered with the governor holds",
-    ),
     "freed": _counter(
         "synthex_component_freed_bytes_total",
         "synthex.component.freed",

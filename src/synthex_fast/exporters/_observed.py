@@ -28,8 +28,14 @@ _TELLING = (("queries", COLLECTOR), ("hit_rate", CACHE), ("reuse_rate", POOL), (
 
 
 def _read_stats(obj: Any) -> Mapping[str, Any]:
-    """The ``stats`` of an object, or of a record type, whose ``stats`` is a method."""
-    stats = obj.stats
+    """The ``stats`` of an object, or of a record type, whose ``stats`` is a method; empty if it has none."""
+    try:
+        stats = obj.stats
+    except AttributeError:
+        # What a governor takes needs none. An error inside a getter is one.
+        if hasattr(type(obj), "stats"):
+            raise
+        return {}
     return stats() if callable(stats) else stats  # type: ignore[no-any-return]
 
 

@@ -17,7 +17,7 @@ from synthex_fast.exporters._observed import observed as observed_by_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from prometheus_client.metrics_core import Metric as Family
@@ -153,7 +153,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     else:
         want_methods("registry", registry, ("collect",))
     parts = []
-    known: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
+    known: dict[tuple[str, ...], _Braced] = {}
     for family in registry.collect():
         if isinstance(family, _family_type()):
             parts.append(family.text(known).encode())
@@ -218,31 +218,38 @@ def _family_type() -> type[Any]:
             # By the constructor.
             assert not given
 
-        def text(self, known: dict[tuple[str, ...], dict[tuple[str, ...], str]]) -> str:
+        def text(self, known: dict[tuple[str, ...], _Braced]) -> str:
             """In Prometheus's format. ``known`` are the labels that have been written before, by their names."""
             name = f"{self.name}_total" if self.type == COUNTER else self.name
             lines = [f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"]
+            go: Callable[[float], str] = floatToGoString
             for name, label_names, values in self._values:
-                named = known.setdefault(label_names, {})
-                for labels, value in values:
-                    shown = named.get(labels)
-                    if shown is None:
-                        shown = named[labels] = _braced(label_names, labels)
+                shown = known.get(label_names)
+                if shown is None:
+                    shown = known[label_names] = _Braced(label_names)
+                lines += [
                     # Most are such.
-                    if type(value) is int and 0 <= value < 1_000_000:
-                        lines.append(f"{name}{shown} {value}.0\n")
-                    else:
-                        lines.append(f"{name}{shown} {floatToGoString(value)}\n")  # type: ignore[no-untyped-call]
+                    f"{name}{shown[labels]} {value}.0\n"
+                    if type(value) is int and 0 <= value < 1_000_000
+                    else f"{name}{shown[labels]} {go(value)}\n"
+                    for labels, value in values
+                ]
             return "".join(lines)
 
     return Shown
 
 
-def _braced(names: tuple[str, ...], labels: tuple[str, ...]) -> str:
-    if not labels:
-        return ""
-    pairs = sorted(zip(names, labels, strict=True))
-    return "{" + ",".join(f'{name}="{_escaped(label)}"' for name, label in pairs) + "}"
+class _Braced(dict[tuple[str, ...], str]):
+    """The text of each tuple of labels, made when it is first needed."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def __missing__(self, labels: tuple[str, ...]) -> str:
+        pairs = sorted(zip(self._names, labels, strict=True))
+        text = ",".join(f'{name}="{_escaped(label)}"' for name, label in pairs)
+        made = self[labels] = f"{{{text}}}" if pairs else ""
+        return made
 
 
 def _escaped(label: str) -> str:
