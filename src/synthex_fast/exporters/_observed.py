@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -9,7 +10,6 @@ import weakref
 
 import synthex_fast
 from synthex_fast._arguments import want_text
-from synthex_fast._threads import RLock
 from synthex_fast.errors import type_error
 
 TYPE_CHECKING = False
@@ -72,8 +72,9 @@ class Observed:
         # By identity; each change of a dict is atomic, and a weak reference may die at any point.
         self._components: dict[int, tuple[Callable[[], Any], str]] = {}
         self._roles: dict[str, Callable[[], Any]] = {}
-        # Held while a name is chosen, so that no two components get the same one.
-        self._naming = RLock()
+        # By name, who has it. A name is claimed by `setdefault`, so that no two components get the same one. A lock
+        # could be held by another thread at a fork.
+        self._names: dict[str, Callable[[], Any]] = {}
 
     def add(self, obj: T, name: str | None = None) -> T:
         """Show ``obj`` from now on, and return it. O(components).
@@ -91,11 +92,18 @@ class Observed:
             if role is not None:
                 self._roles[role] = weakref.ref(obj)
                 return obj
-            reference = weakref.ref(obj, _remover(self._components, key))
+            reference = weakref.ref(obj, _remover(self._components, self._names, key))
         except TypeError:
             raise type_error("obj", obj, "an object that can be weakly referenced") from None
-        with self._naming:
-            self._components[key] = (reference, self._unique_name(obj, name))
+        self._forget(obj)
+        free = _free_name(
+            _base_name(obj, name), lambda name: self._names.setdefault(name, reference) is not reference
+        )
+        try:
+            self._components[key] = (reference, free)
+        except BaseException:
+            self._names.pop(free, None)
+            raise
         return obj
 
     def remove(self, obj: object) -> bool:
@@ -104,10 +112,13 @@ class Observed:
             if reference() is obj:
                 del self._roles[role]
                 return True
+        return self._forget(obj)
+
+    def _forget(self, obj: object) -> bool:
         known = self._components.get(id(obj))
         if known is None or known[0]() is not obj:
             return False
-        self._components.pop(id(obj), None)
+        _remover(self._components, self._names, id(obj))(known[0])
         return True
 
     def get(self, role: str) -> Any:
@@ -127,9 +138,12 @@ class Observed:
         registry = getattr(self.get("governor"), "_components", None)
         if registry is None:
             return
+        taken = set(self._names)
         for state, obj in registry.live():
             if id(obj) not in seen and _role(obj) is None:
-                yield self._unique_name(obj, state.name), obj
+                name = _free_name(state.name, taken.__contains__)
+                taken.add(name)
+                yield name, obj
 
     def snapshot(self) -> dict[str, Any]:
         """All figures, as a dict of plain values that JSON can hold. O(components); takes no lock of theirs.
@@ -160,23 +174,31 @@ class Observed:
         result["errors"] = errors
         return result
 
-    def _unique_name(self, obj: object, given: str | None) -> str:
-        given = given or getattr(obj, "name", None)
-        kind = obj if isinstance(obj, type) else type(obj)
-        base = given if isinstance(given, str) and given else kind.__name__
-        taken = {name for reference, name in list(self._components.values()) if reference() is not obj}
-        name, number = base, 1
-        while name in taken:
-            number += 1
-            name = f"{base}-{number}"
-        return name
+
+def _base_name(obj: object, given: str | None) -> str:
+    given = given or getattr(obj, "name", None)
+    kind = obj if isinstance(obj, type) else type(obj)
+    return given if isinstance(given, str) and given else kind.__name__
 
 
-def _remover(components: dict[int, Any], key: int) -> Callable[[object], None]:
+def _free_name(base: str, is_taken: Callable[[str], bool]) -> str:
+    name = base
+    for number in itertools.count(2):
+        if not is_taken(name):
+            break
+        name = f"{base}-{number}"
+    return name
+
+
+def _remover(
+    components: dict[int, Any], names: dict[str, Callable[[], Any]], key: int
+) -> Callable[[object], None]:
     def remove(reference: object) -> None:
         known = components.get(key)
         if known is not None and known[0] is reference:
             components.pop(key, None)
+            if names.get(known[1]) is reference:
+                names.pop(known[1], None)
 
     return remove
 
