@@ -31,6 +31,7 @@ cdef inline uint64_t instruction() noexcept:
     return 0 if frame == NULL else <uint64_t><size_t>frame * <uint64_t>0x9E3779B97F4A7C15 + <uint64_t>at + 1
 
 
+@cython.final
 cdef class _Iterator:
     cdef TTLDict owner
     cdef uint64_t made_by     # the instruction that made it, until the first call of next(); then 0
@@ -46,12 +47,16 @@ cdef class _Iterator:
         return self
 
     def __next__(self):
+        # Threads may share an iterator.
+        with cython.critical_section(self):
+            return self.next_entry()
+
+    cdef object next_entry(self):
         cdef TTLDict owner = self.owner
         cdef Table* t = &owner.table
         cdef PyObject* key = NULL
         cdef PyObject* value = NULL
         cdef double now
-        # Loaded once: another thread may use the same iterator, and a position past the end must not be read.
         cdef uint32_t slot = self.position
         cdef Stripe* stripe
         if slot == NONE:
