@@ -309,6 +309,9 @@ FORWARDED = [("x-forwarded-for", "127.0.0.1")]
         (200, {"allow": "10.0.0.0/8"}, "10.0.0.5", [("host", "10.0.0.1:8000")]),
         (200, {"allow": "10.0.0.5"}, "10.0.0.5", FORWARDED),
         (200, {"allow": ["10.0.0.0/8"]}, "127.0.0.1", []),
+        # A proxy on this machine is not let in because others are.
+        (403, {"allow": ["10.0.0.0/8"]}, "127.0.0.1", FORWARDED),
+        (200, {"allow": ["127.0.0.1"]}, "127.0.0.1", FORWARDED),
         (200, {"allow": ["fd00::/8"], "hosts": ["a.test"]}, "fd00::7%eth0", [("host", "a.test")]),
         (403, {"allow": "10.0.0.0/8"}, "10.0.0.5", [("host", "evil.example")]),
         (403, {"allow": "10.0.0.0/8"}, "11.0.0.5", [("host", "10.0.0.1")]),

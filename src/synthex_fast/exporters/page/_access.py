@@ -6,7 +6,7 @@ which a header can talk around:
 - the address of the client, as the server saw it;
 - the ``Host`` that the browser asked for: a page of another site whose name is made to point here (DNS rebinding) gives
   itself away by it;
-- with the default, that no proxy stands between: behind one on the same machine, every client looks local.
+- that no proxy stands between, unless `allow` names its address: behind one on this machine, every client looks local.
 """
 
 from __future__ import annotations
@@ -121,20 +121,19 @@ class Page:
         self, client: str | None, hosts: list[str], header: Callable[[str], str | None]
     ) -> str | None:
         """Why this request is not answered, or None if it is."""
-        if not self._is_allowed(client):
+        address = _address(client)
+        if address is None or not (address.is_loopback or self._is_named(address)):
             return "this page answers clients on the same machine only; allow= names others"
-        if self._networks is None and any(header(name) is not None for name in _FORWARDED):
-            return "this page answers no proxy, behind which any client looks local; allow= changes that"
+        if not self._is_named(address) and any(header(name) is not None for name in _FORWARDED):
+            return (
+                "this page answers no proxy, behind which any client looks local; allow= may name its address"
+            )
         if len(hosts) != 1 or not self._is_expected(hosts[0]):
             return "this page is not served under that host name; hosts= names others"
         return None
 
-    def _is_allowed(self, client: str | None) -> bool:
-        address = _address(client)
-        if address is None:
-            return False
-        if address.is_loopback:
-            return True
+    def _is_named(self, address: Any) -> bool:
+        """Whether ``allow`` names it. Being on this machine is another matter: a proxy may be, too."""
         return any(address in network for network in self._networks or ())
 
     def _is_expected(self, host: str) -> bool:

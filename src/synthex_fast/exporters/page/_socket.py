@@ -203,8 +203,8 @@ def listen(observed: Observed | None = None) -> Listener:
     ``observed`` is what is shown, by default the process's own. The socket is ``synthex-fast-UID/PID.sock``, the
     directory having mode 0700, in ``SYNTHEX_FAST_RUNTIME_DIR``, if set, or else in ``XDG_RUNTIME_DIR``, ``/dev/shm`` or
     the directory for temporary files. It is removed at `Listener.stop` and at exit. A forked child listens under its
-    own pid. A process has one: if it listens already, that one is returned. Raises OSError if there is no such directory,
-    or no Unix sockets.
+    own pid. A process has one: if it listens already, that one is returned. Raises OSError if there is no such
+    directory, or no Unix sockets.
 
     >>> from synthex_fast.exporters import page
     >>> with page.listen() as listener:
