@@ -1168,7 +1168,9 @@ def test_a_process_that_ends_leaves(container, tmp_path):
 def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
     caught = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: caught.append(args.exc_value))
-    one = board.add()
+    one, _ = board.add(), board.add()
+    board.run(5.0)
+    assert one.governor._policy.share is not None
 
     def fail(posting, now):
         raise MemoryError
@@ -1176,8 +1178,23 @@ def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
     one.member.exchange = fail
     one.member.joined = False
     board.run(15.0)
+    assert one.governor._policy.share is None
+    assert one.held > 0
     assert board.most < 0.85 * LIMIT
     assert any(isinstance(error, MemoryError) for error in caught)
+
+
+def test_what_is_asked_for_is_not_put_off_because_siblings_are_quiet():
+    governor = MemoryGovernor(readings=FakeReadings())
+    first = governor.register(TTLDict())
+    with governor:
+        wait_for(lambda: governor.stats["looks"])
+        governor._rest = lambda: 100.0
+        for _ in range(3):
+            before = governor.stats["looks"]
+            second = governor.register(TTLDict())
+            wait_for(lambda before=before: governor.stats["looks"] > before, 10.0)
+    del first, second
 
 
 def test_the_argument_is_checked():
