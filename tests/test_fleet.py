@@ -954,6 +954,36 @@ def test_one_that_asks_for_more_gets_more(board):
     assert workers[0].cache.memory_cap > 1.25 * workers[1].cache.memory_cap
 
 
+class Plain:
+    """A cache of one's own that says nothing of its misses."""
+
+    def __init__(self):
+        self.entries = TTLDict(sizeof=lambda key, value: Worker.VALUE - 128)
+        self.memory_limit = None
+        self.cap, self.trim, self.get = self.entries.cap, self.entries.trim, self.entries.get
+
+    def __setitem__(self, key, value):
+        self.entries[key] = value
+
+    @property
+    def nbytes(self):
+        return self.entries.nbytes
+
+    @property
+    def memory_cap(self):
+        return self.entries.memory_cap
+
+
+def test_who_cannot_say_what_more_is_worth_keeps_an_equal_share(board):
+    board.add()
+    silent = board.add()
+    silent.governor.unregister(silent.cache)
+    silent.cache = silent.governor.register(Plain())
+    board.run(60.0)
+    assert silent.held > 0.2 * LIMIT
+    assert board.spread() < 0.15
+
+
 def test_a_burst_of_starts_is_survived_and_shared(board):
     """Each fills its cache as fast as 200 MB a second, before the others have made room."""
     board.add(rate=3000)

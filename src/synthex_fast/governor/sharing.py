@@ -125,7 +125,8 @@ class Sharing:
             share=int(self._share),
             level=level,
             settled=settled,
-            hungry=any(state.hungry for state in caches),
+            # Where nobody can say what more would be worth, there is nothing to compare.
+            hungry=any(state.hungry and state.knows_need for state in caches),
         )
         known = self._siblings
         # What hardly differs is not posted again: each posting makes the others reconsider.
