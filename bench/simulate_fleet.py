@@ -170,19 +170,22 @@ def best_static(streams, total):
     """The most hits of any division on a grid, and that division: each worker's hits at every size, then a search."""
     curves = {}
     table = []
-    # Finer than an equal share by eight.
-    grid = min(8 * len(streams), 64) if len(streams) > 2 else 24
+    # Steps of a part of an equal share. With many workers nobody has more than eight shares.
+    steps = 12 if len(streams) == 2 else 8 if len(streams) <= 8 else 4
+    grid = steps * len(streams)
+    most = min(grid, 8 * steps)
     for stream in streams:
         key = (len(stream), stream[:64].tobytes(), stream[-64:].tobytes())
         if key not in curves:
-            curves[key] = [0] + [hits_at(stream, total * step / grid) for step in range(1, grid + 1)]
+            curves[key] = [0] + [hits_at(stream, total * step / grid) for step in range(1, most + 1)]
         table.append(curves[key])
     best = [0] * (grid + 1)
     chosen = []
     for curve in table:
         after, choice = [0] * (grid + 1), [0] * (grid + 1)
         for size in range(grid + 1):
-            after[size], choice[size] = max((best[size - own] + curve[own], own) for own in range(size + 1))
+            own = range(min(size, most) + 1)
+            after[size], choice[size] = max((best[size - step] + curve[step], step) for step in own)
         best = after
         chosen.append(choice)
     size, division = grid, []

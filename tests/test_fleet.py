@@ -954,6 +954,36 @@ def test_one_that_asks_for_more_gets_more(board):
     assert workers[0].cache.memory_cap > 1.25 * workers[1].cache.memory_cap
 
 
+class Plain:
+    """A cache of one's own that says nothing of its misses."""
+
+    def __init__(self):
+        self.entries = TTLDict(sizeof=lambda key, value: Worker.VALUE - 128)
+        self.memory_limit = None
+        self.cap, self.trim, self.get = self.entries.cap, self.entries.trim, self.entries.get
+
+    def __setitem__(self, key, value):
+        self.entries[key] = value
+
+    @property
+    def nbytes(self):
+        return self.entries.nbytes
+
+    @property
+    def memory_cap(self):
+        return self.entries.memory_cap
+
+
+def test_who_cannot_say_what_more_is_worth_keeps_an_equal_share(board):
+    board.add()
+    silent = board.add()
+    silent.governor.unregister(silent.cache)
+    silent.cache = silent.governor.register(Plain())
+    board.run(60.0)
+    assert silent.held > 0.2 * LIMIT
+    assert board.spread() < 0.15
+
+
 def test_a_burst_of_starts_is_survived_and_shared(board):
     """Each fills its cache as fast as 200 MB a second, before the others have made room."""
     board.add(rate=3000)
@@ -1168,7 +1198,9 @@ def test_a_process_that_ends_leaves(container, tmp_path):
 def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
     caught = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: caught.append(args.exc_value))
-    one = board.add()
+    one, _ = board.add(), board.add()
+    board.run(5.0)
+    assert one.governor._policy.share is not None
 
     def fail(posting, now):
         raise MemoryError
@@ -1176,8 +1208,23 @@ def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
     one.member.exchange = fail
     one.member.joined = False
     board.run(15.0)
+    assert one.governor._policy.share is None
+    assert one.held > 0
     assert board.most < 0.85 * LIMIT
     assert any(isinstance(error, MemoryError) for error in caught)
+
+
+def test_what_is_asked_for_is_not_put_off_because_siblings_are_quiet():
+    governor = MemoryGovernor(readings=FakeReadings())
+    first = governor.register(TTLDict())
+    with governor:
+        wait_for(lambda: governor.stats["looks"])
+        governor._rest = lambda: 100.0
+        for _ in range(3):
+            before = governor.stats["looks"]
+            second = governor.register(TTLDict())
+            wait_for(lambda before=before: governor.stats["looks"] > before, 10.0)
+    del first, second
 
 
 def test_the_argument_is_checked():

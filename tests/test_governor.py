@@ -824,6 +824,18 @@ def test_limits_grow_back_slowly_to_exactly_what_they_were():
     assert unlimited.memory_limit is None
 
 
+def test_limits_grow_back_however_often_memory_is_read():
+    machine = Machine(base=100 * MB)
+    cache, unlimited = Cache(machine, memory_limit=200 * MB), Cache(machine)
+    made = pressed(machine, cache, unlimited)
+    before = cache.memory_limit
+    for _ in range(1000):
+        # Less than what is worth a change each time.
+        machine.now += 0.05
+        made.check()
+    assert before + 60 * MB < cache.memory_limit <= 200 * MB
+
+
 def test_a_limit_changed_meanwhile_is_what_it_goes_back_to():
     machine = Machine(base=100 * MB)
     lowered, raised = Cache(machine, memory_limit=300 * MB), Cache(machine, memory_limit=100 * MB)

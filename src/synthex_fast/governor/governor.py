@@ -271,7 +271,7 @@ class MemoryGovernor:
                 sharing.consult(policy, use, self._memory.shared, components, level, now)
             except Exception as error:
                 # The process's own memory is watched all the same.
-                policy.share = None
+                policy.alone()
                 _unraisable.report(error, self)
         why = _reason(use)
         # Once the main thread has ended, the interpreter joins the others, also those that wait for a buffer.

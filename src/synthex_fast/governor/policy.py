@@ -195,6 +195,10 @@ class Policy:
             self.overhead = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
         self._learned_from = (used, counted)
 
+    def alone(self) -> None:
+        """There are no siblings: all that the limit leaves is for this process's caches."""
+        self.share, self.part, self.gives = None, 1.0, True
+
     def join(self, joined: bool) -> None:
         """Take note of whether there may be siblings, whose memory counts as used too."""
         if joined != self.joined:

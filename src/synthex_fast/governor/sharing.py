@@ -99,7 +99,7 @@ class Sharing:
     ) -> None:
         """Tell the siblings how things stand, and the policy what this process's share is."""
         if shared is None or not self.member.wanted:
-            policy.share = None
+            policy.alone()
             policy.join(False)
             return
         caches = [state for state, _ in components if state.limited and state.weight]
@@ -125,7 +125,8 @@ class Sharing:
             share=int(self._share),
             level=level,
             settled=settled,
-            hungry=any(state.hungry for state in caches),
+            # Where nobody can say what more would be worth, there is nothing to compare.
+            hungry=any(state.hungry and state.knows_need for state in caches),
         )
         known = self._siblings
         # What hardly differs is not posted again: each posting makes the others reconsider.
@@ -133,7 +134,8 @@ class Sharing:
         found = self.member.exchange(mine, now) if news else self.member.look()
         policy.join(found is not None)
         if found is None:
-            policy.share, self._siblings, self._posting = None, {}, None
+            policy.alone()
+            self._siblings, self._posting = {}, None
             return
         self._siblings = found
         if news:
@@ -146,7 +148,7 @@ class Sharing:
                 need.weight = sum(each.weight for each in found.values()) / len(found) if found else 1.0
                 mine = mine._replace(weight=need.weight)
         if not found:
-            policy.share, policy.part = None, 1.0
+            policy.alone()
             self._busy = now - self._changed_at < SETTLE_SECONDS
             return
         weight = need.next_weight(mine, split.Together([mine, *found.values()]), now)
