@@ -240,7 +240,7 @@ app, installation = synthex_fast.install(app, memory_limit="50%")
 """
     )
     with gunicorn(tmp_path, application, STAR + "configure(memory_limit='60%')\n") as server:
-        assert server.process.wait(60) == 3
+        assert server.process.wait(60) != 0
         assert "memory_limit is '50%' in the installation that is in place, not '60%'" in server.log
 
 
