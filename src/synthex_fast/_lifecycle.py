@@ -42,7 +42,7 @@ class Stage:
     MONITOR = 4
     GOVERNOR = 5
     # It reads all of the others.
-    PAGE = 6
+    PAGE = 7
 
 
 class _Hooks:
