@@ -19,13 +19,13 @@ IN_PRIVATE_MODULES = {
 
 
 def public_modules():
-    """The modules and packages next to ``__init__`` whose names don't begin with an underscore, ``validate`` aside:
-    it is a command, and its modules are for reading.
+    """The modules and packages next to ``__init__`` whose names don't begin with an underscore. Not ``validate`` and
+    ``top``: they are commands, and their modules are for reading.
     """
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    return sorted(name for name in found if not name.startswith("_") and name not in ("cli", "validate"))
+    return sorted(name for name in found if not name.startswith("_") and name not in ("cli", "top", "validate"))
 
 
 def public_names():
