@@ -257,9 +257,10 @@ class MemoryGovernor:
         components = self._components.live()
         states = [state for state, _ in components]
         elapsed = policy.elapsed(now)
+        divides = policy.divides(states, sharing.member.joined)
         for state, obj in components:
             before, state.nbytes = state.nbytes, state.read_size(obj)
-            if state.limited and state.weight:
+            if divides and state.limited and state.weight:
                 state.observe_need(obj, now)
             if elapsed > 0:
                 state.growth = max(0.0, (state.nbytes - before) / elapsed)

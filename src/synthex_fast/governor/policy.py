@@ -109,6 +109,7 @@ class Policy:
         self._recovering = False
         # Whether there are several caches, and all say what more room would be worth to them.
         self._divides = False
+        self._asked = False
         # Resident bytes that this process's caches may hold, as workers of one container agreed; None without others.
         self.share: float | None = None
         # Resident bytes of that by which they may grow before memory is read again.
@@ -134,9 +135,18 @@ class Policy:
         self._measure_growth(use, now)
         self._age_peaks(use, states, now)
         self._learn_overhead(use, states)
-        caches = [state for state in states if state.limited and state.weight]
-        self.held.observe(use.rss, sum(state.nbytes for state in caches) * self.overhead)
-        self._weigh(caches, now)
+        self._divides = False
+        if self._asked:
+            caches = [state for state in states if state.limited and state.weight]
+            self.held.observe(use.rss, sum(state.nbytes for state in caches) * self.overhead)
+            self._weigh(caches, now)
+
+    def divides(self, states: list[ComponentState], joined: bool) -> bool:
+        """Whether the caches are to be asked for their needs: if there is a limit, and somebody to share it with."""
+        self._asked = self._bounded and (
+            joined or sum(1 for state in states if state.limited and state.weight) > 1
+        )
+        return self._asked
 
     def _weigh(self, caches: list[ComponentState], now: float) -> None:
         """Move the weights of the caches among themselves, by what another byte is worth to each."""
@@ -262,7 +272,7 @@ class Policy:
             # Its own limit may leave less than the container does.
             room = math.inf if self.shares_limit else SIZED_FOR * use.limit - use.used
             aims = self._divided(self.share, min(self.grant, room), caches, least)
-        elif self._divides and self._bounded and level < HIGH:
+        elif self._divides and level < HIGH:
             # What a cache has freed is room for the others, whether or not it has returned to the system.
             share = budget(SIZED_FOR * use.limit, use.used, [int(self.held.bytes)])
             grant = share - sum(state.peak for state in caches) * self.overhead
