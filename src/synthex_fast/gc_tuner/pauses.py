@@ -73,9 +73,9 @@ class PauseStatistics:
         "over_budget",
         "row",
         "rows",
+        "spent",
         "taken",
         "taken_freed",
-        "total",
         "unforced",
     )
 
@@ -87,9 +87,9 @@ class PauseStatistics:
         disarm: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
-        # By generation: nanoseconds, objects, nanoseconds.
-        self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
-        # By cause: a histogram for each generation, one after the other, then the nanoseconds of each.
+        # By generation: objects, nanoseconds.
+        self.freed, self.longest = [0] * 3, [0] * 3
+        # By cause: a histogram for each generation, one after the other, then their nanoseconds, the oldest first.
         self.rows = [[0] * (3 * BUCKETS + 3) for _ in CAUSES]
         self.in_request = [0] * BUCKETS
         # Kept, because each access to a method makes a new object, and the list of callbacks is searched by identity.
@@ -98,7 +98,7 @@ class PauseStatistics:
 
     def reset(self) -> None:
         # In place: the callback holds these lists.
-        for figures in (self.total, self.freed, self.longest, self.in_request, *self.rows):
+        for figures in (self.freed, self.longest, self.in_request, *self.rows):
             figures[:] = [0] * len(figures)
         # Of the cause of the collections that begin now. Set by the thread that asks for one, without a lock: another
         # thread's that begins at the same moment may be counted there too.
@@ -106,6 +106,8 @@ class PauseStatistics:
         # Collections that the tuner asked for, by cause.
         self.explicit = [0] * len(CAUSES)
         self.longest_in_request = self.over_budget = 0
+        # Nanoseconds in all collections.
+        self.spent = 0
         self.in_flight = 0
         # False while the tuner makes a forced collection, which is not counted against requests.
         self.unforced = True
@@ -122,7 +124,7 @@ class PauseStatistics:
         disarm: Callable[[], None],
         wake: Callable[[], None],
     ) -> Callable[[str, dict[str, int]], None]:
-        total, freed, longest, rows = self.total, self.freed, self.longest, self.rows
+        freed, longest, rows = self.freed, self.longest, self.rows
         row = rows[AUTOMATIC]
         began = now()
         attention = full_asked = False
@@ -144,7 +146,6 @@ class PauseStatistics:
             generation = info["generation"]
             bits = pause.bit_length()
             bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
-            total[generation] += pause
             if info["collected"]:
                 freed[generation] += info["collected"]
             if pause > longest[generation]:
@@ -163,7 +164,8 @@ class PauseStatistics:
                 if pause > PAUSE_BUDGET_NS:
                     self.over_budget += 1
             row[generation << 9 | bucket] += 1
-            row[generation - 3] += pause
+            row[~generation] += pause
+            self.spent += pause
             if attention:
                 attention = False
                 # Reading lets other threads run. The watcher could not collect if it ran inside the callback.
@@ -174,7 +176,11 @@ class PauseStatistics:
 
     def collecting(self) -> int:
         """Nanoseconds spent in collections of any kind."""
-        return sum(self.total)
+        return self.spent
+
+    def total(self, generation: int) -> int:
+        """Nanoseconds spent in collections of that generation."""
+        return sum(row[~generation] for row in self.rows)
 
     def _used(self, generation: int) -> list[tuple[int, list[int]]]:
         """The causes of its pauses, each with its histogram."""
@@ -195,7 +201,7 @@ class PauseStatistics:
             {
                 "generation": generation,
                 "cause": CAUSES[cause],
-                "seconds": self.rows[cause][generation - 3] / 1e9,
+                "seconds": self.rows[cause][~generation] / 1e9,
                 "counts": _sum_up(counts),
             }
             for generation in range(3)
@@ -209,7 +215,7 @@ class PauseStatistics:
             {
                 "collections": sum(counts),
                 "freed": self.freed[generation],
-                "seconds": self.total[generation] / 1e9,
+                "seconds": self.total(generation) / 1e9,
                 "p50": quantile(counts, 0.5),
                 "p99": quantile(counts, 0.99),
                 "max": self.longest[generation] / 1e9,
