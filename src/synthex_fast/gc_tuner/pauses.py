@@ -73,7 +73,6 @@ class PauseStatistics:
         "over_budget",
         "row",
         "rows",
-        "spent",
         "taken",
         "taken_freed",
         "unforced",
@@ -106,8 +105,6 @@ class PauseStatistics:
         # Collections that the tuner asked for, by cause.
         self.explicit = [0] * len(CAUSES)
         self.longest_in_request = self.over_budget = 0
-        # Nanoseconds in all collections.
-        self.spent = 0
         self.in_flight = 0
         # False while the tuner makes a forced collection, which is not counted against requests.
         self.unforced = True
@@ -165,7 +162,6 @@ class PauseStatistics:
                     self.over_budget += 1
             row[generation << 9 | bucket] += 1
             row[~generation] += pause
-            self.spent += pause
             if attention:
                 attention = False
                 # Reading lets other threads run. The watcher could not collect if it ran inside the callback.
@@ -176,7 +172,7 @@ class PauseStatistics:
 
     def collecting(self) -> int:
         """Nanoseconds spent in collections of any kind."""
-        return self.spent
+        return sum([row[-1] + row[-2] + row[-3] for row in self.rows])
 
     def total(self, generation: int) -> int:
         """Nanoseconds spent in collections of that generation."""
