@@ -243,15 +243,17 @@ class _Braced(dict[tuple[str, ...], str]):
     """The text of each tuple of labels, made when it is first needed."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
+        # In the order of the names.
+        self._places = sorted(range(len(names)), key=names.__getitem__)
+        pairs = ",".join(f'{names[place]}="%s"' for place in self._places)
+        self._pattern = f"{{{pairs}}}" if names else ""
 
     def __missing__(self, labels: tuple[str, ...]) -> str:
-        pairs = sorted(zip(self._names, labels, strict=True))
-        text = ",".join(f'{name}="{_escaped(label)}"' for name, label in pairs)
-        made = self[labels] = f"{{{text}}}" if pairs else ""
+        made = self[labels] = self._pattern % tuple([_escaped(labels[place]) for place in self._places])
         return made
 
 
+@functools.lru_cache(4096)
 def _escaped(label: str) -> str:
     return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 

@@ -75,7 +75,6 @@ class PauseStatistics:
         "rows",
         "taken",
         "taken_freed",
-        "total",
         "unforced",
     )
 
@@ -87,9 +86,9 @@ class PauseStatistics:
         disarm: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
-        # By generation: nanoseconds, objects, nanoseconds.
-        self.total, self.freed, self.longest = [0] * 3, [0] * 3, [0] * 3
-        # By cause: a histogram for each generation, one after the other, then the nanoseconds of each.
+        # By generation: objects, nanoseconds.
+        self.freed, self.longest = [0] * 3, [0] * 3
+        # By cause: a histogram for each generation, one after the other, then their nanoseconds, the oldest first.
         self.rows = [[0] * (3 * BUCKETS + 3) for _ in CAUSES]
         self.in_request = [0] * BUCKETS
         # Kept, because each access to a method makes a new object, and the list of callbacks is searched by identity.
@@ -98,7 +97,7 @@ class PauseStatistics:
 
     def reset(self) -> None:
         # In place: the callback holds these lists.
-        for figures in (self.total, self.freed, self.longest, self.in_request, *self.rows):
+        for figures in (self.freed, self.longest, self.in_request, *self.rows):
             figures[:] = [0] * len(figures)
         # Of the cause of the collections that begin now. Set by the thread that asks for one, without a lock: another
         # thread's that begins at the same moment may be counted there too.
@@ -122,7 +121,7 @@ class PauseStatistics:
         disarm: Callable[[], None],
         wake: Callable[[], None],
     ) -> Callable[[str, dict[str, int]], None]:
-        total, freed, longest, rows = self.total, self.freed, self.longest, self.rows
+        freed, longest, rows = self.freed, self.longest, self.rows
         row = rows[AUTOMATIC]
         began = now()
         attention = full_asked = False
@@ -144,7 +143,6 @@ class PauseStatistics:
             generation = info["generation"]
             bits = pause.bit_length()
             bucket = (bits << 3) | (pause >> (bits - 4)) & 7 if bits > 3 else pause
-            total[generation] += pause
             if info["collected"]:
                 freed[generation] += info["collected"]
             if pause > longest[generation]:
@@ -163,7 +161,7 @@ class PauseStatistics:
                 if pause > PAUSE_BUDGET_NS:
                     self.over_budget += 1
             row[generation << 9 | bucket] += 1
-            row[generation - 3] += pause
+            row[~generation] += pause
             if attention:
                 attention = False
                 # Reading lets other threads run. The watcher could not collect if it ran inside the callback.
@@ -174,7 +172,11 @@ class PauseStatistics:
 
     def collecting(self) -> int:
         """Nanoseconds spent in collections of any kind."""
-        return sum(self.total)
+        return sum([row[-1] + row[-2] + row[-3] for row in self.rows])
+
+    def total(self, generation: int) -> int:
+        """Nanoseconds spent in collections of that generation."""
+        return sum(row[~generation] for row in self.rows)
 
     def _used(self, generation: int) -> list[tuple[int, list[int]]]:
         """The causes of its pauses, each with its histogram."""
@@ -195,7 +197,7 @@ class PauseStatistics:
             {
                 "generation": generation,
                 "cause": CAUSES[cause],
-                "seconds": self.rows[cause][generation - 3] / 1e9,
+                "seconds": self.rows[cause][~generation] / 1e9,
                 "counts": _sum_up(counts),
             }
             for generation in range(3)
@@ -209,7 +211,7 @@ class PauseStatistics:
             {
                 "collections": sum(counts),
                 "freed": self.freed[generation],
-                "seconds": self.total[generation] / 1e9,
+                "seconds": self.total(generation) / 1e9,
                 "p50": quantile(counts, 0.5),
                 "p99": quantile(counts, 0.99),
                 "max": self.longest[generation] / 1e9,

@@ -653,7 +653,7 @@ class GCTuner:
         if change is not None:
             self._change_threshold(now, change)
         if young.window_is_over(now):
-            young_ns, middle_ns, old_ns = pauses.total
+            young_ns, middle_ns, old_ns = map(pauses.total, range(3))
             collecting = young_ns + middle_ns
             # Full collections count until the tuner decides on them: no threshold saves one from then on.
             if not self._serving or self._switched:
