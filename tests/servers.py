@@ -233,6 +233,7 @@ def exercise(server, *, requests=1000, workers=2, kill=True, reload=True, leaves
     wait_for(lambda: not members(server.process.pid), 10)
     if leaves_word:
         for pid in now:
-            assert server.stopped(pid) == {"threshold": THRESHOLDS, "threads": []}
+            word = server.stopped(pid)
+            assert word == {"threshold": THRESHOLDS, "threads": []}, word
     assert "Traceback" not in server.log, server.log
     return status
