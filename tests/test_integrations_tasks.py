@@ -96,12 +96,14 @@ from celery import Celery
 from synthex_fast.integrations.celery import connect
 
 here = os.environ["HERE"]
-app = Celery("tasks", broker="filesystem://", backend=f"file://{here}/results")
-app.conf.update(
-    broker_transport_options={
+broker = os.environ["BROKER"]
+app = Celery("tasks", broker=broker, backend=f"file://{here}/results")
+if broker == "filesystem://":
+    app.conf.broker_transport_options = {
         "data_folder_in": f"{here}/broker", "data_folder_out": f"{here}/{os.environ['OUT']}",
         "control_folder": f"{here}/control", "polling_interval": 0.02,
-    },
+    }
+app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=32,
     task_acks_late=True,
@@ -127,7 +129,7 @@ needs_celery = pytest.mark.skipif(bool(missing("celery")), reason=missing("celer
 
 
 @contextmanager
-def celery(folder, monkeypatch, pool, *options):
+def celery(folder, monkeypatch, pool, *options, broker="filesystem://"):
     """A running worker, and a client's side of the application."""
     for name in ("broker", "control", "results", "sent"):
         (folder / name).mkdir()
@@ -141,9 +143,11 @@ def celery(folder, monkeypatch, pool, *options):
         files={"tasks.py": CELERY},
         HERE=str(folder),
         OUT="broker",
+        BROKER=broker,
     ) as server:
         monkeypatch.setenv("HERE", str(folder))
         monkeypatch.setenv("OUT", "sent")
+        monkeypatch.setenv("BROKER", broker)
         names = {"__name__": "tasks"}
         # Not imported, so that the next test has its own.
         exec(
@@ -182,8 +186,15 @@ def check(answer):
 @needs_celery
 @pytest.mark.slow
 @pytest.mark.linux(reason="sessions of processes")
-def test_celerys_pool_processes_are_installed_replaced_restarted_and_stopped(tmp_path, monkeypatch):
-    with celery(tmp_path, monkeypatch, "prefork") as (server, names):
+@pytest.mark.parametrize("broker", ["filesystem", "redis"])
+def test_celerys_pool_processes_are_installed_replaced_restarted_and_stopped(
+    tmp_path, monkeypatch, broker, request
+):
+    url = "filesystem://"
+    if broker == "redis":
+        port = request.getfixturevalue("redis").connection_pool.connection_kwargs["port"]
+        url = f"redis://127.0.0.1:{port}/0"
+    with celery(tmp_path, monkeypatch, "prefork", broker=url) as (server, names):
         first = {check(stats_of(names))}
         assert server.process.pid not in first
         for n in range(1000):
@@ -205,8 +216,11 @@ def test_celerys_pool_processes_are_installed_replaced_restarted_and_stopped(tmp
             send(names, "fail").get(timeout=60, interval=0.02)
         assert stats_of(names)["stats"]["tuner"]["in_flight"] == 1
 
-        os.kill(next(iter(first)), signal.SIGKILL)
-        wait_for(lambda: check(stats_of(names)) not in first, 60)
+        # Not with a broker that has no event loop: the pool's processes share a lock there, which the killed one may
+        # hold for ever.
+        if broker == "redis":
+            os.kill(next(iter(first)), signal.SIGKILL)
+            wait_for(lambda: check(stats_of(names)) not in first, 60)
 
         before = {process.pid for process in members(server.process.pid)} - {server.process.pid}
         server.process.send_signal(signal.SIGHUP)
