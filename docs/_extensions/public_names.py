@@ -25,7 +25,9 @@ def public_modules():
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    return sorted(name for name in found if not name.startswith("_") and name not in ("cli", "top", "validate"))
+    return sorted(
+        name for name in found if not name.startswith("_") and name not in ("cli", "top", "validate")
+    )
 
 
 def public_names():
