@@ -773,6 +773,73 @@ def test_metrics_that_cannot_be_registered_stop_the_installation(exporter):
     assert installation.current() is None
 
 
+def scrape_wsgi(app, **environ):
+    """The status, headers and text of an answer, and whether it was the application's."""
+    answered = []
+    response = app(
+        {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics", **environ},
+        lambda status, headers: answered.extend((status, dict(headers))),
+    )
+    text = b"".join(response).decode()
+    if hasattr(response, "close"):
+        response.close()
+    return *answered, text
+
+
+def scrape_asgi(app, **scope):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(
+        app({"type": "http", "method": "GET", "path": "/metrics", "headers": [], **scope}, None, send)
+    )
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"].decode()
+
+
+def test_a_path_of_the_application_answers_scrapes_while_it_runs():
+    pytest.importorskip("prometheus_client")
+    served, placed = install(wsgi, metrics="/metrics")
+    users = placed.register(TTLDict(), name="users")
+    users["ada"] = 1
+    status, headers, text = scrape_wsgi(served)
+    assert status == "200 OK"
+    assert headers["Content-Type"].startswith("text/plain; version=")
+    assert int(headers["Content-Length"]) == len(text.encode())
+    assert 'synthex_cache_entries{cache="users"} 1.0' in text.splitlines()
+    # A scrape is no request of the application's.
+    assert placed.stats["tuner"]["requests"] == 0
+    status, headers, nothing = scrape_wsgi(served, REQUEST_METHOD="HEAD")
+    assert (status, nothing) == ("200 OK", "")
+    assert int(headers["Content-Length"]) > 0
+    for other in ({"PATH_INFO": "/metrics/"}, {"REQUEST_METHOD": "POST"}):
+        assert scrape_wsgi(served, **other)[2] == "hello"
+    placed.stop()
+    assert scrape_wsgi(served)[2] == "hello"
+
+
+def test_a_path_of_an_asgi_application_answers_scrapes():
+    pytest.importorskip("prometheus_client")
+    served, placed = install(asgi, metrics="/metrics")
+    # The first request starts it where there is no lifespan.
+    status, headers, text = scrape_asgi(served)
+    assert status == 200
+    assert int(headers[b"content-length"]) == len(text.encode())
+    assert "synthex_memory_limit_bytes" in text
+    assert scrape_asgi(served, method="HEAD")[2] == ""
+    assert scrape_asgi(served, path="/")[2] == "hello"
+    assert scrape_asgi(served, method="POST")[2] == "hello"
+    placed.stop()
+    assert scrape_asgi(served)[2] == "hello"
+
+
+def test_a_path_without_an_application_is_refused():
+    with pytest.raises(ArgumentValueError, match=r"^metrics must be .* no application to answer"):
+        install(metrics="/metrics")
+    assert installation.current() is None
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from servers import REPORTING, check_running, exercise, free_port, missing, serving
@@ -313,3 +314,30 @@ def post_request(worker, req, environ, resp):
         os.kill(victim, signal.SIGKILL)
         wait_for(lambda: (got := server.try_to_get()) and got["pid"] != victim)
         assert server.stopped(victim) is None
+
+
+def test_any_worker_answers_prometheus_for_all(tmp_path):
+    if missing("prometheus_client"):
+        pytest.skip(missing("prometheus_client"))
+    configuration = f"{STAR}configure(metrics='/metrics')\n"
+    with gunicorn(tmp_path, WSGI, configuration, TMPDIR=str(tmp_path)) as server:
+        check_running(server.wait_until_it_answers())
+        workers = server.all_workers(2)
+        counted = sum(1 for _ in server.get_many(100, "/"))
+        (shared,) = tmp_path.glob("synthex-fast-metrics-*")
+
+        def text():
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:
+                return response.read().decode()
+
+        def requests():
+            (line,) = [line for line in text().splitlines() if line.startswith("synthex_requests_total")]
+            return float(line.split()[1])
+
+        # A worker's own figures are seconds old for the others.
+        wait_for(lambda: requests() >= counted, 30)
+        for pid in workers:
+            assert f'pid="{pid}"' in text()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert not shared.exists()

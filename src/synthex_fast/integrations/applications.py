@@ -124,6 +124,9 @@ class WSGIApplication(Application):
         installation = self._installation
         if installation._waiting:
             installation._start_late()
+        endpoint = installation._endpoint
+        if endpoint is not None and (answer := endpoint.wsgi(environ, start_response)) is not None:
+            return answer
         if COUNTED in environ:
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         environ[COUNTED] = True
@@ -142,6 +145,9 @@ class ASGIApplication(Application):
         installation = self._installation
         if installation._waiting:
             installation._start_late()
+        endpoint = installation._endpoint
+        if endpoint is not None and await endpoint.asgi(scope, send):
+            return
         if COUNTED in scope:
             await self._app(scope, receive, send)
         else:

@@ -14,6 +14,9 @@ calls `install` itself:
   its lifespan.
 - ``worker_exit``, in the worker: stops.
 - ``on_starting``, ``on_reload``: check the worker class.
+- ``on_exit``, in the master: removes what the workers shared.
+
+With ``configure(metrics="/metrics")`` any worker answers Prometheus for all of them at that path.
 
 Hooks of your own may stand anywhere in the file: yours run first, then these. A function that replaces one of these is
 found when gunicorn starts or reloads. Only if yours replace ``on_starting``, ``on_reload`` and ``pre_fork``, all three,
@@ -25,14 +28,23 @@ from __future__ import annotations
 import os
 
 from synthex_fast.errors import UnsupportedServerError
-from synthex_fast.integrations import applications, forking, installation
+from synthex_fast.integrations import applications, forking, installation, scrape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["configure", "hooks", "on_reload", "on_starting", "post_worker_init", "pre_fork", "worker_exit"]
+__all__ = [
+    "configure",
+    "hooks",
+    "on_exit",
+    "on_reload",
+    "on_starting",
+    "post_worker_init",
+    "pre_fork",
+    "worker_exit",
+]
 
 # Which gunicorn may not use, and why.
 _REFUSED = {
@@ -64,6 +76,9 @@ def on_reload(server: Any) -> None:
 def pre_fork(server: Any, worker: Any) -> None:
     """In the master, before each fork."""
     _adopt(server)
+    if str(_options["metrics"]).startswith("/"):
+        # A scrape reaches any of the workers, so each answers for all.
+        scrape.share_directory()
     if server.cfg.preload_app:
         forking.freeze()
 
@@ -89,8 +104,13 @@ def worker_exit(server: Any, worker: Any) -> None:
         placed.stop()
 
 
+def on_exit(server: Any) -> None:
+    """In the master, at its end."""
+    scrape.unshare_directory()
+
+
 _OURS: dict[str, Callable[..., None]] = {
-    each.__name__: each for each in (on_starting, on_reload, pre_fork, post_worker_init, worker_exit)
+    each.__name__: each for each in (on_starting, on_reload, pre_fork, post_worker_init, worker_exit, on_exit)
 }
 
 

@@ -9,7 +9,7 @@ import sys
 import weakref
 
 from synthex_fast import _lifecycle, _unraisable
-from synthex_fast._arguments import finite_number, one_of, want_text
+from synthex_fast._arguments import finite_number, want_text
 from synthex_fast._lifecycle import Stage
 from synthex_fast._readings import Readings, requested_limit
 from synthex_fast._threads import RLock
@@ -19,6 +19,7 @@ from synthex_fast.gc_tuner import FREE_THREADED, GCTuner
 from synthex_fast.governor import Component, MemoryGovernor
 from synthex_fast.governor.components import offers
 from synthex_fast.integrations import applications, uwsgi
+from synthex_fast.integrations.scrape import Endpoint
 from synthex_fast.monitor import AdaptiveMemoryMonitor
 
 TYPE_CHECKING = False
@@ -33,6 +34,7 @@ __all__ = ["Installation", "checked", "current", "hold", "install", "place", "pl
 
 # Modules of `synthex_fast.exporters`.
 METRICS = ("prometheus", "opentelemetry")
+METRICS_ALLOWED = '"prometheus", "opentelemetry" or a path such as "/metrics"'
 
 DEFAULTS: dict[str, Any] = {
     "memory_limit": None,
@@ -87,10 +89,17 @@ class Installation:
                 )
         metrics = options["metrics"]
         self._exporter: Any = None
-        if metrics is not None:
-            self._exporter = importlib.import_module(
-                f"synthex_fast.exporters.{one_of('metrics', metrics, METRICS)}"
-            )
+        # Answers scrapes at a path of the application, while it runs.
+        self._endpoint: Endpoint | None = None
+        if self._serves_metrics():
+            # Now, so that it does not fail when the first worker starts.
+            importlib.import_module("synthex_fast.exporters.prometheus")
+        elif metrics is not None:
+            if not isinstance(metrics, str):
+                raise type_error("metrics", metrics, f"{METRICS_ALLOWED}, or None")
+            if metrics not in METRICS:
+                raise value_error("metrics", metrics, METRICS_ALLOWED)
+            self._exporter = importlib.import_module(f"synthex_fast.exporters.{metrics}")
         self.tuner: Any = self._part("tuner", lambda: GCTuner(memory_limit=limit))
         self.monitor: Any = self._part("monitor", lambda: AdaptiveMemoryMonitor(limit=limit))
         self.governor: Any = self._part(
@@ -105,6 +114,10 @@ class Installation:
         # Lifespans under way: several applications may be served by one process.
         self._lifespans = 0
         self._registered: dict[int, weakref.ref[Any]] = {}
+
+    def _serves_metrics(self) -> bool:
+        metrics = self._options["metrics"]
+        return isinstance(metrics, str) and metrics.startswith("/")
 
     def _part(self, role: str, make: Callable[[], Any]) -> Any:
         given = self._options[role]
@@ -166,6 +179,11 @@ class Installation:
             unregister = getattr(registered, "unregister", None)
             if callable(unregister):
                 undo.append(unregister)
+        if self._serves_metrics():
+            endpoint = Endpoint(self._options["metrics"])
+            undo.append(endpoint.unregister)
+            self._endpoint = endpoint
+            undo.append(lambda: setattr(self, "_endpoint", None))
 
     def _undo_all(self) -> None:
         undo = self._undo
@@ -340,7 +358,9 @@ def install(
 
     ``memory_limit`` is for all three: bytes, ``"512MB"``, or ``"80%"`` of the container. ``tuner``, ``governor`` and
     ``monitor`` are True, False, or an object of your own that has the methods of `GCTuner`, `MemoryGovernor` or
-    `AdaptiveMemoryMonitor`. ``metrics`` is ``"prometheus"`` or ``"opentelemetry"``.
+    `AdaptiveMemoryMonitor`. ``metrics`` is ``"prometheus"`` or ``"opentelemetry"``, which registers them with that
+    library, or a path such as ``"/metrics"``, where the application then answers Prometheus, also for its siblings
+    under gunicorn.
 
     A process has one installation: a further call returns the same, and raises `AlreadyInstalledError` if it asks for
     something else. Raises `ArgumentTypeError` and `ArgumentValueError` for bad arguments, an ``app`` whose interface
@@ -371,6 +391,12 @@ def install(
 def place(app: Any, kind: str | None, options: dict[str, Any]) -> tuple[Any, Installation]:
     """`install`, with the application's interface known."""
     global _current
+    if kind is None and isinstance(options["metrics"], str) and options["metrics"].startswith("/"):
+        raise value_error(
+            "metrics",
+            options["metrics"],
+            '"prometheus" or "opentelemetry" where there is no application to answer',
+        )
     with _guard:
         installation, new = _current, _current is None
         if installation is None:
