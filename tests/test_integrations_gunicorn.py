@@ -165,8 +165,11 @@ assert not installation.running
 """
     )
     with gunicorn(tmp_path, application, STAR + "preload_app = True\n") as server:
-        stats = server.wait_until_it_answers()["stats"]
+        answer = server.wait_until_it_answers()
+        stats = answer["stats"]
         assert stats["running"] and stats["monitor"] is None
+        # By the master, before the fork.
+        assert answer["frozen"] > 1000 and not stats["tuner"]["frozen"]
         assert stats["tuner"]["requests"] == 1
         from synthex_fast import GCTuner
 
