@@ -99,9 +99,9 @@ def screenshot(url, path, seconds, width, dark):
         picture = browser.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
         from PIL import Image
 
-        # 96 colours are enough, and make the file small.
+        # 220 colours are enough, and make the file small.
         opened = Image.open(io.BytesIO(base64.b64decode(picture["data"]))).convert("RGB")
-        opened.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        opened.quantize(220, dither=Image.Dither.NONE).save(path, optimize=True)
     finally:
         browser.close()
 

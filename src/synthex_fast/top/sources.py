@@ -149,7 +149,7 @@ def processes() -> list[Process]:
     """Those of this user that listen, by pid. Sockets of processes that have ended are removed."""
     found: dict[int, Process] = {}
     for pid, path in _sockets():
-        if _is_served(pid, path):
+        if _is_served(path):
             found.setdefault(pid, Process(pid, path))
         else:
             with contextlib.suppress(OSError):
@@ -176,10 +176,8 @@ def _sockets() -> Iterator[tuple[int, str]]:
                         yield int(stem), path
 
 
-def _is_served(pid: int, path: str) -> bool:
+def _is_served(path: str) -> bool:
     """False for what a process has left behind that was killed, even if another has its pid by now."""
-    if not _exists(pid):
-        return False
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_SECONDS)
         try:

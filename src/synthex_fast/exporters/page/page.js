@@ -144,7 +144,9 @@
   // ---- What is known: each process apart. A request may be answered by any of a server's workers.
 
   const processes = new Map();
-  let shownId = null, chosen = null, paused = false, range = 300;
+  let shownId = null, chosen = null, paused = false;
+  // Until somebody chooses, a minute while there is no more.
+  let range = 60, rangeChosen = false;
   let lastHeard = 0, transport = "connecting";
 
   function known(id) {
@@ -263,11 +265,15 @@
   const memory = section("memory", "Memory", "");
   const ranges = h("div", { class: "choice", role: "group", "aria-label": "Time shown" },
     ...[[60, "1 min"], [300, "5 min"], [900, "15 min"], [3600, "1 h"]].map(([value, text]) =>
-      h("button", { type: "button", "aria-pressed": String(value === range), onclick: (event) => {
-        range = value;
-        for (const each of ranges.children) put(each, "aria-pressed", String(each === event.currentTarget));
+      h("button", { type: "button", value, "aria-pressed": String(value === range), onclick: () => {
+        rangeChosen = true;
+        setRange(value);
         draw();
       } }, text)));
+  function setRange(value) {
+    range = value;
+    for (const each of ranges.children) put(each, "aria-pressed", String(Number(each.value) === value));
+  }
   memory.head.append(ranges);
   const plot = s("svg", { role: "img", height: "240", "aria-label": "Memory over time" });
   const tip = h("div", { class: "tip" });
@@ -557,7 +563,9 @@
     const process = processes.get(shownId), frame = current();
     if (!frame) return;
     const shown = frame.memory || {};
-    const end = frame.time, begin = end - range;
+    const end = frame.time;
+    if (!rangeChosen && process.rows.length) setRange(end - process.rows[0][0] > 60 ? 300 : 60);
+    const begin = end - range;
     const rows = process.rows.filter((row) => row[0] >= begin - 10 && isNumber(row[1]));
     drawnRows = rows.filter((row) => row[0] >= begin);
     const width = Math.max(280, chart.clientWidth || 600);
