@@ -127,6 +127,9 @@ act()
 wait_for(lambda: ticks)
 hubs = [each for each in gc.get_objects() if isinstance(each, gevent.hub.Hub)]
 assert len(hubs) == 1, "a thread of the package's has an event loop"
+# As gevent's `subprocess` does before it forks. Its `os.fork` does so afterwards, in the parent, and `waitpid` then
+# waits forever for a child that has ended by then.
+gevent.get_hub().loop.install_sigchld()
 child = os.fork()
 if child == 0:
     signal.alarm(20)
@@ -146,22 +149,36 @@ print("stopped")
 """
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("part", PARTS)
-def test_each_part_acts_forks_and_stops_whenever_gevent_patches(part, order):
+def script_for(part, order):
     start, act, stop = (textwrap.dedent(code) for code in PARTS[part])
-    script = SCRIPT.format(
+    return SCRIPT.format(
         steps="\n".join({**STEPS, "start": start}[step] for step in order.split()),
         act=textwrap.indent(act, "    "),
         stop=textwrap.indent(stop, "    "),
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_acts_forks_and_stops_whenever_gevent_patches(part, order):
+    script = script_for(part, order)
     # From 3.12 on the interpreter warns of the fork if it counts more than one thread.
     done = run_python(script, "-Wignore::DeprecationWarning", timeout=60)
     assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
     if done.stderr:
         assert order == "import start patch", done.stderr
         assert without_addresses(done.stderr) == what_gevent_prints_after_a_fork()
+
+
+@pytest.mark.parametrize("part", ["monitor", "governor"])
+def test_a_part_goes_on_if_the_child_ends_before_fork_returns(part):
+    # Registered before the package's hooks, so it runs before them. It leaves the child to be waited for.
+    first = """
+import os
+os.register_at_fork(after_in_parent=lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT))
+"""
+    assert run(first + script_for(part, ORDERS[0]), "-Wignore::DeprecationWarning", timeout=60) == "stopped\n"
 
 
 def without_addresses(text):
