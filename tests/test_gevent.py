@@ -127,8 +127,8 @@ act()
 wait_for(lambda: ticks)
 hubs = [each for each in gc.get_objects() if isinstance(each, gevent.hub.Hub)]
 assert len(hubs) == 1, "a thread of the package's has an event loop"
-# gevent's `fork` does so itself, as its `subprocess` does before each fork, but only once it has returned: `waitpid`
-# would never end for a child that has ended by then.
+# As gevent's `subprocess` does before it forks. Its `os.fork` does so afterwards, in the parent, and `waitpid` then
+# waits forever for a child that has ended by then.
 gevent.get_hub().loop.install_sigchld()
 child = os.fork()
 if child == 0:

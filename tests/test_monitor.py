@@ -1265,6 +1265,28 @@ def test_a_look_at_a_collection_costs_little(monkeypatch):
         assert readings.calls.count("rss") <= 3 + (time.monotonic() - began)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_kernel_that_takes_its_time_keeps_only_the_thread_waiting(monkeypatch, fails):
+    began, ready = threading.Event(), threading.Event()
+    calls = []
+
+    def subscribe(self, container, root):
+        calls.append(threading.current_thread())
+        began.set()
+        assert ready.wait(10), "the caller of start() waits, too"
+        if fails and len(calls) == 1:
+            raise MemoryError
+
+    monkeypatch.setattr(wakeups.Waker, "subscribe", subscribe)
+    with AdaptiveMemoryMonitor(readings=FakeReadings()) as watching:
+        assert began.wait(10)
+        assert watching.running
+        assert watching.stats["samples"] == 0
+        ready.set()
+        wait_for(lambda: watching.stats["samples"] == 1)
+        assert calls == [watching._thread._thread] * (1 + fails)
+
+
 @pytest.mark.skipif(not hasattr(wakeups.select, "poll"), reason="no poll here")
 def test_a_storm_of_events_is_bounded(monkeypatch):
     monkeypatch.setattr(thread_module, "_MUTED_SECONDS", 0.1)

@@ -84,15 +84,18 @@ class SamplingThread:
 
     def start(self) -> None:
         try:
-            self.waker.subscribe(self._kernel.container, self._kernel.root)
-            if not self.waker.has_threshold:
-                self.collections.after = self._check_growth
             gc.callbacks.append(self.collections)
             self._thread.start()
         except BaseException:
             self.end()
             self.waker.close()
             raise
+
+    def _subscribe(self) -> None:
+        # In the thread: the kernel may take a second, and the caller of `start` may be an event loop or a fork.
+        self.waker.subscribe(self._kernel.container, self._kernel.root)
+        if not self.waker.has_threshold:
+            self.collections.after = self._check_growth
 
     def _monitor_released(self, reference: object) -> None:
         self.end()
@@ -128,11 +131,14 @@ class SamplingThread:
     def _run(self) -> None:
         seconds = 0.0
         muted_until = -math.inf
-        muted = event = False
+        muted = event = subscribed = False
         monitor: AdaptiveMemoryMonitor | None = None
         try:
             while not self.over:
                 try:
+                    if not subscribed:
+                        self._subscribe()
+                        subscribed = True
                     if seconds > 0:
                         event = self.waker.sleep(seconds)
                         if self.over:
