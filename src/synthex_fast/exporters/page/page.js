@@ -737,8 +737,9 @@
   }
 
   function drawHistogram(bins) {
-    const width = Math.max(280, histogramBox.clientWidth || 500), height = 300, left = 46, right = 18, bottom = 22, top = 10;
+    const width = Math.max(280, histogramBox.clientWidth || 500), height = width > 440 ? 390 : 260, left = 46, right = 18, bottom = 22, top = 10;
     put(histogram, "viewBox", `0 0 ${width} ${height}`);
+    put(histogram, "height", String(height));
     const names = CAUSES.filter((name) => bins.causes[name] && bins.causes[name].some((n) => n > 0));
     const sums = bins.bounds.map((_, n) => names.reduce((sum, name) => sum + bins.causes[name][n], 0)).concat(
       names.reduce((sum, name) => sum + bins.causes[name][bins.bounds.length], 0));
