@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -860,12 +861,12 @@ class Worker:
         self.member.wanted = wanted
         self.governor._sharing.member = self.member
         self.governor.register(self.cache)
-        # Running, in the test's own thread.
-        self.governor._worker.target = self.governor
         self.due = board.now
         self.hits = self.asked = 0
 
     def start(self):
+        # Running, in the test's own thread. What is registered from now on would start the governor's.
+        self.governor._worker.target = self.governor
         self.governor._step()
         return self
 
@@ -916,7 +917,10 @@ def board(monkeypatch):
 
     monkeypatch.setattr(_pressure, "_trim", None)
     monkeypatch.setattr(_pressure, "_sought", True)
-    return Board()
+    before = set(threading.enumerate())
+    yield Board()
+    late = [thread.name for thread in set(threading.enumerate()) - before if "sweeper" not in thread.name]
+    assert not late, "a governor of the board's has a thread of its own"
 
 
 @pytest.mark.parametrize("gap", [0.0, 1.0, 15.0])
@@ -976,9 +980,10 @@ class Plain:
 
 def test_who_cannot_say_what_more_is_worth_keeps_an_equal_share(board):
     board.add()
-    silent = board.add()
+    silent = Worker(board)
     silent.governor.unregister(silent.cache)
     silent.cache = silent.governor.register(Plain())
+    board.workers.append(silent.start())
     board.run(60.0)
     assert silent.held > 0.2 * LIMIT
     assert board.spread() < 0.15
