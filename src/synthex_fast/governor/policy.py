@@ -196,8 +196,8 @@ class Policy:
                 # Memory has returned to the system, or the caches have shrunk within it.
                 self._learned_from = (min(used, used_then), min(counted, counted_then))
             enough = 3 * NOISE * use.limit
-            if self.joined and counted > enough:
-                # All that the process has is the most that its caches can cost.
+            if counted > enough:
+                # All that is in use is the most that the caches can cost.
                 self.overhead = max(OVERHEAD_LEAST, min(self.overhead, used / counted))
             if counted - counted_then < enough:
                 return
