@@ -942,7 +942,9 @@ def test_without_a_fleet_the_first_keeps_it_all(board):
         board.add(wanted=False)
         board.run(10.0)
     board.run(20.0)
-    assert board.workers[0].held > 3 * board.workers[-1].held
+    first, *others = board.workers
+    # How little each of the others has depends on chance.
+    assert first.held > 1.2 * sum(each.held for each in others)
 
 
 def test_three_times_the_working_set_gets_more_and_those_that_fit_stay(board):

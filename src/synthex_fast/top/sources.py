@@ -104,7 +104,9 @@ class Page:
             with opener.open(request, timeout=_SECONDS) as response:
                 answer = response.read(_LARGEST)
         except urllib.error.HTTPError as error:
-            text = _line(error.read(500)) if error.headers.get_content_type() == "text/plain" else ""
+            with error:
+                is_text = error.headers.get_content_type() == "text/plain"
+                text = _line(error.read(500)) if is_text else ""
             raise SourceError(
                 f"{self.name} answers {error.code} {error.reason}{text and ': ' + text}"
             ) from None
