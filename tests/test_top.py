@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -281,7 +282,8 @@ def test_bad_arguments_get_one_line(runtime):
 @pytest.mark.root
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 def test_a_process_of_another_user(runtime):
-    other = subprocess.Popen(["sleep", "60"], user=65534)
+    # Its real path: the other user may not see the directory in which it was found.
+    other = subprocess.Popen([os.path.realpath(shutil.which("sleep")), "60"], user=65534)
     try:
         assert f"process {other.pid} belongs to another user" in only_line(top(str(other.pid), status=2))
     finally:
