@@ -125,8 +125,10 @@ class WSGIApplication(Application):
         if installation._waiting:
             installation._start_late()
         endpoint = installation._endpoint
-        if endpoint is not None and (answer := endpoint.wsgi(environ, start_response)) is not None:
-            return answer
+        if endpoint is not None:
+            answer = endpoint.wsgi(environ, start_response)
+            if answer is not None:
+                return answer
         if COUNTED in environ:
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         environ[COUNTED] = True

@@ -53,7 +53,7 @@ class Endpoint:
             from prometheus_client import CollectorRegistry, multiprocess
 
             self._registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
+            multiprocess.MultiProcessCollector(self._registry)
         self._collector = prometheus.register(
             self._registry, directory=None if _shared is None else _shared[1]
         )
