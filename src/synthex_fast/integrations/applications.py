@@ -126,7 +126,7 @@ class WSGIApplication(Application):
             installation._start_late()
         endpoint = installation._endpoint
         if endpoint is not None:
-            answer = endpoint.wsgi(environ, start_response)
+            answer: Iterable[bytes] | None = endpoint.wsgi(environ, start_response)
             if answer is not None:
                 return answer
         if COUNTED in environ:
