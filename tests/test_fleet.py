@@ -947,17 +947,6 @@ def test_equal_workers_end_equal_whatever_the_order_of_starts(board, gap):
     assert board.most < 0.9 * LIMIT
 
 
-def test_without_a_fleet_the_first_keeps_most(board):
-    """What the fleet is for: the same workers, each on its own."""
-    for _ in range(4):
-        board.add(wanted=False)
-        board.run(10.0)
-    board.run(20.0)
-    first, *others = board.workers
-    # How little each of the others has depends on chance.
-    assert first.held > 2 * sum(each.held for each in others) / len(others)
-
-
 def test_three_times_the_working_set_gets_more_and_those_that_fit_stay(board):
     workers = [board.add(keys=3000), *(board.add(keys=1000) for _ in range(3))]
     board.run(60.0)
