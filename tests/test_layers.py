@@ -15,7 +15,17 @@ PACKAGE = SOURCES if SOURCES.is_dir() else Path(synthex_fast.__file__).parent
 
 # From the bottom up. A part imports only from rows above its own here; those of one row don't know each other.
 GROUND = (
-    {"errors", "_interpreter", "_unraisable", "_python", "_sync", "_clock", "_threads", "kinds"},
+    {
+        "errors",
+        "_interpreter",
+        "_unraisable",
+        "_python",
+        "_sync",
+        "_clock",
+        "_threads",
+        "kinds",
+        "_runtime_directory",
+    },
     {"_arguments", "_forks", "_lifecycle", "_table", "_pressure"},
     {"_readings", "_ids", "_sizeof", "_sweeper"},
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, in_child, needs_fork, quiet_fork, run, wait_for
 
-from synthex_fast import GCTuner, MemoryGovernor, ObjectPool, TTLDict
+from synthex_fast import GCTuner, MemoryGovernor, ObjectPool, TTLDict, _runtime_directory
 from synthex_fast.exporters import Observed, page
 from synthex_fast.exporters.page import _socket
 from synthex_fast.exporters.page._feed import Feed
@@ -35,7 +35,7 @@ def runtime(monkeypatch):
     """A runtime directory of the test's own; returns that of the sockets, which does not exist yet."""
     # A socket's path is limited to about 100 characters, which pytest's directories may exceed.
     with tempfile.TemporaryDirectory(prefix="sf-") as base:
-        monkeypatch.setenv(_socket.DIRECTORY_VARIABLE, base)
+        monkeypatch.setenv(_runtime_directory.VARIABLE, base)
         yield Path(base, f"synthex-fast-{os.geteuid()}")
 
 
@@ -256,13 +256,13 @@ def free_port():
 
 
 def test_where_sockets_may_be(monkeypatch):
-    monkeypatch.delenv(_socket.DIRECTORY_VARIABLE, raising=False)
+    monkeypatch.delenv(_runtime_directory.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     name = f"synthex-fast-{os.geteuid()}"
-    assert _socket.directories()[:2] == [f"/run/user/7/{name}", f"/dev/shm/{name}"]
+    assert _runtime_directory.candidates()[:2] == [f"/run/user/7/{name}", f"/dev/shm/{name}"]
     # A relative one is none.
     monkeypatch.setenv("XDG_RUNTIME_DIR", "here")
-    assert _socket.directories()[0] == f"/dev/shm/{name}"
+    assert _runtime_directory.candidates()[0] == f"/dev/shm/{name}"
 
 
 def test_bad_arguments_get_one_line(runtime):

@@ -22,6 +22,7 @@ import stat
 import struct
 import zlib
 
+from synthex_fast import _runtime_directory
 from synthex_fast._fleet.split import ANYTHING, WEIGHT_LEAST, WEIGHT_MOST, Posting
 
 TYPE_CHECKING = False
@@ -57,26 +58,18 @@ def find_directory() -> str:
     """The directory for the file, made if it does not exist. Raises `AloneError` unless it is this user's only."""
     if fcntl is None:
         raise AloneError("the system has no fcntl locks")
-    # Takes milliseconds to import, and most programs have no fleet.
-    import tempfile
-
-    user = os.geteuid()
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     reason = "no directory"
-    for base in (runtime, "/dev/shm", tempfile.gettempdir()):
-        if not os.path.isabs(base):
-            continue
-        path = os.path.join(base, f"synthex-fast-{user}")
+    for path in _runtime_directory.candidates():
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
             status = os.lstat(path)
         except OSError as error:
-            reason = f"no directory can be made in {base}: {error.strerror}"
+            reason = f"no directory can be made in {os.path.dirname(path)}: {error.strerror}"
             continue
         if not stat.S_ISDIR(status.st_mode):
             raise AloneError(f"{path} is not a directory")
-        if status.st_uid != user or status.st_mode & 0o077:
+        if not _runtime_directory.is_private(status):
             raise AloneError(f"{path} is not this user's only")
         return path
     raise AloneError(reason)

@@ -10,6 +10,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Protocol
 
+from synthex_fast import _runtime_directory
 from synthex_fast.exporters.page import _socket
 
 if TYPE_CHECKING:
@@ -162,9 +163,9 @@ def processes() -> list[Process]:
 def _sockets() -> Iterator[tuple[int, str]]:
     if not _socket.SUPPORTED:
         return
-    for directory in _socket.directories():
+    for directory in _runtime_directory.candidates():
         try:
-            if not _socket.is_private(directory):
+            if not _runtime_directory.is_private(os.lstat(directory)):
                 continue
             names = os.listdir(directory)
         except OSError:

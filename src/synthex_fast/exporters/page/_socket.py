@@ -13,12 +13,10 @@ import _socket as _system  # what gevent leaves alone: the thread is the system'
 import contextlib
 import os
 import socket
-import stat
 import struct
 import sys
-import tempfile
 
-from synthex_fast import _lifecycle, _threads, _unraisable
+from synthex_fast import _lifecycle, _runtime_directory, _threads, _unraisable
 from synthex_fast._lifecycle import Stage
 from synthex_fast.exporters.page._feed import Feed
 
@@ -29,10 +27,8 @@ if TYPE_CHECKING:
 
     from synthex_fast.exporters._observed import Observed
 
-__all__ = ["Listener", "directories", "listen", "peer"]
+__all__ = ["Listener", "listen", "peer"]
 
-# In place of all the places below, for a process and a `top` that see different ones.
-DIRECTORY_VARIABLE = "SYNTHEX_FAST_RUNTIME_DIR"
 SUPPORTED = hasattr(socket, "AF_UNIX") and hasattr(os, "geteuid")
 # A peer that doesn't take its frame in this time gets no more of it.
 _PEER_SECONDS = 1.0
@@ -42,28 +38,14 @@ _JOIN_SECONDS = 1.0
 _INTERVAL = 0.5
 
 
-def directories() -> list[str]:
-    """Where a user's sockets may be, the first choice first. Not all of them exist."""
-    bases = [os.environ.get(DIRECTORY_VARIABLE, "")]
-    if not bases[0]:
-        bases = [os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm", tempfile.gettempdir()]
-    return [os.path.join(base, f"synthex-fast-{os.geteuid()}") for base in bases if os.path.isabs(base)]
-
-
-def is_private(path: str) -> bool:
-    """Whether it is a directory, of this user, that nobody else can enter."""
-    status = os.lstat(path)
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-
-
 def _directory() -> str:
     """The first that can be used, made if necessary. Raises OSError."""
     reason: OSError | None = None
-    for path in directories():
+    for path in _runtime_directory.candidates():
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
-            if is_private(path):
+            if _runtime_directory.is_private(os.lstat(path)):
                 return path
             reason = PermissionError(f"{path} is not a directory of this user's only")
         except OSError as error:
