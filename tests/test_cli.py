@@ -16,7 +16,7 @@ from support import FREE_THREADED, run
 from synthex_fast import cli
 from synthex_fast.gc_tuner import INCREMENTAL, collector_kind
 from synthex_fast.validate import figures
-from synthex_fast.validate.arms import ARMS
+from synthex_fast.validate.arms import ARMS, NEEDS
 from synthex_fast.validate.rounds import _environment
 
 pytest.importorskip("rich")
@@ -27,9 +27,10 @@ COMMAND = [sys.executable, "-m", "synthex_fast.cli"]
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """One real run of all arms, as short as may be: ``(what it printed, its JSON)``."""
-    pytest.importorskip("pydantic")
+    for needed in {name for names in NEEDS.values() for name in names}:
+        pytest.importorskip(needed)
     path = tmp_path_factory.mktemp("validate") / "results.json"
-    arguments = ["validate", "--seconds", "1.1", "--seed", "5", "--json", str(path)]
+    arguments = ["validate", "--seconds", "1.5", "--seed", "5", "--json", str(path)]
     finished = subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, env=_environment(), timeout=120
     )
@@ -95,6 +96,7 @@ class TestWholeRun:
         rows = {row["key"]: row for row in found["rows"]}
         reuse = rows["reuse_rate"]["arms"]
         assert reuse["current"]["median"] == 0
+        assert reuse["tuned_by_hand"]["median"] == 0
         assert reuse["recommended"]["median"] > 80
         assert reuse["synthex_fast"]["median"] > 80
         assert rows["reuse_rate"]["target_met"]["synthex_fast"] is True
@@ -110,7 +112,7 @@ class TestWholeRun:
         assert environment["python"] == sys.version.split()[0]
         assert environment["platform"]
         assert environment["versions"]["pydantic"]
-        assert environment["arguments"][:3] == ["validate", "--seconds", "1.1"]
+        assert environment["arguments"][:3] == ["validate", "--seconds", "1.5"]
 
     def test_the_table_shows_it(self, whole_run):
         finished, found = whole_run
@@ -137,7 +139,7 @@ class TestArguments:
             (["validate", "--seconds", "nan"], "above 0, not 'nan'"),
             (["validate", "--seconds", "inf"], "above 0, not 'inf'"),
             (["validate", "--seconds", "soon"], "above 0, not 'soon'"),
-            (["validate", "--seconds", "0.2"], "at least 1.05 for 3 arms"),
+            (["validate", "--seconds", "0.2"], "at least 1.40 for 4 arms"),
             (["validate", "--arms", "current,fastest"], "not 'fastest'"),
             (["validate", "--arms", ""], "not ''"),
             (["validate", "--arms", "current,current"], "each arm once"),
@@ -164,7 +166,8 @@ class TestArguments:
         ],
     )
     def test_bad_ones_end_in_one_line_and_2(self, arguments, complaint, capsys):
-        pytest.importorskip("pydantic")
+        for needed in {name for names in NEEDS.values() for name in names}:
+            pytest.importorskip(needed)
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         assert ended.value.code == 2
@@ -183,7 +186,7 @@ class TestArguments:
         assert kept.read_text() == "mine"
         assert not new.exists()
 
-    @pytest.mark.parametrize("missing", ["rich", "pydantic"])
+    @pytest.mark.parametrize("missing", ["rich", "pydantic", "cachetools", "msgspec", "uuid_utils"])
     def test_a_missing_extra_is_named_in_one_line(self, missing, capsys, monkeypatch):
         monkeypatch.setattr(cli, "find_spec", lambda name: None if name == missing else object())
         with pytest.raises(SystemExit) as ended:
@@ -202,7 +205,7 @@ class TestArguments:
         assert "--seconds" in capsys.readouterr().out
 
     def test_the_command_line_alone_imports_no_extra(self):
-        extras = "{'rich', 'pydantic', 'psutil', 'numpy'}"
+        extras = "{'rich', 'pydantic', 'msgspec', 'cachetools', 'psutil', 'numpy'}"
         assert run(f"import sys, synthex_fast.cli; print({extras} & set(sys.modules))") == "set()\n"
 
 

@@ -15,7 +15,7 @@ from support import run, wait_for
 
 from synthex_fast.errors import TunerRunningError
 from synthex_fast.validate import _allocations, corpus, figures, process_memory, rounds
-from synthex_fast.validate.arms import ARMS, service
+from synthex_fast.validate.arms import ARMS, NEEDS, service
 from synthex_fast.validate.background import Background
 
 SEED = 11
@@ -29,8 +29,8 @@ def requests():
 @pytest.fixture(params=ARMS)
 def arm(request):
     """A service of each arm; what it does to the collector is undone."""
-    if request.param != "synthex_fast":
-        pytest.importorskip("pydantic")
+    for needed in NEEDS[request.param]:
+        pytest.importorskip(needed)
     thresholds = gc.get_threshold()
     made = service(request.param)()
     yield made
@@ -127,6 +127,8 @@ class TestArms:
         intervals = [sample() for _ in range(30)]
         if type(arm) is service("current"):
             assert set(intervals) == {1.0}
+        elif type(arm) is service("tuned_by_hand"):
+            assert set(intervals) == {15.0}
         else:
             assert intervals[0] == 5.0
             assert set(intervals) <= {5.0, 15.0, 30.0, 60.0}
@@ -144,7 +146,7 @@ class TestArms:
         other.close()
         assert (gc.get_threshold(), len(gc.callbacks)) == before
 
-    @pytest.mark.parametrize("name", [name for name in ARMS if name != "current"])
+    @pytest.mark.parametrize("name", ["recommended", "synthex_fast"])
     def test_pools_reuse_once_the_caches_are_full(self, name, requests):
         pytest.importorskip("pydantic")
         pooled = service(name)()
@@ -310,7 +312,7 @@ def _shown(table):
 
 
 class TestRounds:
-    @given(st.integers(1, 3), st.floats(1.05, 10_000))
+    @given(st.integers(1, 4), st.floats(1.4, 10_000))
     def test_plan_shares_out_all_the_seconds(self, arms, seconds):
         number, turn = rounds.plan(arms, seconds)
         assert number >= 7

@@ -60,10 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_validate(commands) -> None:
     validate = commands.add_parser(
         "validate",
-        help="run one workload on three versions of a service and compare them",
+        help="run one workload on four versions of a service and compare them",
         description="Runs the workload of the memory report (an analysis of a Python service's memory use, "
-        "with recommendations and the gains it expects) on three versions of the service: as it is today, as "
-        "the report recommends, and with this package. Each runs in a process of its own. Prints the "
+        "with recommendations and the gains it expects) on four versions of the service: as it is today, as "
+        "the report recommends, as a good engineer tunes it by hand, and with this package. Each runs in a "
+        "process of its own. Prints the "
         "measurements next to the report's targets. Takes less than a minute unless --seconds is given.",
         allow_abbrev=False,
     )
@@ -254,7 +255,9 @@ def _writable(text: str) -> Path:
 
 
 def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]) -> int:
-    needed = ["rich"] + (["pydantic"] if set(parsed.arms) - {"synthex_fast"} else [])
+    from synthex_fast.validate.arms import NEEDS
+
+    needed = dict.fromkeys(["rich", *(name for arm in parsed.arms for name in NEEDS[arm])])
     if missing := [name for name in needed if find_spec(name) is None]:
         parser.error(f"needs {' and '.join(missing)}: pip install synthex-fast[validate]")
 

@@ -174,7 +174,16 @@ def footnotes(results: Any) -> list[str]:
 def environment(arguments: list[str]) -> dict:
     """The interpreter, machine and package versions behind the figures."""
     versions = {}
-    for package in ("synthex-fast", "pydantic", "pydantic-core", "psutil", "rich"):
+    for package in (
+        "synthex-fast",
+        "pydantic",
+        "pydantic-core",
+        "msgspec",
+        "cachetools",
+        "uuid-utils",
+        "psutil",
+        "rich",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

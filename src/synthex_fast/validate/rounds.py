@@ -53,6 +53,9 @@ class Results:
     allocation: dict[str, dict] = field(default_factory=dict)
     sampling: dict[str, dict] = field(default_factory=dict)
     rounds: dict[str, list[dict]] = field(default_factory=dict)
+    http: dict = field(default_factory=dict)  # scenario -> arm -> rounds
+    limit: dict[str, list[dict]] = field(default_factory=dict)  # arm -> runs at the memory limit
+    garbage: dict[str, dict] = field(default_factory=dict)
     compared: int = 0  # requests for which all arms returned the same result
     complete: bool = False
 

@@ -1,4 +1,4 @@
-"""The three versions of the service, each a class called `Service` in a module of its own.
+"""The four versions of the service, each a class called `Service` in a module of its own.
 
 A `Service` has
 
@@ -20,7 +20,15 @@ A `Service` has
 from importlib import import_module
 from typing import NamedTuple
 
-ARMS = ("current", "recommended", "synthex_fast")
+# Second to last is what a good engineer does today: beating only a bad baseline proves little.
+ARMS = ("current", "recommended", "tuned_by_hand", "synthex_fast")
+# What the arms import beyond the package's own dependencies, all in the extra `validate`.
+NEEDS = {
+    "current": ("pydantic",),
+    "recommended": ("pydantic",),
+    "tuned_by_hand": ("cachetools", "msgspec", "uuid_utils"),
+    "synthex_fast": (),
+}
 
 ACTIVE_QUERIES, ACTIVE_SECONDS = 1_000, 3_600.0
 RESPONSE_QUERIES, RESPONSE_SECONDS = 500, 14_400.0
@@ -36,6 +44,20 @@ class Consensus(NamedTuple):
     mean: float
     variance: float
     level: str
+
+
+def consensus(responses) -> Consensus:
+    """The system's own rule in plain Python, which the package's buffer keeps to as well."""
+    confidences = [response.confidence for response in responses]
+    mean = sum(confidences) / len(confidences)
+    variance = sum((confidence - mean) ** 2 for confidence in confidences) / len(confidences)
+    if variance < 0.05 and mean > 0.7:
+        level = "high"
+    elif variance < 0.1 and mean > 0.5:
+        level = "medium"
+    else:
+        level = "low"
+    return Consensus(len(confidences), mean, variance, level)
 
 
 def service(arm: str) -> type:

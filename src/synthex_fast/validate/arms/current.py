@@ -37,6 +37,7 @@ from synthex_fast.validate.arms import (
     RESPONSE_QUERIES,
     RESPONSE_SECONDS,
     Consensus,
+    consensus,
 )
 
 
@@ -242,20 +243,6 @@ class MemoryMonitor:
             )
         )
         return self._interval
-
-
-def consensus(responses) -> Consensus:
-    """The system's own rule, which the package's buffer keeps to as well."""
-    confidences = [response.confidence for response in responses]
-    mean = sum(confidences) / len(confidences)
-    variance = sum((confidence - mean) ** 2 for confidence in confidences) / len(confidences)
-    if variance < 0.05 and mean > 0.7:
-        level = "high"
-    elif variance < 0.1 and mean > 0.5:
-        level = "medium"
-    else:
-        level = "low"
-    return Consensus(len(confidences), mean, variance, level)
 
 
 class Service:

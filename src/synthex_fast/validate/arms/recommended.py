@@ -33,6 +33,7 @@ from synthex_fast.validate.arms import (
     RESPONSE_QUERIES,
     RESPONSE_SECONDS,
     Consensus,
+    consensus,
 )
 from synthex_fast.validate.arms.current import (
     ExpertQuery,
@@ -41,7 +42,6 @@ from synthex_fast.validate.arms.current import (
     QueryType,
     ResponseBuffer,
     TTLDict,
-    consensus,
     new_id,
     now,
 )
