@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from synthex_fast.validate.figures import (
@@ -34,7 +34,7 @@ from synthex_fast.validate.intervals import FEWEST_FOR_95
 # Of the JSON. A change of meaning makes a new one.
 FORMAT = 2
 # A table that goes to a file or a log need not fit a terminal.
-PLAIN_WIDTH = 200
+PLAIN_WIDTH = 240
 _STYLES = {MET: "green", MISSED: "bold red"}
 
 
@@ -112,11 +112,24 @@ def table(
     for column in drawn.columns:
         # Else rich would cut figures off in order to fit the others.
         pieces = str.splitlines if column.no_wrap else str.split
-        column.min_width = max(
-            column.min_width or 0,
-            *(len(piece) for cell in (column.header, *column.cells) for piece in pieces(str(cell))),
-        )
+        column.min_width = max(column.min_width or 0, _widest(column, pieces))
     return drawn
+
+
+def _widest(column: Column, pieces: Callable[[str], list[str]] = str.splitlines) -> int:
+    return max(len(piece) for cell in (column.header, *column.cells) for piece in pieces(str(cell)))
+
+
+def _fit(drawn: Table, console: Console) -> bool:
+    """Give each column its width; false if they don't fit."""
+    unlimited = console.options.update(width=10_000)
+    spare = console.width - Measurement.get(console, unlimited, drawn).minimum
+    # Figures are hardest to read in several lines, the labels of the first column are easiest.
+    for column in (*drawn.columns[1:], drawn.columns[0]):
+        more = max(0, min(spare, _widest(column) - (column.min_width or 0)))
+        column.width = (column.min_width or 0) + more
+        spare -= more
+    return spare >= 0
 
 
 def _head(arm: str) -> str:
@@ -144,7 +157,9 @@ def _caption(results: Any, plus_minus: str) -> str:
     finished = results.finished()
     rounds = f"{finished} round{'s' * (finished != 1)}"
     width = "95 % interval" if finished >= FEWEST_FOR_95 else "range, too few rounds for a 95 % interval"
-    return f"medians of {rounds}, {plus_minus} half the {width}; without {plus_minus}: measured once, or always the same"
+    return (
+        f"medians of {rounds}, {plus_minus} half the {width}; without {plus_minus}: one value, or all alike"
+    )
 
 
 def number(value: float) -> str:
@@ -419,8 +434,7 @@ def show(results: Any, console: Console) -> None:
 
 def _fitting(results: Any, console: Console, plus_minus: str) -> list[Table]:
     """The table in as few pieces as fit."""
-
-    unlimited = console.options.update(width=10_000)
+    drawn: list[Table] = []
     for division in _DIVISIONS:
         drawn = []
         for columns in division:
@@ -429,11 +443,12 @@ def _fitting(results: Any, console: Console, plus_minus: str) -> list[Table]:
                 options.append({"intervals": False, "fold": True})
             for option in options:
                 candidate = table(results, plus_minus, columns, **option)
-                if Measurement.get(console, unlimited, candidate).minimum <= console.width:
-                    drawn.append(candidate)
+                fits = _fit(candidate, console)
+                if fits:
                     break
-        if len(drawn) == len(division):
-            return drawn
-    return [
-        table(results, plus_minus, columns, intervals=False, fold=True) for columns in _DIVISIONS[-1]
-    ]
+            drawn.append(candidate)
+            if not fits:
+                break
+        else:
+            break
+    return drawn
