@@ -25,6 +25,9 @@ OURS = "synthex_fast"
 REPORT_RATE = 1_000
 SECONDS_OF_A_DAY = 86_400
 
+# Kept of the latencies of each round, in percent: enough for a curve.
+QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99, 100)
+
 MET, MISSED, UNCLEAR = "met", "missed", "unclear"
 
 

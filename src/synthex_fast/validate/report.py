@@ -27,6 +27,7 @@ from synthex_fast.validate.figures import (
     Change,
     Figure,
     Row,
+    Target,
     rows,
 )
 from synthex_fast.validate.intervals import FEWEST_FOR_95
@@ -396,6 +397,7 @@ def _row_as_json(row: Row) -> dict:
         "more_is_better": measure.more_is_better,
         "report_current": measure.report_current,
         "report_target": measure.report_target,
+        "targets": {"report": _target_as_json(measure.target), "ours": _target_as_json(measure.reach)},
         "our_target": "" if measure.reach is None else measure.reach.text,
         "arms": {
             arm: {
@@ -412,6 +414,10 @@ def _row_as_json(row: Row) -> dict:
         "target_met": row.report,
         "our_target_met": row.reach,
     }
+
+
+def _target_as_json(target: Target | None) -> dict | None:
+    return None if target is None else {"kind": target.kind, "amount": target.amount}
 
 
 def _change_as_json(change: Change | None) -> dict | None:
