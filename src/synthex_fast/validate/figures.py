@@ -455,7 +455,7 @@ SECTIONS = {
         "http_gunicorn_cpu",
         "sampling_cpu",
     ),
-    "Stability": (),
+    "Stability": ("limit_killed", "limit_served", "limit_errors"),
 }
 DETAIL = "In detail"
 # Modules with measures of their own.

@@ -280,7 +280,7 @@ def footnotes(results: Any) -> list[str]:
     if "recommended" in results.arms:
         notes.append(
             "recommended skips validation, because the report's reset() sets values that its models would "
-            "reject; the other two arms validate every field."
+            "reject; the others validate every field."
         )
     notes.append(
         "A target is met if the whole 95 % interval is on its right side, missed if the whole interval is on the wrong "

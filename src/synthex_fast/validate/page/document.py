@@ -136,10 +136,14 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
         ]
         if compared:
             beyond = _change(row["better_than_tuned_by_hand_percent"]) if len(line) == 1 else None
-            cells.append((heads[-2], "", "" if beyond is None else change_html(beyond)))
+            cells.append((heads[-2], "", "" if beyond is None else _beside(beyond)))
         reached = _verdict(row["our_target_met"].get(OURS))
         cells.append(
-            (heads[-1], "ours", f"{escape(row['our_target'])} {reached}" if row["our_target"] else "")
+            (
+                heads[-1],
+                "ours",
+                f"<span>{escape(row['our_target'])} {reached}</span>" if row["our_target"] else "",
+            )
         )
         drawn = "".join(
             f'<td data-name="{escape(name)}"{f" class={kind}" if kind else ""}>{text}</td>'
@@ -173,10 +177,10 @@ def _arm(line: list[dict[str, Any]], arm: str) -> str:
     if interval and interval[0] < interval[1]:
         shown.append(f'<small class="interval">{number(interval[0])} to {number(interval[1])}</small>')
     change = _change(line[0]["better_by_percent"].get(arm))
-    verdict = _verdict(line[0]["target_met"].get(arm))
-    if change is not None or verdict:
-        text = "" if change is None else change_html(change)
-        shown.append(f"<small>{text} {verdict}</small>")
+    if change is not None:
+        shown.append(f"<small>{change_text(change)}</small>")
+    if verdict := line[0]["target_met"].get(arm):
+        shown.append(f"<small>{_verdict(verdict)}</small>")
     return "".join(shown)
 
 
@@ -187,10 +191,11 @@ def _change(found: dict[str, Any] | None) -> Change | None:
     return Change(found["median"], None if interval is None else Interval(*interval))
 
 
-def change_html(change: Change) -> str:
-    """The improvement, with its interval where the pointer rests."""
-    whole, short = change_text(change), change_text(change, interval=False)
-    return short if whole == short else f'<span title="{escape(whole)}">{short}</span>'
+def _beside(change: Change) -> str:
+    short, whole = change_text(change, interval=False), change_text(change)
+    return f"<span>{short}</span>" + (
+        f"<small>{whole.removeprefix(short).strip(' ()')}</small>" if whole != short else ""
+    )
 
 
 def _verdict(verdict: str | None) -> str:

@@ -30,7 +30,7 @@ SCENARIOS = {
 }
 SERVERS = {"uvicorn": "uvicorn", "gunicorn": "gunicorn with four workers"}
 # Of an arm's collections, the longest: more could not be told apart, and would make the page large.
-PAUSES_SHOWN = 250
+PAUSES_SHOWN = 120
 
 
 class Plot(NamedTuple):
@@ -103,7 +103,7 @@ def _panels(narrow: bool, titles: Sequence[str], height: float) -> tuple[Any, li
     for axes in axes_of[count:]:
         axes.remove()
     for axes, title in zip(axes_of, titles, strict=False):
-        axes.set_title(_wrapped(title, 44 if narrow else 90 // columns))
+        axes.set_title(_wrapped(title, 36 if narrow else 90 // columns))
     return figure, axes_of[:count]
 
 
@@ -456,7 +456,7 @@ def pauses(found: dict[str, Any]) -> Drawing | None:
                     axes.set_yscale("log")
                     axes.set_ylim(least / 2, most * 3)
                     _log(axes.yaxis, amount)
-                    axes.set_title(f"{named(arm)}" if row or len(panels) == 1 else f"{title}\n{named(arm)}")
+                    axes.set_title(named(arm) if row else f"{_wrapped(title, 36)}\n{named(arm)}")
                     if column == 0:
                         axes.set_ylabel("ms (log)")
                     if row == len(order) - 1:
@@ -539,11 +539,8 @@ def _strip(axes: Any, arm: str, strip: _Strip | None, floor: float) -> None:
 def memory(found: dict[str, Any]) -> Drawing | None:
     panels: list[tuple[str, str, dict[str, list[tuple[list[float], list[float]]]], float | None]] = []
     # At the limit: a line for each run, from its start to its end.
-    limits = {run["limit"] for runs in found["limit"].values() for run in runs if run.get("limit")}
-    at_limit = {
-        arm: [_series(run["memory"]) for run in runs if run.get("memory")]
-        for arm, runs in found["limit"].items()
-    }
+    limits = {run["limit"] for runs in found["limit"].values() for run in runs}
+    at_limit = {arm: [_series(run["series"]) for run in runs] for arm, runs in found["limit"].items()}
     if any(at_limit.values()):
         panels.append(("at the limit", "seconds", at_limit, max(limits, default=0) / 1e6 or None))
     for key, name in SCENARIOS.items():
@@ -595,8 +592,8 @@ def memory(found: dict[str, Any]) -> Drawing | None:
                 )
             for arm, runs in found["limit"].items() if limit else ():
                 for run in runs:
-                    if run.get("killed") and run.get("memory"):
-                        at, size = run["memory"][-1]
+                    if run["killed"] and run["series"]:
+                        at, size = run["series"][-1]
                         axes.plot([at], [size / 1e6], "X", color=COLOURS[arm], markersize=10, zorder=4)
                         axes.annotate(
                             "killed",
@@ -605,8 +602,8 @@ def memory(found: dict[str, Any]) -> Drawing | None:
                             textcoords="offset points",
                             ha="center",
                         )
-            axes.set_ylim(bottom=0)
-            axes.margins(y=0.12)
+            most = max((max(y) for lines in series.values() for _, y in lines if y), default=1.0)
+            axes.set_ylim(0, 1.12 * max(most, limit or 0))
             axes.set_xlabel(x_label)
             axes.set_ylabel("resident memory, MB")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
