@@ -37,6 +37,7 @@ def shown(first, second, width=120):
     return capture.get()
 
 
+@pytest.mark.slow
 class TestVerdicts:
     def test_what_became_faster_is_better_and_the_rest_is_noise(self):
         before = validation_results.found(seed=1, http=False, limit=False)
@@ -104,6 +105,7 @@ class TestVerdicts:
         assert compare.change_text(row) == "from 0"
 
 
+@pytest.mark.slow
 class TestShown:
     def test_both_medians_the_change_and_the_count_are_there(self):
         before = validation_results.found(seed=1)
