@@ -10,11 +10,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import matplotlib
+import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from synthex_fast.validate.figures import OURS
 from synthex_fast.validate.intervals import of_median
-from synthex_fast.validate.page.svg import COLOURS, STYLE, fragment, plt
+from synthex_fast.validate.page.svg import COLOURS, STYLE, fragment
 
 WIDE, NARROW = 10.0, 3.75  # inches; both are shown at about 96 pixels an inch
 MARKERS = {"current": "s", "recommended": "^", "tuned_by_hand": "D", OURS: "o"}

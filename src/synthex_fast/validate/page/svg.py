@@ -7,6 +7,7 @@ afterwards.
 import io
 import re
 from html import escape
+from typing import Any
 
 import matplotlib
 
@@ -29,7 +30,7 @@ NAMES = (
 # Nearly black, so that a colour that was forgotten shows.
 COLOURS = {name: f"#0{number:x}0{number:x}0b" for number, name in enumerate(NAMES, 1)}
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
