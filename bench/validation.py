@@ -3,8 +3,8 @@
     synthex-fast validate --json results.json
     python bench/validation.py results.json [--soak soak.json]
 
-Needs ``pip install '.[html]'``. The part of the page between the two comments "by hand" is kept as it is; everything else
-is written anew.
+Needs ``pip install '.[html]'``. The part of the page between the two comments "by hand" is kept as it is; everything
+else is written anew.
 """
 
 import argparse
@@ -29,8 +29,9 @@ FRAME = """# Validation
 
 The memory report states what its service costs today and what its recommendations would save. `synthex-fast validate`
 runs the report's workload through four versions of that service on one machine and answers each of those lines by
-measurement: `current` is the service as the report found it, `recommended` follows the report, `tuned by hand` is what a
-good engineer does today without this package, `synthex_fast` uses it. [The guide](guide/validate.md) says how it works.
+measurement: `current` is the service as the report found it, `recommended` follows the report, `tuned by hand` is what
+a good engineer does today without this package, `synthex_fast` uses it. [The guide](guide/validate.md) says how it
+works.
 
 ## Every figure of the report
 

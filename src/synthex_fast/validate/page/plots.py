@@ -457,7 +457,11 @@ def pauses(found: dict[str, Any]) -> Drawing | None:
                     axes.set_yscale("log")
                     axes.set_ylim(least / 2, most * 3)
                     _log(axes.yaxis, amount)
-                    axes.set_title(named(arm) if row else f"{_wrapped(title, 36)}\n{named(arm)}")
+                    axes.set_title(
+                        named(arm)
+                        if row
+                        else f"{_wrapped(title, 36 if narrow else 90 // columns)}\n{named(arm)}"
+                    )
                     if column == 0:
                         axes.set_ylabel("ms (log)")
                     if row == len(order) - 1:
