@@ -4,8 +4,10 @@ import base64
 import json
 import os
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as xml
+from pathlib import Path
 
 import browser
 import pytest
@@ -19,7 +21,9 @@ from synthex_fast import cli
 from synthex_fast.validate import figures, page
 from synthex_fast.validate.page import plots
 from synthex_fast.validate.report import number
+from synthex_fast.validate.rounds import _environment
 
+BENCH = Path(__file__).parents[1] / "bench"
 PLOTS = ("improvements", "throughput", "latency", "pauses", "memory")
 
 
@@ -347,3 +351,73 @@ class TestBrowser:
             "[...document.querySelectorAll('figure svg')].every(e => e.getAttribute('role') === 'img' &&"
             " e.getAttribute('aria-labelledby').split(' ').every(i => document.getElementById(i).textContent))"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (BENCH / "validation.py").exists(), reason="bench/ is not part of an installed package"
+)
+class TestDocumentation:
+    """bench/validation.py, which makes the documentation's page of a run."""
+
+    @pytest.fixture
+    def make(self, found, tmp_path):
+        results = tmp_path / "results.json"
+        results.write_text(json.dumps(found))
+
+        def run(*arguments):
+            finished = subprocess.run(
+                [
+                    sys.executable,
+                    str(BENCH / "validation.py"),
+                    *arguments,
+                    "--directory",
+                    str(tmp_path / "docs"),
+                ],
+                capture_output=True,
+                text=True,
+                env=_environment(),
+            )
+            return finished, tmp_path / "docs" / "validation.md"
+
+        return run, str(results)
+
+    def test_the_page_has_the_table_the_plots_and_the_conditions(self, make, found):
+        run, results = make
+        finished, written = run(results)
+        assert finished.returncode == 0, finished.stderr
+        text = written.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.startswith("| ")]
+        assert len({line.count("|") for line in lines}) == 1
+        for row in found["rows"]:
+            if not row["in_line"]:
+                name = f"{row['label']}, {row['unit']}" if row["unit"] else row["label"]
+                (line,) = (line for line in lines if line.startswith(f"| {name} |"))
+                assert all(number(figure["median"]) in line for figure in row["arms"].values())
+        images = re.findall(r"!\[[^]]+\]\((plots/[\w-]+\.svg)\)", text)
+        assert [re.search(r"-(\w+)\.", image)[1] for image in images] == list(PLOTS)
+        for image in images:
+            drawing = (written.parent / image).read_text(encoding="utf-8")
+            assert xml.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
+            assert "var(" not in drawing
+        assert "`synthex-fast validate --seed 1`" in text
+
+    def test_what_is_written_by_hand_stays(self, make):
+        run, results = make
+        _, written = run(results)
+        text = written.read_text(encoding="utf-8")
+        before, begin, rest = text.partition("<!-- by hand -->")
+        _, end, after = rest.partition("<!-- end of what is by hand -->")
+        written.write_text(before + begin + "\nWhy: {braces} stay too.\n" + end + "OLD", encoding="utf-8")
+        run(results)
+        again = written.read_text(encoding="utf-8")
+        assert again == before + begin + "\nWhy: {braces} stay too.\n" + end + after
+
+    def test_other_files_are_refused(self, make, tmp_path):
+        run, _ = make
+        other = tmp_path / "other.json"
+        other.write_text("{}")
+        finished, written = run(str(other))
+        assert finished.returncode == 2
+        assert "was not written by" in finished.stderr
+        assert not written.exists()
