@@ -203,6 +203,7 @@ def show(first: dict[str, Any], second: dict[str, Any], console: Console) -> Non
     for warning in warnings(first, second):
         console.print(f"Warning: {warning}", style="yellow", markup=False, highlight=False)
     for arm, rows in differences.items():
-        console.print(table(arm, rows))
+        if rows:
+            console.print(table(arm, rows))
     for note in NOTES:
         console.print(note, markup=False, highlight=False)

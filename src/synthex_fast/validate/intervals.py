@@ -40,8 +40,12 @@ def of_median(values: Sequence[float]) -> Interval | None:
     >>> of_median([1.0, 2.0, 3.0])
     Interval(low=1.0, high=3.0)
     """
-    if len(values) < 2:
-        return None
+    return None if len(values) < 2 else _of_median(tuple(values))
+
+
+# A table asks for each figure's several times, until it has found the widths that fit.
+@lru_cache(maxsize=4096)
+def _of_median(values: tuple[float, ...]) -> Interval:
     return _quantiles(_medians(values, seed=1), len(values))
 
 

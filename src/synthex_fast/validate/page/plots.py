@@ -473,9 +473,9 @@ def pauses(found: dict[str, Any]) -> Drawing | None:
         "Pauses of the garbage collector",
         f"Each line is a collection; of a version's, the {PAUSES_SHOWN} longest are shown. "
         + (
-            "Filled markers met at least one request in the process, hollow ones none. Vertical lines separate rounds."
+            "Filled markers met at least one request in the process, hollow ones none. Vertical lines separate rounds, unless they are many."
             if over_http
-            else "Vertical lines separate rounds. In process, synthex_fast collects between requests."
+            else "Vertical lines separate rounds, unless they are many. In process, synthex_fast collects between requests."
         ),
         "Collections and pauses, " + ". ".join(said) + ".",
         draw,
@@ -506,7 +506,8 @@ def _strip(axes: Any, arm: str, strip: _Strip | None, floor: float) -> None:
     if strip is None:
         return
     axes.set_xlim(0, strip.length)
-    for border in strip.borders[:-1]:
+    # More would be a grey ground.
+    for border in strip.borders[:-1] if len(strip.borders) <= 40 else ():
         axes.axvline(border, color=COLOURS["line"], linewidth=0.8)
     if not strip.points:
         axes.text(
