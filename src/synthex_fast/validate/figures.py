@@ -6,7 +6,7 @@ only if the whole interval is on its right side, and missed only if the whole in
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -426,6 +426,7 @@ SECTIONS = {
     "Memory": (
         "allocated_per_request",
         "garbage_bytes",
+        "garbage_kept",
         "garbage_blocks",
         "cache_bytes",
         "sampling_bytes",
@@ -438,10 +439,13 @@ SECTIONS = {
     ),
     "Performance": (
         "full_collections_per_hour",
+        "hourly_full_collections",
+        "hourly_inside",
         "http_uvicorn_full_inside",
         "http_gunicorn_full_inside",
         "pause_p99",
         "pause_max",
+        "hourly_pause",
         "http_uvicorn_pause_inside",
         "http_gunicorn_pause_inside",
         "latency_p99",
@@ -482,7 +486,9 @@ def measures() -> Iterator[tuple[str, Measure]]:
         package = f"{__package__}.{part.partition('.')[0]}"
         if find_spec(package) is not None:
             # Not at the top: they are made of what this module has.
-            known += getattr(import_module(f"{__package__}.{part}"), "MEASURES", ())
+            module = import_module(f"{__package__}.{part}")
+            reach = getattr(module, "REACH", {})
+            known += [replace(each, reach=reach.get(each.key, each.reach)) for each in module.MEASURES]
     by_key = {measure.key: measure for measure in known}
     for section, keys in SECTIONS.items():
         for key in keys:

@@ -156,6 +156,11 @@ def _title(results: Any) -> str:
 
 def _caption(results: Any, plus_minus: str) -> str:
     finished = results.finished()
+    if not finished:
+        # In process; there may be others.
+        return (
+            f"medians of the rounds, {plus_minus} half the 95 % interval, or half the range of fewer than six"
+        )
     rounds = f"{finished} round{'s' * (finished != 1)}"
     width = "95 % interval" if finished >= FEWEST_FOR_95 else "range, too few rounds for a 95 % interval"
     return (

@@ -99,9 +99,8 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
     yield '<section id="figures">'
     yield "<h2>Every figure of the report</h2>"
     yield (
-        '<p class="caption">Medians of '
-        f"{found['finished_rounds']} rounds with their 95 % intervals, and by how much they are better than those of "
-        "the current system, round by round. <b>✓ met</b>: the whole interval is on the target's right side. "
+        '<p class="caption">Medians of the rounds with their 95 % intervals, and by how much they are better than '
+        "those of the current system, round by round. <b>✓ met</b>: the whole interval is on the target's right side. "
         "<b>✗ missed</b>: the whole of it is on the wrong side. <b>? unclear</b>: noise could decide.</p>"
     )
     yield '<table class="cards">'

@@ -427,7 +427,7 @@ def pauses(found: dict[str, Any]) -> Drawing | None:
             for arm, strip in strips.items()
         )
         said.append(f"{title}: {longest}")
-    over_http = bool(found["http"])
+    over_http = any(key in found["http"] for key in SCENARIOS)
 
     def draw(narrow: bool) -> Any:
         order = [arm for arm in found["arms"] if any(arm in strips for _, _, strips in panels)]
@@ -473,9 +473,11 @@ def pauses(found: dict[str, Any]) -> Drawing | None:
         "Pauses of the garbage collector",
         f"Each line is a collection; of a version's, the {PAUSES_SHOWN} longest are shown. "
         + (
-            "Filled markers met at least one request in the process, hollow ones none. Vertical lines separate rounds, unless they are many."
+            "Filled markers met at least one request in the process, hollow ones none. Vertical lines separate "
+            "rounds, unless they are many."
             if over_http
-            else "Vertical lines separate rounds, unless they are many. In process, synthex_fast collects between requests."
+            else "Vertical lines separate rounds, unless they are many. In process, synthex_fast collects between "
+            "requests."
         ),
         "Collections and pauses, " + ". ".join(said) + ".",
         draw,
