@@ -38,6 +38,10 @@ class ValidationError(Exception):
     """The comparison cannot continue; the message gives the reason in one line."""
 
 
+class ArgumentError(ValidationError):
+    """What was asked for cannot be measured here; the message names the option."""
+
+
 @dataclass
 class Results:
     """What has been measured so far. It can be reported at any moment, as after an interruption."""
@@ -53,13 +57,9 @@ class Results:
     allocation: dict[str, dict] = field(default_factory=dict)
     sampling: dict[str, dict] = field(default_factory=dict)
     rounds: dict[str, list[dict]] = field(default_factory=dict)
-<<<<<<< HEAD
     http: dict = field(default_factory=dict)  # scenario -> arm -> rounds
     limit: dict[str, list[dict]] = field(default_factory=dict)  # arm -> runs at the memory limit
     garbage: dict[str, dict] = field(default_factory=dict)
-=======
-    http: dict = field(default_factory=dict)
->>>>>>> b8784ec (validate --http: servers, load generator and rounds)
     compared: int = 0  # requests for which all arms returned the same result
     complete: bool = False
 

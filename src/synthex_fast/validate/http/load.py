@@ -226,7 +226,13 @@ class ClosedLoop(Load):
         for connection in self._connections:
             self._send(connection)
         await self.over(seconds + DRAIN_SECONDS)
-        return {"begin": self._begin, "end": clock(), "sent": len(self.latencies), "unanswered": 0, "backlog": 0}
+        return {
+            "begin": self._begin,
+            "end": clock(),
+            "sent": len(self.latencies),
+            "unanswered": 0,
+            "backlog": 0,
+        }
 
     def _send(self, connection: Connection) -> None:
         connection.number = clock()

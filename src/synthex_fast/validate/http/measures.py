@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from synthex_fast.validate.figures import Measure, Target
+from synthex_fast.validate.http import SCENARIOS
+
+# Behind the figures, besides those of the comparison in process.
+PACKAGES = ("gunicorn", "httptools", "starlette", "uvicorn", "uvicorn-worker", "uvloop")
 
 
 def _read(scenario: str, read: Callable[[dict], float | None]) -> Callable[[Any, str], list[float]]:
@@ -113,3 +117,32 @@ REACH = {
         ("full_inside", Target("below", 0.5)),
     )
 }
+
+
+def footnotes(results: Any) -> list[str]:
+    """How the rows measured over HTTP are to be read."""
+    settings = results.http["settings"]
+    turns = [
+        turn for scenario in SCENARIOS for found in results.http.get(scenario, {}).values() for turn in found
+    ]
+    if not turns:
+        return []
+    rates = ", ".join(f"{rate:g}/s behind {server}" for server, rate in settings["rates"].items())
+    late = sum(turn["generator_late"] for turn in turns)
+    notes = [
+        f"[H] At a fixed rate ({rates}), each request timed from when it was due, so that one that had to wait for a "
+        "stalled server counts that wait; requests/s and CPU at full speed are of connections that never wait. Each "
+        f"version holds {settings['heap_objects']:,} long-lived objects, and each request leaves a session whose rows "
+        f"refer back to it. {late} of {len(turns)} turns had a load generator more than 2 ms late for one request in "
+        "a hundred."
+    ]
+    backlogged = {
+        f"{arm} ({scenario})"
+        for scenario in SCENARIOS
+        for arm, found in results.http.get(scenario, {}).items()
+        for turn in found
+        if turn["unanswered"]
+    }
+    if backlogged:
+        notes.append(f"Requests were left unanswered for ten seconds by {', '.join(sorted(backlogged))}.")
+    return notes

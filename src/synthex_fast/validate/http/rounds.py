@@ -21,17 +21,17 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
+
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from synthex_fast.validate import figures
-from synthex_fast.validate.http import SCENARIOS
+
 from synthex_fast.validate.http.application import SETTINGS
 from synthex_fast.validate.http.watched import Pause, pauses
-from synthex_fast.validate.rounds import Process, ValidationError, _environment
+from synthex_fast.validate.rounds import ArgumentError, Process, ValidationError, _environment
 
 HEAP_OBJECTS = 1_000_000
 WORKERS = {"uvicorn": 1, "gunicorn": 4}
@@ -55,19 +55,14 @@ FEWEST_REQUESTS = 20
 LATE = 0.002
 START_SECONDS = 120.0
 COMPARED = 20
+# Guesses for the time left until they have been measured, in seconds: to start one kind of server and warm it up, and
+# of each turn beside its load.
+STARTING_EXPECTED, BETWEEN_EXPECTED = 20.0, 0.7
 # Kept of each round for the page; their number and sum are complete.
 PAUSES_KEPT = 400
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99, 100)
 # Upper bounds of the histogram, in seconds: 5 % apart, from 50 µs to a minute.
 BOUNDS = tuple(50e-6 * 1.05**number for number in range(288))
-
-
-class RateError(ValidationError):
-    """The rate asked for is one that cannot be measured here; the message says why."""
-
-
-class PortError(ValidationError):
-    """The ports asked for cannot be used."""
 
 
 class Generator(Process):
@@ -217,15 +212,24 @@ def _listening(port: int | None, count: int) -> Iterator[list[socket.socket]]:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     raise
                 why = "is in use" if error.errno == errno.EADDRINUSE else "may not be used by this user"
-                raise PortError(f"port {wanted} {why}") from None
+                raise ArgumentError(f"argument --port: {wanted} {why}") from None
         yield sockets
     finally:
         for made in sockets:
             made.close()
 
 
+def check_port(port: int | None, count: int) -> None:
+    """Raise `ArgumentError` unless as many servers can listen from `port` on."""
+    if port is not None:
+        with _listening(port, count):
+            pass
+
+
 @contextmanager
-def _servers(kind: str, arms: tuple[str, ...], port: int | None, heap_objects: int) -> Iterator[dict[str, Server]]:
+def _servers(
+    kind: str, arms: tuple[str, ...], port: int | None, heap_objects: int
+) -> Iterator[dict[str, Server]]:
     """A server for each arm; all have ended when the block exits, even with an exception."""
     started: dict[str, Server] = {}
     try:
@@ -288,12 +292,23 @@ class Comparison:
         self._rate = rate
         self._heap_objects = heap_objects
         self._port = port
-        self._began = time.monotonic()
+        self._plans = {
+            scenario: plan(len(results.arms), seconds * share) for scenario, share in SHARES.items()
+        }
         self._done = 0.0  # the share of the load that is over
+        # Expected of what is not load, in seconds, until it has been measured.
+        self._starting, self._between = STARTING_EXPECTED, BETWEEN_EXPECTED
+        self._to_start = len(WORKERS)
+        self._turns_left = sum(rounds for rounds, _ in self._plans.values()) * len(results.arms)
         self._generator: Generator
 
     def _tell(self, what: str) -> None:
         self._say(what, self._done)
+
+    def _left(self) -> str:
+        seconds = (1 - self._done) * self._seconds
+        seconds += self._turns_left * self._between + self._to_start * self._starting
+        return f"{seconds:.0f} s left" if seconds < 100 else f"{math.ceil(seconds / 60)} min left"
 
     def run(self) -> None:
         results = self._results
@@ -310,13 +325,14 @@ class Comparison:
         }
         with _generator(results.seed) as self._generator:
             for kind in WORKERS:
-                self._tell(f"starting {kind}")
+                self._tell(f"starting {kind} ({self._left()})")
                 with _servers(kind, results.arms, self._port, self._heap_objects) as servers:
                     self._measure(kind, servers)
 
     def _measure(self, kind: str, servers: dict[str, Server]) -> None:
         results = self._results
         settings = results.http["settings"]
+        began = time.monotonic()
         for arm, server in servers.items():
             server.wait(lambda arm=arm: self._tell(f"{kind}: starting {arm}"))
         settings["started"][kind] = {arm: server.started for arm, server in servers.items()}
@@ -330,34 +346,37 @@ class Comparison:
         settings["capacity"][kind] = capacity
         rate = self._chosen_rate(kind, capacity)
         settings["rates"][kind] = rate
-        plans = {}
+        turn = self._plans[f"{kind}-open"][1]
+        if (needed := FEWEST_REQUESTS / rate) > turn:
+            raise ArgumentError(
+                f"argument --rate: must be such that a turn of {turn:.2g} s has at least {FEWEST_REQUESTS} requests, "
+                f"not {rate:g} a second, which takes {needed:.2g} s"
+            )
+        self._to_start -= 1
+        self._starting = time.monotonic() - began
         for loop in ("open", "closed"):
             scenario = f"{kind}-{loop}"
-            plans[loop] = plan(len(servers), self._seconds * SHARES[scenario])
-            if loop == "open" and (needed := FEWEST_REQUESTS / rate) > plans[loop][1]:
-                raise RateError(
-                    f"the rate must be such that a turn of {plans[loop][1]:.2g} s has at least {FEWEST_REQUESTS} "
-                    f"requests, not {rate:g} a second: needs {needed:.2g} s"
-                )
-        for loop, (rounds, turn) in plans.items():
-            scenario = f"{kind}-{loop}"
+            rounds, turn = self._plans[scenario]
             settings["turns"][scenario] = {"rounds": rounds, "seconds": turn}
             arms = list(servers)
             for number in range(rounds):
                 first = number % len(arms)
                 for arm in arms[first:] + arms[:first]:
-                    what = f"{scenario}, round {number + 1} of {rounds}: {arm}"
+                    began = time.monotonic()
+                    what = f"{scenario}, round {number + 1} of {rounds}: {arm} ({self._left()})"
                     found = self._load(what, servers[arm], loop, turn, rate)
                     results.http.setdefault(scenario, {}).setdefault(arm, []).append(found)
                     self._done += SHARES[scenario] / (rounds * len(arms))
+                    self._turns_left -= 1
+                    self._between = time.monotonic() - began - turn
 
     def _chosen_rate(self, kind: str, capacity: dict[str, float]) -> float:
         slowest = min(capacity, key=capacity.__getitem__)
         if self._rate is None:
             return float(f"{DEFAULT_UTILISATION * capacity[slowest]:.2g}")
         if self._rate >= capacity[slowest]:
-            raise RateError(
-                f"the rate must be below the {capacity[slowest]:,.0f} requests/s that {slowest!r} serves behind "
+            raise ArgumentError(
+                f"argument --rate: must be below the {capacity[slowest]:,.0f} requests/s that {slowest!r} serves behind "
                 f"{kind} here as fast as it can, not {self._rate:g}"
             )
         return self._rate
@@ -504,8 +523,8 @@ def run(
 ) -> None:
     """Fill ``results.http`` with `seconds` of load for all arms and scenarios together.
 
-    ``say(what, share)`` is called several times a second. Raises `RateError` or `PortError` for what can't be measured
-    as asked for, and `ValidationError` when a server fails or the arms disagree.
+    ``say(what, share)`` is called several times a second. Raises `ArgumentError` for what can't be measured as asked
+    for, and `ValidationError` when a server fails or the arms disagree.
     """
     comparison = Comparison(
         results,
@@ -518,12 +537,3 @@ def run(
     results.complete = False
     comparison.run()
     results.complete = True
-
-
-def late_turns(results: Any) -> int:
-    """Turns in which the load generator, not the server, was late."""
-    return sum(
-        found["generator_late"]
-        for scenario in SCENARIOS
-        for found in chain.from_iterable(results.http.get(scenario, {}).values())
-    )
