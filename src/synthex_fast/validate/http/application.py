@@ -4,6 +4,7 @@ A request brings a query and its five answers as JSON. The application parses it
 a session, and returns the consensus as JSON.
 """
 
+import gc
 import json
 import os
 from collections.abc import AsyncIterator
@@ -35,6 +36,10 @@ def create() -> Watched:
     make_service = service(arm)
     nodes = heap.build(settings["heap_objects"])
     sessions = heap.Sessions()
+    if arm == "tuned_by_hand" and settings["preloaded"]:
+        # As gunicorn's users do by hand, so that collections in the workers don't copy the pages that they share.
+        gc.collect()
+        gc.freeze()
     serving: Any = None
 
     @asynccontextmanager

@@ -21,14 +21,12 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from synthex_fast.validate import figures
-
 from synthex_fast.validate.http.application import SETTINGS
 from synthex_fast.validate.http.watched import Pause, pauses
 from synthex_fast.validate.rounds import ArgumentError, Process, ValidationError, _environment
@@ -83,7 +81,12 @@ class Server:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (`end` closes it)
         self._read: dict[Path, int] = {}
         self._stopped = False
-        settings = {"arm": arm, "directory": str(self.directory), "heap_objects": heap_objects}
+        settings = {
+            "arm": arm,
+            "directory": str(self.directory),
+            "heap_objects": heap_objects,
+            "preloaded": WORKERS[kind] > 1,
+        }
         try:
             self._popen = subprocess.Popen(
                 [
@@ -150,13 +153,13 @@ class Server:
 
     def rss(self) -> int:
         """Resident bytes, with what workers share counted in each of them."""
-        return sum(_of(process, lambda: process.memory_info().rss) for process in self.processes())
+        return sum(_rss(process) for process in self.processes())
 
     def pss(self) -> int | None:
         """Resident bytes with what is shared counted once; None where the system does not say."""
         if sys.platform != "linux":
             return None
-        return sum(_of(process, lambda: process.memory_full_info().pss) for process in self.processes())
+        return sum(_pss(process) for process in self.processes())
 
     def pauses(self) -> list[Pause]:
         """Collections since the last call, in all workers, by the time at which they began."""
@@ -178,11 +181,18 @@ class Server:
         self._directory.cleanup()
 
 
-def _of(process: psutil.Process, read: Callable[[], Any]) -> Any:
-    """What is read of it, 0 if it has ended in the meantime."""
-    with suppress(psutil.NoSuchProcess):
-        return read()
-    return 0
+def _rss(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -191,8 +201,11 @@ def _cpu_seconds(process: psutil.Process) -> float:
         with suppress(OSError):
             tasks = Path(f"/proc/{process.pid}/task").iterdir()
             return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    times = _of(process, process.cpu_times)
-    return times.user + times.system if times else 0.0
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system
 
 
 @contextmanager
@@ -376,8 +389,8 @@ class Comparison:
             return float(f"{DEFAULT_UTILISATION * capacity[slowest]:.2g}")
         if self._rate >= capacity[slowest]:
             raise ArgumentError(
-                f"argument --rate: must be below the {capacity[slowest]:,.0f} requests/s that {slowest!r} serves behind "
-                f"{kind} here as fast as it can, not {self._rate:g}"
+                f"argument --rate: must be below the {capacity[slowest]:,.0f} requests/s that {slowest!r} serves "
+                f"behind {kind} here as fast as it can, not {self._rate:g}"
             )
         return self._rate
 
