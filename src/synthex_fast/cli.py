@@ -416,7 +416,7 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
         except rounds.ValidationError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 1
-        if not (results.complete or results.held or results.rounds or results.http):
+        if not (results.complete or results.held or results.rounds or results.http.keys() - {"settings"}):
             print(f"{parser.prog}: interrupted before anything was measured", file=sys.stderr)
             return status
         report.show(results, _table_console())
