@@ -445,7 +445,14 @@ class TestRun:
     def test_the_notes_say_what_was_loaded(self, results):
         notes = "\n".join(measures.footnotes(results))
         assert "20,000 long-lived objects" in notes
-        assert "unanswered" not in notes
+        assert f" of {len(SCENARIOS) * len(ARMS) * 5} turns" in notes
+        assert "saturated" not in notes
+
+    def test_a_saturated_server_is_told(self, results):
+        turns = [{**turn, "backlog": 90.0, "rate": 200.0} for turn in results.http["uvicorn-open"]["current"]]
+        made = in_process.Results(ARMS, SEED)
+        made.http = {**results.http, "uvicorn-open": {"current": turns, "synthex_fast": []}}
+        assert f"{len(turns)} of current (uvicorn-open)" in measures.footnotes(made)[-1]
 
 
 def test_arms_that_answer_differently_end_the_run(over_http, monkeypatch):

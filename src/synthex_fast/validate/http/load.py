@@ -8,8 +8,9 @@ little.
 
 *Closed loop*: each connection sends its next request when it has its response, as fast as the server can.
 
-Commands come as one JSON line each, as for `validate.worker`. It is plain asyncio on ``select``, whose timeouts are in
-microseconds where epoll's and uvloop's timers are in milliseconds.
+Commands come as one JSON line each, as for `validate.worker`. The closed loop runs on uvloop, because this process
+shares the processors with the server. The open loop runs on plain asyncio and ``select``, whose timeouts are in
+microseconds, where those of uvloop and epoll are in milliseconds.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from array import array
 from collections import deque
 
 import httptools
+import uvloop
 
 from synthex_fast.validate import corpus
 from synthex_fast.validate.http.protocol import PATH
@@ -255,17 +257,19 @@ class Generator:
     def __init__(self, seed: int):
         self._payloads = payloads(seed)
         self._next = 0
-        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._precise = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._cheap = uvloop.new_event_loop()
 
     def run(self, command: dict) -> tuple[dict, memoryview | None]:
         kind = {"ask": Ask, "open": OpenLoop, "closed": ClosedLoop}[command["do"]]
-        load = kind(self._payloads, self._loop)
+        loop = self._precise if kind is OpenLoop else self._cheap
+        load = kind(self._payloads, loop)
         try:
-            return self._loop.run_until_complete(self._run(load, command))
+            return loop.run_until_complete(self._run(load, command))
         finally:
             load.close()
             # Lets the closed connections go.
-            self._loop.run_until_complete(asyncio.sleep(0))
+            loop.run_until_complete(asyncio.sleep(0))
 
     async def _run(self, load: Load, command: dict) -> tuple[dict, memoryview | None]:
         if isinstance(load, Ask):

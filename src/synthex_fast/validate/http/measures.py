@@ -12,6 +12,8 @@ from synthex_fast.validate.http import SCENARIOS
 
 # Behind the figures, besides those of the comparison in process.
 PACKAGES = ("gunicorn", "httptools", "starlette", "uvicorn", "uvicorn-worker", "uvloop")
+# Seconds' worth of requests.
+BACKLOG = 0.25
 
 
 def _read(scenario: str, read: Callable[[dict], float | None]) -> Callable[[Any, str], list[float]]:
@@ -136,13 +138,14 @@ def footnotes(results: Any) -> list[str]:
         f"refer back to it. {late} of {len(turns)} turns had a load generator more than 2 ms late for one request in "
         "a hundred."
     ]
-    backlogged = {
-        f"{arm} ({scenario})"
-        for scenario in SCENARIOS
-        for arm, found in results.http.get(scenario, {}).items()
-        for turn in found
-        if turn["unanswered"]
-    }
-    if backlogged:
-        notes.append(f"Requests were left unanswered for ten seconds by {', '.join(sorted(backlogged))}.")
+    saturated: dict[str, int] = {}
+    for scenario in SCENARIOS:
+        for arm, found in results.http.get(scenario, {}).items():
+            saturated[f"{arm} ({scenario})"] = sum(turn["backlog"] > BACKLOG * turn["rate"] for turn in found)
+    if any(saturated.values()):
+        which = ", ".join(f"{count} of {name}" for name, count in saturated.items() if count)
+        notes.append(
+            f"Turns that ended with more requests waiting than are due in {BACKLOG} s, as when a server is saturated or "
+            f"stalls at the end: {which}."
+        )
     return notes

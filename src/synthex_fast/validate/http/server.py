@@ -17,6 +17,9 @@ from synthex_fast.validate.http.application import SETTINGS
 FACTORY = "synthex_fast.validate.http.application:create"
 # Longer than any arm waits for its turn: gunicorn kills a worker that it has not heard of for that long.
 TIMEOUT = 86_400
+# Seconds that a connection may be idle: longer than a load balancer's, as is usual behind one. By default gunicorn closes
+# it after two, also when it was the worker that stalled.
+KEEP_ALIVE = 75
 
 
 def _end_with_input() -> None:
@@ -39,6 +42,7 @@ def main(kind: str, fd: int, workers: int) -> None:
             http="httptools",
             lifespan="on",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
             log_level="error",
         )
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
@@ -46,7 +50,8 @@ def main(kind: str, fd: int, workers: int) -> None:
     from gunicorn.app.wsgiapp import run
 
     sys.argv = ["gunicorn", f"{FACTORY}()", f"--bind=fd://{fd}", f"--workers={workers}", "--preload"]
-    sys.argv += ["--worker-class=uvicorn_worker.UvicornWorker", f"--timeout={TIMEOUT}", "--log-level=error"]
+    sys.argv += ["--worker-class=uvicorn_worker.UvicornWorker", f"--timeout={TIMEOUT}"]
+    sys.argv += [f"--keep-alive={KEEP_ALIVE}", "--log-level=error"]
     if json.loads(os.environ[SETTINGS])["arm"] == "synthex_fast":
         sys.argv.append("--config=python:synthex_fast.integrations.gunicorn")
     run()
