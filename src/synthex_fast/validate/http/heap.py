@@ -13,8 +13,8 @@ CHILDREN = 8
 
 # A session's rows are what an ORM keeps of the queries that a request makes: they refer to the session and it to
 # them. It lives while later requests may ask for it; then only a garbage collection can free it.
-ROWS = 50
-SESSIONS_KEPT = 2_000
+ROWS = 100
+SESSIONS_KEPT = 1_000
 
 
 class Node:

@@ -44,7 +44,7 @@ SHORTEST_TURN = 0.3
 # Load at the beginning of a turn that is not counted.
 SETTLING = 0.25
 # Per worker, so that caches are full and the session store has reached its size.
-WARM_UP, CAPACITY = 1.5, 1.0
+WARM_UP, CAPACITY = 1.0, 1.5
 # Of what the slowest arm served as fast as it could: far from saturated, and not idle either.
 DEFAULT_UTILISATION = 0.5
 # A response time is that of a saturated server where it grows for as long as the load lasts.
