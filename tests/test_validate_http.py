@@ -53,15 +53,22 @@ class TestHeap:
         assert 20_000 <= heap.tracked() - before < 20_200
         assert sum(len(node.children) for node in kept) == len(kept) - 1
 
-    def test_dropped_sessions_are_garbage_for_the_collector_only(self):
+    def test_a_request_leaves_survivors_and_cycles(self):
+        sessions = heap.Sessions()
+        sessions.serve("user")
         gc.collect()
         gc.disable()
         try:
-            sessions = heap.Sessions()
-            for number in range(heap.SESSIONS_KEPT + 3):
-                sessions.open(f"user-{number}")
-            # Each is an instance with a list and its rows, a row an instance with a dict and a list.
-            assert gc.collect() == 3 * (2 + 3 * heap.ROWS)
+            before = heap.tracked()
+            for _ in range(10):
+                sessions.serve("user")
+            assert gc.collect() == 10 * (2 + heap.CALLBACKS)
+            survivors = heap.tracked() - before
+            assert survivors == 10 * (1 + 3 * heap.ROWS)
+            for _ in range(heap.SESSIONS_KEPT):
+                sessions.serve("user")
+            gc.collect()
+            assert heap.tracked() - before == (heap.SESSIONS_KEPT - 1) * (1 + 3 * heap.ROWS)
         finally:
             gc.enable()
 

@@ -1,7 +1,7 @@
 """An arm's service as an ASGI application: the same for all, except that one uses what this package offers to servers.
 
-A request brings a query and its five answers as JSON. The application parses it, has the arm's service answer it, keeps
-a session, and returns the consensus as JSON.
+A request brings a query and its five answers as JSON. The application parses it, has the arm's service answer it, leaves
+behind what a framework's requests do, and returns the consensus as JSON.
 """
 
 import gc
@@ -65,7 +65,7 @@ def create() -> Watched:
         body = await request.json()
         body["answers"] = tuple(corpus.Answer(**answer) for answer in body["answers"])
         found = serving.answer(corpus.Request(**body))
-        sessions.open(body["requester"])
+        sessions.serve(body["requester"])
         return JSONResponse(found._asdict())
 
     app: Any = Starlette(routes=[Route(PATH, consensus, methods=["POST"])], lifespan=lifespan)

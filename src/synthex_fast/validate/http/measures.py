@@ -134,8 +134,8 @@ def footnotes(results: Any) -> list[str]:
     notes = [
         f"[H] At a fixed rate ({rates}), each request timed from when it was due, so that one that had to wait for a "
         "stalled server counts that wait; requests/s and CPU at full speed are of connections that never wait. Each "
-        f"version holds {settings['heap_objects']:,} long-lived objects, and each request leaves a session whose rows "
-        f"refer back to it. {late} of {len(turns)} turns had a load generator more than 2 ms late for one request in "
+        f"version holds {settings['heap_objects']:,} long-lived objects, and each request leaves 200 that live for 2,000 "
+        f"requests and 20 in cycles. {late} of {len(turns)} turns had a load generator more than 2 ms late for one request in "
         "a hundred."
     ]
     saturated: dict[str, int] = {}
@@ -145,7 +145,7 @@ def footnotes(results: Any) -> list[str]:
     if any(saturated.values()):
         which = ", ".join(f"{count} of {name}" for name, count in saturated.items() if count)
         notes.append(
-            f"Turns that ended with more requests waiting than are due in {BACKLOG} s, as when a server is saturated or "
-            f"stalls at the end: {which}."
+            f"Turns that ended with more requests waiting than are due in {BACKLOG} s, as when a server is saturated "
+            f"or stalls at the end: {which}."
         )
     return notes

@@ -17,8 +17,8 @@ from synthex_fast.validate.http.application import SETTINGS
 FACTORY = "synthex_fast.validate.http.application:create"
 # Longer than any arm waits for its turn: gunicorn kills a worker that it has not heard of for that long.
 TIMEOUT = 86_400
-# Seconds that a connection may be idle: longer than a load balancer's, as is usual behind one. By default gunicorn closes
-# it after two, also when it was the worker that stalled.
+# Seconds that a connection may be idle: longer than a load balancer's, as is usual behind one. By default gunicorn
+# closes it after two, also when it was the worker that stalled.
 KEEP_ALIVE = 75
 
 
