@@ -54,21 +54,22 @@ class TestHeap:
         assert sum(len(node.children) for node in kept) == len(kept) - 1
 
     def test_a_request_leaves_survivors_and_cycles(self):
-        sessions = heap.Sessions()
-        sessions.serve("user")
+        leavings = heap.Leavings()
+        leavings.add("user")
         gc.collect()
         gc.disable()
         try:
             before = heap.tracked()
             for _ in range(10):
-                sessions.serve("user")
-            assert gc.collect() == 10 * (2 + heap.CALLBACKS)
-            survivors = heap.tracked() - before
-            assert survivors == 10 * (1 + 3 * heap.ROWS)
-            for _ in range(heap.SESSIONS_KEPT):
-                sessions.serve("user")
+                leavings.add("user")
+            # An instance with a list of rows, each an instance with a dict and a list.
+            assert gc.collect() == 10 * (2 + 3 * heap.CYCLIC_ROWS)
+            of_one = 1 + 3 * heap.KEPT_ROWS
+            assert heap.tracked() - before == 10 * of_one
+            for _ in range(heap.KEPT_FOR):
+                leavings.add("user")
             gc.collect()
-            assert heap.tracked() - before == (heap.SESSIONS_KEPT - 1) * (1 + 3 * heap.ROWS)
+            assert heap.tracked() - before == (heap.KEPT_FOR - 1) * of_one
         finally:
             gc.enable()
 

@@ -1,7 +1,7 @@
 """An arm's service as an ASGI application: the same for all, except that one uses what this package offers to servers.
 
-A request brings a query and its five answers as JSON. The application parses it, has the arm's service answer it, leaves
-behind what a framework's requests do, and returns the consensus as JSON.
+A request brings a query and its five answers as JSON. The application parses it, has the arm's service answer it,
+leaves behind what requests leave in a service with an object mapper, and returns the consensus as JSON.
 """
 
 import gc
@@ -35,7 +35,7 @@ def create() -> Watched:
     arm, directory = settings["arm"], Path(settings["directory"])
     make_service = service(arm)
     nodes = heap.build(settings["heap_objects"])
-    sessions = heap.Sessions()
+    leavings = heap.Leavings()
     if arm == "tuned_by_hand" and settings["preloaded"]:
         # As gunicorn's users do by hand, so that collections in the workers don't copy the pages that they share.
         gc.collect()
@@ -65,7 +65,7 @@ def create() -> Watched:
         body = await request.json()
         body["answers"] = tuple(corpus.Answer(**answer) for answer in body["answers"])
         found = serving.answer(corpus.Request(**body))
-        sessions.serve(body["requester"])
+        leavings.add(body["requester"])
         return JSONResponse(found._asdict())
 
     app: Any = Starlette(routes=[Route(PATH, consensus, methods=["POST"])], lifespan=lifespan)

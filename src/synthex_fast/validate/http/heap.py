@@ -11,10 +11,9 @@ OBJECTS_OF_A_NODE = 4
 # The children of a node: a catalogue of products, say, is flat.
 CHILDREN = 8
 
-# What a request leaves, in containers: about 200 that live for the next 2,000 requests, and 20 in cycles.
-ROWS = 65
-SESSIONS_KEPT = 2_000
-CALLBACKS = 18
+# What a request leaves, in objects: about 200 that live for the next 2,000 requests, and 100 in cycles.
+KEPT_ROWS, KEPT_FOR = 65, 2_000
+CYCLIC_ROWS = 33
 
 
 class Node:
@@ -45,38 +44,36 @@ def build(objects: int) -> list[Node]:
 
 
 class Row:
-    """A row of what a request has read, as an object mapper keeps it: what it holds, and what has been changed."""
+    """A row that a request has read, as an object mapper keeps it: its values, and the unit of work that it is in."""
 
-    __slots__ = ("changes", "values")
+    __slots__ = ("unit", "values")
 
-    def __init__(self, number: int) -> None:
-        self.values: dict[str, Any] = {"number": number, "row": self.__class__}
-        self.changes: list[str] = []
+    def __init__(self, number: int, unit: object) -> None:
+        self.unit = unit
+        self.values: dict[str, Any] = {"number": number, "changes": []}
 
 
-class Context:
-    """What a framework makes for one request: callbacks that refer back to it, a cycle that nothing breaks."""
+class UnitOfWork:
+    """What an object mapper makes for a request. Its rows refer back to it: garbage that only a collection finds."""
 
-    __slots__ = ("callbacks", "requester")
+    __slots__ = ("requester", "rows")
 
     def __init__(self, requester: str) -> None:
         self.requester = requester
-        self.callbacks = [self.finish for _ in range(CALLBACKS)]
-
-    def finish(self) -> None:
-        self.callbacks.clear()
+        self.rows = [Row(number, self) for number in range(CYCLIC_ROWS)]
 
 
-class Sessions:
-    """What requests have read, for those that follow: freed, without any cycles, when 2,000 newer ones have come."""
+class Leavings:
+    """What requests leave behind: cycles at once, and results that later requests may use."""
 
     def __init__(self) -> None:
-        self._latest: deque[list[Row]] = deque(maxlen=SESSIONS_KEPT)
+        # Freed without a collection, when they have become too many.
+        self._kept: deque[list[Row]] = deque(maxlen=KEPT_FOR)
 
-    def serve(self, requester: str) -> None:
-        """What one request leaves behind."""
-        self._latest.append([Row(number) for number in range(ROWS)])
-        Context(requester)
+    def add(self, requester: str) -> None:
+        """Those of one request."""
+        UnitOfWork(requester)
+        self._kept.append([Row(number, None) for number in range(KEPT_ROWS)])
 
 
 def tracked() -> int:

@@ -134,9 +134,9 @@ def footnotes(results: Any) -> list[str]:
     notes = [
         f"[H] At a fixed rate ({rates}), each request timed from when it was due, so that one that had to wait for a "
         "stalled server counts that wait; requests/s and CPU at full speed are of connections that never wait. Each "
-        f"version holds {settings['heap_objects']:,} long-lived objects, and each request leaves 200 that live for 2,000 "
-        f"requests and 20 in cycles. {late} of {len(turns)} turns had a load generator more than 2 ms late for one request in "
-        "a hundred."
+        f"version holds {settings['heap_objects']:,} long-lived objects, and each request leaves 200 that live for "
+        f"2,000 requests and 100 in cycles. {late} of {len(turns)} turns had a load generator more than 2 ms late for "
+        "one request in a hundred."
     ]
     saturated: dict[str, int] = {}
     for scenario in SCENARIOS:
