@@ -443,6 +443,9 @@ class TestRun:
                 for arm in ARMS:
                     assert len(row.figures[arm].values) == planned[f"{server}-{loop}"]["rounds"]
 
+    def test_what_is_to_be_reached_is_of_measures_that_exist(self, results):
+        assert set(measures.REACH) <= {row.measure.key for row in figures.rows(results)}
+
     def test_the_json_has_all_of_it(self, results):
         from synthex_fast.validate import report
 

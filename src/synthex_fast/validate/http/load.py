@@ -150,7 +150,7 @@ class OpenLoop(Load):
     async def run(self, rate: float, seconds: float, first: int) -> dict:
         self._first, self._count = first, max(1, int(rate * seconds))
         self._interval = 1e9 / rate
-        self._sent = self._taken = self._done = 0
+        self._sent = self._taken = self._done = self.backlog = 0
         self._due_unsent: deque[int] = deque()
         self._idle = deque(self._connections)
         self.late = array("q")
@@ -184,6 +184,9 @@ class OpenLoop(Load):
         self._loop.call_at(when / 1e9 + self._zero, self._tick)
 
     def _tick(self) -> None:
+        if self._over.done():
+            # It failed: the loop will serve other rounds.
+            return
         now = clock()
         while self._taken < self._count and (due := self._due(self._taken)) <= now:
             number = self._taken
