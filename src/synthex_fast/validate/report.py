@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from synthex_fast.validate.figures import BASELINE, REPORT_RATE, Figure, Row, rows
+from synthex_fast.validate.http import measures as over_http
 
 # A table that goes to a file or a log need not fit a terminal.
 PLAIN_WIDTH = 200
@@ -149,6 +150,8 @@ def footnotes(results: Any) -> list[str]:
             "settles on, without thread wake-ups. Bytes are those requested from Python's allocators; the "
             "report's figure is an estimate of the size of its samples."
         )
+    if results.http:
+        notes += over_http.footnotes(results)
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append(
             "This system cannot reset the peak RSS: each round shows the peak since the process started."
@@ -157,7 +160,7 @@ def footnotes(results: Any) -> list[str]:
         "Other errors in the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance "
         "of 0.01 needs a unit. Its current figures come from a different machine and load."
     )
-    if "synthex_fast" in results.arms:
+    if "synthex_fast" in results.arms and results.rounds:
         notes.append(
             "synthex_fast collects garbage after sending a response, so that time counts towards requests/s and "
             "CPU, not latency. Its effect on waiting requests is measured in bench/bench_gc_tuner.py."
@@ -183,6 +186,7 @@ def environment(arguments: list[str]) -> dict:
         "uuid-utils",
         "psutil",
         "rich",
+        *over_http.PACKAGES,
     ):
         try:
             versions[package] = metadata.version(package)
@@ -224,6 +228,7 @@ def as_json(results: Any, arguments: list[str]) -> dict:
         "sampling": results.sampling,
         "allocation": results.allocation,
         "rounds": results.rounds,
+        "http": results.http,
         "footnotes": footnotes(results),
     }
 

@@ -12,6 +12,8 @@
 - Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
 """
 
+from contextlib import nullcontext
+
 from synthex_fast import (
     AdaptiveMemoryMonitor,
     GCTuner,
@@ -37,16 +39,24 @@ def _sample(monitor: AdaptiveMemoryMonitor) -> float:
 
 
 class Service:
-    def __init__(self):
+    def __init__(self, tuned: bool = True):
+        """Without ``tuned`` it leaves requests and the collector to whoever serves it."""
         self.flushed = 0
         self._active = create_memory_aware_ttl_dict(ACTIVE_QUERIES, ACTIVE_SECONDS, CACHE_LIMIT_MB)
         self._responses = create_memory_aware_ttl_dict(RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB)
         self._buffer = ResponseBuffer(BUFFER_CAPACITY)
         self._flush_size = int(BUFFER_CAPACITY * FLUSH_THRESHOLD)
         self._monitor = AdaptiveMemoryMonitor()
-        self._tuner = GCTuner()
-        self._tuner.start()
-        self._request = self._tuner.request()
+        self._tuner = GCTuner() if tuned else None
+        self._request = nullcontext()
+        if self._tuner is not None:
+            self._tuner.start()
+            self._request = self._tuner.request()
+
+    def register(self, installation):
+        """What a service tells its installation of, as the documentation says."""
+        installation.register(self._active, name="active queries")
+        installation.register(self._responses, name="responses")
 
     def handle(self, request) -> Consensus:
         try:
@@ -111,7 +121,8 @@ class Service:
         return sample
 
     def close(self):
-        self._tuner.stop()
+        if self._tuner is not None:
+            self._tuner.stop()
 
     def flush(self):
         self.flushed += len(self._buffer.flush())
