@@ -88,6 +88,21 @@ def _add_validate(commands) -> None:
     validate.add_argument(
         "--json", type=_writable, metavar="FILE", help="also write all measurements to FILE, as JSON"
     )
+    validate.add_argument(
+        "--limit",
+        type=_size,
+        metavar="SIZE",
+        help="also run each arm at this memory limit, such as 256MB, which the current system outgrows: in a "
+        "control group where the system lets one be made (usually as root), else watched and killed; takes about "
+        "a minute more",
+    )
+    validate.add_argument(
+        "--collections",
+        type=_seconds,
+        metavar="S",
+        help="also count collections beside a heap of 1,000,000 long-lived objects, S seconds for each arm; 100 are "
+        "enough to tell fewer than five full ones an hour",
+    )
     _add_http(validate)
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
 
@@ -199,8 +214,20 @@ def _measure(parsed: argparse.Namespace, results: Any, show: Callable[[str, floa
 
     if parsed.http is None:
         rounds.run(results, parsed.seconds, show)
-        return
+    else:
+        _measure_over_http(parsed, results, show)
+    if parsed.collections is not None:
+        from synthex_fast.validate import garbage
 
+        garbage.run(results, parsed.collections, show)
+    if parsed.limit is not None:
+        from synthex_fast.validate import limit
+
+        limit.run(results, parsed.limit, show)
+
+
+def _measure_over_http(parsed: argparse.Namespace, results: Any, show: Callable[[str, float], None]) -> None:
+    from synthex_fast.validate import rounds
     from synthex_fast.validate.http import rounds as over_http
 
     http_seconds = None if parsed.seconds is None else parsed.seconds * _http_share(parsed)
@@ -368,6 +395,15 @@ def _seed(text: str) -> int:
     return seed
 
 
+def _size(text: str) -> int:
+    from synthex_fast._readings import parse_size
+
+    try:
+        return parse_size(text, "size")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a size such as 256MB or 1GB, not {text!r}") from None
+
+
 def _writable(text: str) -> Path:
     """The path, if a file can be written there. An existing file stays as it is until there are results."""
     path = Path(text)
@@ -395,6 +431,13 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
 
     if parsed.seconds is not None and parsed.seconds < (least := rounds.least_seconds(len(parsed.arms))):
         parser.error(f"argument --seconds: must be at least {least:.2f} for {len(parsed.arms)} arms")
+    if parsed.limit is not None:
+        from synthex_fast.validate import limit
+
+        try:
+            limit.check(parsed.limit)
+        except ValueError as error:
+            parser.error(f"argument --limit: {error}")
 
     from rich.console import Console
 

@@ -307,10 +307,11 @@ class Row:
 def rows(results: Any) -> list[Row]:
     """Every row for which anything has been measured."""
     # Here, since it is made of what this module has.
+    from synthex_fast.validate import garbage, limit
     from synthex_fast.validate.http import measures as over_http
 
     table = []
-    for measure in MEASURES + over_http.MEASURES:
+    for measure in MEASURES + garbage.MEASURES + limit.MEASURES + over_http.MEASURES:
         found = {arm: Figure(tuple(values)) for arm in results.arms if (values := measure.read(results, arm))}
         if not found:
             continue

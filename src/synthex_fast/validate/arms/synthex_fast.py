@@ -10,6 +10,8 @@
 - Garbage collector: a `GCTuner`, to which a request lasts until its response has gone out. It freezes nothing
   here, since the harness has frozen what is its own in every arm.
 - Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
+- At a memory limit (`guard`): a `MemoryGovernor` with all of these registered. The caches' own limits are then those
+  of the container, which the governor shares out.
 """
 
 from contextlib import nullcontext
@@ -17,6 +19,7 @@ from contextlib import nullcontext
 from synthex_fast import (
     AdaptiveMemoryMonitor,
     GCTuner,
+    MemoryGovernor,
     PooledExpertQuery,
     PooledExpertResponse,
     ResponseBuffer,
@@ -47,6 +50,7 @@ class Service:
         self._buffer = ResponseBuffer(BUFFER_CAPACITY)
         self._flush_size = int(BUFFER_CAPACITY * FLUSH_THRESHOLD)
         self._monitor = AdaptiveMemoryMonitor()
+        self._governor = None
         self._tuner = GCTuner() if tuned else None
         self._request = nullcontext()
         if self._tuner is not None:
@@ -81,17 +85,19 @@ class Service:
         )
         query_id = query.id
         self._active[query_id] = query
-        responses = [
-            PooledExpertResponse(
-                query_id,
-                answer.expert_id,
-                answer.content,
-                answer.confidence,
-                answer.reasoning,
-                answer.metadata,
+        # Not a comprehension, which makes a function for each request before Python 3.12.
+        responses = []
+        for answer in request.answers:
+            responses.append(
+                PooledExpertResponse(
+                    query_id,
+                    answer.expert_id,
+                    answer.content,
+                    answer.confidence,
+                    answer.reasoning,
+                    answer.metadata,
+                )
             )
-            for answer in request.answers
-        ]
         self._buffer.add_batch(responses)
         self._responses[query_id] = responses
         row = self._buffer.consensus(query_id)
@@ -120,7 +126,18 @@ class Service:
 
         return sample
 
+    def guard(self, memory_limit):
+        # The caches may have all of it, as far as the governor finds room.
+        self._active.resize(memory_limit=memory_limit)
+        self._responses.resize(memory_limit=memory_limit)
+        self._governor = MemoryGovernor(memory_limit)
+        for name in ("active", "responses", "buffer", "tuner", "monitor"):
+            self._governor.register(getattr(self, f"_{name}"), name=name)
+        self._governor.start()
+
     def close(self):
+        if self._governor is not None:
+            self._governor.stop()
         if self._tuner is not None:
             self._tuner.stop()
 
