@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, settings
 # Its failing assertions show their operands, as those in tests do.
 pytest.register_assert_rewrite("support")
 
-# A TTLDict mixes hashes with a seed that is drawn when its module is imported, and that decides which keys share a place
-# and so which are evicted. Fixed here: a simulation ends alike in each run. Another seed is another run.
+# A TTLDict mixes hashes with a seed that is drawn when its module is imported, and that decides which keys share a
+# place and so which are evicted. Fixed here: a simulation ends alike in each run. Another seed is another run.
 TABLE_SEED = int(os.environ.get("SYNTHEX_FAST_TEST_SEED", "1"))
 
 
