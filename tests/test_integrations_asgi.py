@@ -136,14 +136,23 @@ def start(folder, server, application, *options, workers=2, **environment):
 
 
 @pytest.mark.parametrize(
-    ("server", "application"), [("uvicorn", "fastapi"), ("granian", "fastapi"), ("hypercorn", "plain")]
+    ("server", "application", "options"),
+    [
+        ("uvicorn", "fastapi", []),
+        ("granian", "fastapi", []),
+        ("hypercorn", "plain", []),
+        ("hypercorn", "plain", ["--worker-class", "trio"]),
+    ],
+    ids=["uvicorn", "granian", "hypercorn", "hypercorn-trio"],
 )
-def test_workers_serve_are_replaced_reload_and_stop(tmp_path, server, application):
+def test_workers_serve_are_replaced_reload_and_stop(tmp_path, server, application, options):
+    if "trio" in options and missing("trio"):
+        pytest.skip(missing("trio"))
     if application == "fastapi" and missing("fastapi"):
         pytest.skip(missing("fastapi"))
     # hypercorn ends if a worker does, see below, and as soon as the first has stopped it terminates the others.
     patient = server != "hypercorn"
-    with start(tmp_path, server, {"plain": PLAIN, "fastapi": FASTAPI}[application]) as running:
+    with start(tmp_path, server, {"plain": PLAIN, "fastapi": FASTAPI}[application], *options) as running:
         exercise(running, kill=patient, leave_word=2 if patient else 1)
 
 
