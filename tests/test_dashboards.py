@@ -110,6 +110,20 @@ def test_the_alerts_fire_when_they_should_and_only_then():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@needs_promtool
+def test_the_documents_name_the_same_line_for_prometheus_and_it_is_right(tmp_path):
+    lines = []
+    for name in ("README.md", "docs/guide/metrics.md"):
+        text = (DASHBOARDS.parent / name).read_text(encoding="utf-8")
+        (found,) = re.findall(r"- \{job_name: [^`]*?\}\]\}", text)
+        lines.append(" ".join(found.split()))
+    assert len(set(lines)) == 1
+    (tmp_path / "prometheus.yml").write_text(f"scrape_configs:\n{lines[0]}\n")
+    command = [PROMTOOL, "check", "config", tmp_path / "prometheus.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # Live --------------------------------------------------------------------------------------------------------------
 
 APPLICATION = """
