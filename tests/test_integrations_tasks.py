@@ -64,6 +64,22 @@ def test_a_pools_processes_are_installed_and_calls_are_requests(method, monkeypa
     assert gc.get_threshold() == before
 
 
+def served(_):
+    placed = installation.current()
+    return os.getpid(), placed.running, placed.stats["tuner"]["requests"]
+
+
+@quiet_fork
+@pytest.mark.slow
+def test_a_pools_process_that_is_replaced_is_installed_too(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.path.dirname(__file__)]))
+    with multiprocessing.get_context("spawn").Pool(1, initializer(), maxtasksperchild=2) as pool:
+        answers = pool.map(counted(served), range(6), chunksize=1)
+    pids = [pid for pid, *_ in answers]
+    assert pids[::2] == pids[1::2] and len(set(pids)) == 3
+    assert [rest for _, *rest in answers] == [[True, 1], [True, 2]] * 3
+
+
 def test_counted_functions_are_like_their_functions():
     assert decorated.__doc__ == "Doubles."
     assert pickle.loads(pickle.dumps(decorated)) is decorated
