@@ -9,7 +9,16 @@ import os
 import signal
 
 import pytest
-from servers import REPORTING, check_running, exercise, free_port, members, missing, serving
+from servers import (
+    REPORTING,
+    check_running,
+    exercise,
+    free_port,
+    members,
+    missing,
+    serving,
+    uvicorn_patience,
+)
 from support import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.linux(reason="sessions of processes")]
@@ -132,6 +141,8 @@ def start(folder, server, application, *options, workers=2, **environment):
         pytest.skip(missing(server))
     port = free_port()
     command = ["-m", *SERVERS[server].format(port=port, workers=workers).split(), *options]
+    if server == "uvicorn":
+        command += uvicorn_patience()
     return serving(folder, command, port=port, files={"application.py": application}, **environment)
 
 

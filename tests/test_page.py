@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import browser
 import psutil
 import pytest
+from servers import uvicorn_patience
 from support import ROOT, FakeReadings, in_child, needs_fork, quiet_fork, wait_for
 
 from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, TTLDict
@@ -938,6 +939,26 @@ class TestInABrowser:
                 picker.value = ""; picker.dispatchEvent(new Event("change")); })()"""
             )
             chromium.wait(f"{shown} !== {other} && {state} === 'polling'")
+            assert chromium.errors == []
+
+    def test_with_streams_it_knows_the_other_workers_too(self, chromium, tmp_path):
+        pytest.importorskip("uvicorn")
+        about = "document.querySelector('.about').innerText"
+        with server(tmp_path, *UVICORN, "--workers", "3", *uvicorn_patience()) as (_, url):
+            chromium.open(url)
+            chromium.wait(LIVE)
+            chromium.wait(f"/^worker pid \\d+ of 3 that have answered/.test({about})", 150)
+            assert chromium.text(".state") == "live"
+            (other,) = chromium.eval(
+                f"""(() => {{ const picker = document.querySelector("select");
+                const shown = {about}.match(/pid (\\d+)/)[1];
+                const other = [...picker.options].find((each) => each.value && each.innerText !== `pid ${{shown}}`);
+                picker.value = other.value;
+                picker.dispatchEvent(new Event("change"));
+                return [other.innerText]; }})()"""
+            )
+            chromium.wait(f"{about}.startsWith('worker {other} of ')", 150)
+            chromium.wait("document.querySelector('.state').innerText === 'live'")
             assert chromium.errors == []
 
     def test_it_survives_a_restart_of_the_worker(self, chromium, tmp_path):

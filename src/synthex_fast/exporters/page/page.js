@@ -11,7 +11,7 @@
   const LEVELS = ["warning", "high", "critical", "emergency"];
   const KEEP_SECONDS = 3600, LOG_MOST = 100, FORGET_SECONDS = 60;
   // How often the worker that is shown is asked for before another one's answer will do, and how long it may be silent.
-  const TRIES = 6, SILENT_SECONDS = 8;
+  const TRIES = 6, SILENT_SECONDS = 8, DISCOVER_SECONDS = 20;
 
   // ---- Figures as text. Units are the package's: 1 MB is 2^20 bytes.
 
@@ -839,7 +839,7 @@
       if (!history) return;
       takeHistory(history);
       // Another worker's stream: the next connection may lead to the right one.
-      if (wanted() && history.id !== wanted() && streamTries < TRIES) {
+      if (wanted() && history.id !== wanted() && streamTries < 2 * TRIES) {
         streamTries++;
         source.close();
         streamAgain = setTimeout(connect, 50);
@@ -849,7 +849,7 @@
     source.addEventListener("poll", (event) => {
       source.close();
       // The place may be that of the stream that was left just now, which the server has yet to notice.
-      if (streamTries && streamTries++ < TRIES) streamAgain = setTimeout(connect, 1200);
+      if (streamTries && streamTries++ < 2 * TRIES) streamAgain = setTimeout(connect, 1200);
       else startPolling(Number(event.data) || 2);
     });
     source.addEventListener("error", () => {
@@ -875,6 +875,14 @@
     } catch { /* The worker is being replaced: the next question tells. */ }
     drawState();
   }
+  // A stream comes from one worker: which others there are is asked now and then, by an id that nobody has.
+  function discover() {
+    if (document.hidden) return;
+    Promise.allSettled(Array.from({ length: TRIES }, () => question("-"))).then(() => {
+      // No way has led to the chosen one yet.
+      if (chosen && chosen !== shownId) askAgain();
+    });
+  }
   function askAgain() {
     if (poll) ask();
     else { streamTries = 0; connect(); }
@@ -893,5 +901,7 @@
   document.addEventListener("visibilitychange", () => { if (!document.hidden) draw(); });
   addEventListener("resize", () => draw());
   setInterval(drawState, 1000);
+  setTimeout(discover, 1000);
+  setInterval(discover, 1000 * DISCOVER_SECONDS);
   connect();
 })();
