@@ -32,9 +32,9 @@ class SeededTable:
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "synthex_fast._ttl":
+        spec = PathFinder.find_spec(name, path, target) if name == "synthex_fast._ttl" else None
+        if spec is None:
             return None
-        spec = PathFinder.find_spec(name, path, target)
         execute = spec.loader.exec_module
 
         def seeded(module):
