@@ -15,12 +15,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import browser
 import psutil
 import pytest
-from servers import uvicorn_patience
+from servers import members, uvicorn_patience
 from support import ROOT, FakeReadings, in_child, needs_fork, quiet_fork, wait_for
 
 from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, TTLDict
@@ -602,14 +602,20 @@ def server(tmp_path, *command):
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
     try:
         wait_for(lambda: answers(port) or process.poll() is not None)
         assert process.poll() is None, (tmp_path / "log").read_text()
         yield process, f"http://127.0.0.1:{port}/"
     finally:
+        # Its workers too, which may not notice that it is gone.
+        left = members(process.pid)
         process.kill()
         process.wait()
+        for each in left:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def answers(port):
