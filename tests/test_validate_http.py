@@ -591,7 +591,7 @@ class TestBadInput:
         with pytest.raises(SystemExit) as ended:
             monkeypatch.setattr(over_http, "FEWEST_REQUESTS", 20)
             cli.main(["validate", *arguments, "--rate", "0.5", "--seconds", "10"])
-        assert "argument --rate: must be at least 25 for turns of 0.8 s" in capsys.readouterr().err
+        assert "argument --rate: must be at least 34 for turns of 0.6 s" in capsys.readouterr().err
 
 
 class Running:
