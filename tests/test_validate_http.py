@@ -439,7 +439,7 @@ class TestRun:
         for row in figures.rows(results):
             server, _, key = row.measure.key.removeprefix("http_").partition("_")
             if server in ("uvicorn", "gunicorn"):
-                loop = "closed" if key in ("throughput", "closed_cpu") else "open"
+                loop = "closed" if key in ("throughput", "cpu") else "open"
                 for arm in ARMS:
                     assert len(row.figures[arm].values) == planned[f"{server}-{loop}"]["rounds"]
 
