@@ -40,7 +40,7 @@ def over_http(monkeypatch):
     from synthex_fast.validate.http import rounds
 
     monkeypatch.setattr(rounds, "WARM_UP", 0.1)
-    monkeypatch.setattr(rounds, "CAPACITY", 0.3)
+    monkeypatch.setattr(rounds, "CAPACITY", 0.1)
     monkeypatch.setattr(rounds, "FEWEST_REQUESTS", 1)
     return rounds
 
@@ -372,7 +372,7 @@ def results():
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "WARM_UP", 0.1)
-        patch.setattr(rounds, "CAPACITY", 0.3)
+        patch.setattr(rounds, "CAPACITY", 0.1)
         patch.setattr(rounds, "FEWEST_REQUESTS", 1)
         rounds.run(made, 12.0, lambda what, share: said.append((what, share)), heap_objects=20_000)
     made.said = said
@@ -439,7 +439,7 @@ class TestRun:
         for row in figures.rows(results):
             server, _, key = row.measure.key.removeprefix("http_").partition("_")
             if server in ("uvicorn", "gunicorn"):
-                loop = "closed" if key in ("throughput", "closed_cpu") else "open"
+                loop = "closed" if key in ("throughput", "cpu") else "open"
                 for arm in ARMS:
                     assert len(row.figures[arm].values) == planned[f"{server}-{loop}"]["rounds"]
 
@@ -464,6 +464,22 @@ class TestRun:
         made = in_process.Results(ARMS, SEED)
         made.http = {**results.http, "uvicorn-open": {"current": turns, "synthex_fast": []}}
         assert f"{len(turns)} of current (uvicorn-open)" in measures.footnotes(made)[-1]
+
+
+def test_the_rate_is_one_that_every_arm_can_serve(over_http):
+    def comparison(rate):
+        made = in_process.Results(ARMS, SEED)
+        return over_http.Comparison(made, 60.0, print, rate=rate, heap_objects=0, port=None)
+
+    capacity = {"current": 500.0, "synthex_fast": 900.0}
+    assert comparison(None)._chosen_rate("uvicorn", capacity) == 500 * over_http.DEFAULT_UTILISATION
+    assert comparison(450.0)._chosen_rate("uvicorn", capacity) == 450
+    with pytest.raises(in_process.ArgumentError, match="below the 500 requests/s that 'current' serves"):
+        comparison(500.0)._chosen_rate("uvicorn", capacity)
+    # One that stalls on and on still gets a measurable number of requests.
+    turn = comparison(None)._plans["uvicorn-open"][1]
+    rate = comparison(None)._chosen_rate("uvicorn", {"current": 0.5})
+    assert rate * turn == pytest.approx(over_http.FEWEST_REQUESTS, rel=0.1)
 
 
 def test_arms_that_answer_differently_end_the_run(over_http, monkeypatch):
@@ -575,7 +591,7 @@ class TestBadInput:
         with pytest.raises(SystemExit) as ended:
             monkeypatch.setattr(over_http, "FEWEST_REQUESTS", 20)
             cli.main(["validate", *arguments, "--rate", "0.5", "--seconds", "10"])
-        assert "has at least 20 requests" in capsys.readouterr().err.splitlines()[-1]
+        assert "argument --rate: must be at least 34 for turns of 0.6 s" in capsys.readouterr().err
 
 
 class Running:

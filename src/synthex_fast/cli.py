@@ -129,7 +129,7 @@ def _add_http(validate: argparse.ArgumentParser) -> None:
         "--rate",
         type=_rate,
         metavar="R",
-        help="requests a second in the rounds at a fixed rate (default: half of what the slowest version serves)",
+        help="requests a second in the rounds at a fixed rate (default: 40 %% of what the slowest version serves)",
     )
     http.add_argument(
         "--heap-objects",

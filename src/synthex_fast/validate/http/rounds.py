@@ -43,10 +43,11 @@ LONGEST_TURN = 8.0
 SHORTEST_TURN = 0.3
 # Load at the beginning of a turn that is not counted.
 SETTLING = 0.25
-# Per worker, so that caches are full and the session store has reached its size.
-WARM_UP, CAPACITY = 1.0, 1.5
+# So that caches are full and sessions have reached their number; then what a server can do, the best of several
+# measurements, because a full collection may stall it for the whole of one.
+WARM_UP, CAPACITY, CAPACITIES = 1.0, 0.5, 3
 # Of what the slowest arm served as fast as it could: far from saturated, and not idle either.
-DEFAULT_UTILISATION = 0.5
+DEFAULT_UTILISATION = 0.4
 # A response time is that of a saturated server where it grows for as long as the load lasts.
 FEWEST_REQUESTS = 20
 # The generator was late if one request in a hundred was sent this much after it was due.
@@ -354,17 +355,14 @@ class Comparison:
         self._compare(kind, servers)
         capacity = {}
         for arm, server in servers.items():
-            self._load(f"{kind}: warming up {arm}", server, "closed", WARM_UP * math.sqrt(WORKERS[kind]))
-            capacity[arm] = self._load(f"{kind}: warming up {arm}", server, "closed", CAPACITY)["throughput"]
+            what = f"{kind}: warming up {arm}"
+            self._load(what, server, "closed", WARM_UP * math.sqrt(WORKERS[kind]))
+            capacity[arm] = max(
+                self._load(what, server, "closed", CAPACITY)["throughput"] for _ in range(CAPACITIES)
+            )
         settings["capacity"][kind] = capacity
         rate = self._chosen_rate(kind, capacity)
         settings["rates"][kind] = rate
-        turn = self._plans[f"{kind}-open"][1]
-        if (needed := FEWEST_REQUESTS / rate) > turn:
-            raise ArgumentError(
-                f"argument --rate: must be such that a turn of {turn:.2g} s has at least {FEWEST_REQUESTS} requests, "
-                f"not {rate:g} a second, which takes {needed:.2g} s"
-            )
         self._to_start -= 1
         self._starting = time.monotonic() - began
         for loop in ("open", "closed"):
@@ -383,11 +381,21 @@ class Comparison:
                     self._turns_left -= 1
                     self._between = time.monotonic() - began - turn
 
+    def check_rate(self) -> None:
+        turn = min(self._plans[f"{kind}-open"][1] for kind in WORKERS)
+        if self._rate is not None and self._rate * turn < FEWEST_REQUESTS:
+            raise ArgumentError(
+                f"argument --rate: must be at least {math.ceil(FEWEST_REQUESTS / turn)} for turns of {turn:.2g} s, not "
+                f"{self._rate:g}"
+            )
+
     def _chosen_rate(self, kind: str, capacity: dict[str, float]) -> float:
         slowest = min(capacity, key=capacity.__getitem__)
         if self._rate is None:
-            return float(f"{DEFAULT_UTILISATION * capacity[slowest]:.2g}")
-        if self._rate >= capacity[slowest]:
+            least = FEWEST_REQUESTS / self._plans[f"{kind}-open"][1]
+            return float(f"{max(DEFAULT_UTILISATION * capacity[slowest], least):.2g}")
+        # With another kind of server there are results already, in which a saturated server shows.
+        if self._rate >= capacity[slowest] and not self._done:
             raise ArgumentError(
                 f"argument --rate: must be below the {capacity[slowest]:,.0f} requests/s that {slowest!r} serves "
                 f"behind {kind} here as fast as it can, not {self._rate:g}"
@@ -548,5 +556,6 @@ def run(
         port=port,
     )
     results.complete = False
+    comparison.check_rate()
     comparison.run()
     results.complete = True
