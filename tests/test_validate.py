@@ -294,7 +294,10 @@ class TestFigures:
         from synthex_fast.validate import report
 
         results = rounds.Results(("current", "synthex_fast"), SEED)
-        results.allocation = {"current": {"bytes": 10_000.0}, "synthex_fast": {"bytes": 7_000.0}}
+        results.allocation = {
+            arm: {"bytes": nbytes, "kept_bytes": 0.0, "blocks": 100.0}
+            for arm, nbytes in (("current", 10_000.0), ("synthex_fast", 7_000.0))
+        }
         assert "+30 % MISS" in _shown(report.table(results))
         results.allocation["synthex_fast"]["bytes"] = 5_000.0
         shown = _shown(report.table(results))
