@@ -6,12 +6,13 @@ The figures are read when Prometheus scrapes. Nothing is counted twice, and no h
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 
 from synthex_fast._arguments import want_methods
 from synthex_fast.errors import ArgumentValueError, type_error
 from synthex_fast.exporters import _workers
-from synthex_fast.exporters._metrics import BOUNDS, COUNTER, HISTOGRAM, METRICS, read
+from synthex_fast.exporters._metrics import BOUNDS, COUNTER, HISTOGRAM, METRICS, read_columns
 from synthex_fast.exporters._observed import Observed
 from synthex_fast.exporters._observed import observed as observed_by_process
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
     from prometheus_client.registry import CollectorRegistry
 
-    from synthex_fast.exporters._metrics import Samples
+    from synthex_fast.exporters._metrics import Column, Columns
 
 __all__ = ["Collector", "generate_latest", "register"]
 
@@ -113,14 +114,14 @@ class Collector:
     def collect(self) -> Iterator[Family]:
         """All metrics that there are figures for now. O(components), and the workers' in multiprocess mode."""
         member = self._member
-        gauges: Samples = {}
+        gauges: Columns = {}
         if member is None:
-            samples = read(self._observed.snapshot())
+            columns = read_columns(self._observed.snapshot())
         else:
-            samples, gauges = member.gather()
+            columns, gauges = member.gather()
         for name in METRICS:
-            if name in samples:
-                yield _family_type()(name, samples[name], METRICS[name].labels)
+            if name in columns:
+                yield _family_type()(name, columns[name], METRICS[name].labels)
             elif name in gauges:
                 yield _family_type()(name, gauges[name], (*METRICS[name].labels, "pid"))
 
@@ -153,7 +154,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     else:
         want_methods("registry", registry, ("collect",))
     parts = []
-    known: dict[tuple[str, ...], _Braced] = {}
+    known = _Braced()
     for family in registry.collect():
         if isinstance(family, _family_type()):
             parts.append(family.text(known).encode())
@@ -192,25 +193,23 @@ def _family_type() -> type[Any]:
     class Shown(Family):
         """Makes prometheus_client's samples only if they are asked for."""
 
-        def __init__(
-            self, name: str, values: list[tuple[tuple[str, ...], Any]], label_names: tuple[str, ...]
-        ) -> None:
+        def __init__(self, name: str, column: Column, label_names: tuple[str, ...]) -> None:
             metric = METRICS[name]
             # It adds the suffix itself.
             known = name.removesuffix("_total") if metric.kind == COUNTER else name
             super().__init__(known, metric.help, metric.kind)
-            self._values = (
-                _flat(name, values, label_names)
+            self._parts = (
+                _flat(name, column, label_names)
                 if metric.kind == HISTOGRAM
-                else [(name, label_names, values)]
+                else [(name, label_names, column)]
             )
 
         @property
         def samples(self) -> list[Sample]:
             return [
                 Sample(name, dict(zip(label_names, labels, strict=True)), value)
-                for name, label_names, values in self._values
-                for labels, value in values
+                for name, label_names, column in self._parts
+                for labels, value in zip(*column, strict=True)
             ]
 
         @samples.setter
@@ -218,39 +217,47 @@ def _family_type() -> type[Any]:
             # By the constructor.
             assert not given
 
-        def text(self, known: dict[tuple[str, ...], _Braced]) -> str:
-            """In Prometheus's format. ``known`` are the labels that have been written before, by their names."""
+        def text(self, known: _Braced) -> str:
+            """In Prometheus's format. ``known`` are the labels that have been written before."""
             name = f"{self.name}_total" if self.type == COUNTER else self.name
             lines = [f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"]
             go: Callable[[float], str] = floatToGoString
-            for name, label_names, values in self._values:
-                shown = known.get(label_names)
-                if shown is None:
-                    shown = known[label_names] = _Braced(label_names)
+            for name, label_names, (labels, values) in self._parts:
                 lines += [
                     # Most are such.
-                    f"{name}{shown[labels]} {value}.0\n"
+                    f"{name}{shown} {value}.0\n"
                     if type(value) is int and 0 <= value < 1_000_000
-                    else f"{name}{shown[labels]} {go(value)}\n"
-                    for labels, value in values
+                    else f"{name}{shown} {go(value)}\n"
+                    for shown, value in zip(known.texts(label_names, labels), values, strict=True)
                 ]
             return "".join(lines)
 
     return Shown
 
 
-class _Braced(dict[tuple[str, ...], str]):
-    """The text of each tuple of labels, made when it is first needed."""
+class _Braced:
+    """The texts of lists of labels, each made when it is first needed."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self) -> None:
+        # By the identity of the list, which is kept alive with it: many metrics have the same.
+        self._known: dict[tuple[tuple[str, ...], int], tuple[list[tuple[str, ...]], list[str]]] = {}
+
+    def texts(self, names: tuple[str, ...], labels: list[tuple[str, ...]]) -> list[str]:
+        key = names, id(labels)
+        if key not in self._known:
+            self._known[key] = labels, self._made(names, labels)
+        return self._known[key][1]
+
+    @staticmethod
+    def _made(names: tuple[str, ...], labels: list[tuple[str, ...]]) -> list[str]:
+        if not names:
+            return [""] * len(labels)
         # In the order of the names.
-        self._places = sorted(range(len(names)), key=names.__getitem__)
-        pairs = ",".join(f'{names[place]}="%s"' for place in self._places)
-        self._pattern = f"{{{pairs}}}" if names else ""
-
-    def __missing__(self, labels: tuple[str, ...]) -> str:
-        made = self[labels] = self._pattern % tuple([_escaped(labels[place]) for place in self._places])
-        return made
+        places = sorted(range(len(names)), key=names.__getitem__)
+        pairs = ",".join(f'{names[place]}="%s"' for place in places)
+        columns = list(zip(*labels, strict=True))
+        escaped = [[*map(_escaped, columns[place])] for place in places]
+        return [*map(f"{{{pairs}}}".__mod__, zip(*escaped, strict=True))]
 
 
 @functools.lru_cache(4096)
@@ -259,16 +266,14 @@ def _escaped(label: str) -> str:
 
 
 def _flat(
-    name: str, values: list[tuple[tuple[str, ...], Any]], label_names: tuple[str, ...]
-) -> list[tuple[str, tuple[str, ...], list[tuple[tuple[str, ...], Any]]]]:
-    """The parts of a histogram as values of metrics of their own."""
-    found = []
-    for labels, (*counts, seconds) in values:
-        buckets, total = [], 0
-        for bound, count in zip((*map(repr, BOUNDS), "+Inf"), counts, strict=True):
-            total += count
-            buckets.append(((*labels, bound), total))
-        found.append((f"{name}_bucket", (*label_names, "le"), buckets))
-        found.append((f"{name}_count", label_names, [(labels, total)]))
-        found.append((f"{name}_sum", label_names, [(labels, seconds)]))
+    name: str, column: Column, label_names: tuple[str, ...]
+) -> list[tuple[str, tuple[str, ...], Column]]:
+    """The parts of a histogram as columns of metrics of their own."""
+    found: list[tuple[str, tuple[str, ...], Column]] = []
+    bounds = (*map(repr, BOUNDS), "+Inf")
+    for labels, (*counts, seconds) in zip(*column, strict=True):
+        buckets = [*itertools.accumulate(counts)]
+        found.append((f"{name}_bucket", (*label_names, "le"), ([(*labels, bound) for bound in bounds], buckets)))
+        found.append((f"{name}_count", label_names, ([labels], [buckets[-1]])))
+        found.append((f"{name}_sum", label_names, ([labels], [seconds])))
     return found
