@@ -14,14 +14,15 @@ from synthex_fast.gc_tuner.pauses import BOUNDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     # By the metric's name; each value with the values of the metric's labels. A histogram's are its counts, one for
     # each bucket, and its sum.
     Samples = dict[str, list[tuple[tuple[str, ...], Any]]]
     # The same with all labels in one list and all values in another. Metrics may share a list of labels.
-    Column = tuple[list[tuple[str, ...]], list[Any]]
+    Labels = list[tuple[str, ...]]
+    Column = tuple[Labels, list[Any]]
     Columns = dict[str, Column]
 
 __all__ = ["BOUNDS", "COUNTER", "GAUGE", "HISTOGRAM", "METRICS", "Metric", "read", "read_columns"]
@@ -491,16 +492,22 @@ def _put(found: Columns, name: str, labels: tuple[str, ...], value: Any) -> None
     into[1].append(value)
 
 
-def _add(
-    found: Columns, group: dict[str, str], labels: list[tuple[str, ...]], stats: Sequence[Mapping[str, Any]]
-) -> None:
+def _add(found: Columns, group: dict[str, str], labels: Labels, stats: Sequence[Mapping[str, Any]]) -> None:
     """Add the figures of a group, for each of the labels those of the ``stats`` in its place."""
-    for key, name in group.items():
+    columns: Iterable[Sequence[Any]]
+    try:
+        # Nothing, from no stats, or from a single key.
+        columns = list(zip(*map(operator.itemgetter(*group), stats), strict=True)) if len(group) > 1 else []
+    except KeyError:
         # Another version of a part may not have it; None is no figure.
-        _extend(found, name, labels, [each.get(key) for each in stats])
+        columns = []
+    for name, values in zip(
+        group.values(), columns or [[each.get(key) for each in stats] for key in group], strict=True
+    ):
+        _extend(found, name, labels, values)
 
 
-def _extend(found: Columns, name: str, labels: list[tuple[str, ...]], values: list[Any]) -> None:
+def _extend(found: Columns, name: str, labels: Labels, values: Sequence[Any]) -> None:
     if None in values:
         labels = [each for each, value in zip(labels, values, strict=True) if value is not None]
         values = [value for value in values if value is not None]
@@ -533,7 +540,8 @@ def _read_governor(found: Columns, stats: Mapping[str, Any]) -> None:
             _put(found, ACTION_FREED, labels, done["freed"])
         _put(found, RETURNED, labels, done["returned"])
     components = stats["components"]
-    _add(found, GOVERNED, [(name,) for name in components], list(components.values()))
+    names: Labels = [(name,) for name in components]
+    _add(found, GOVERNED, names, list(components.values()))
     # Only where siblings share a container.
     _add(found, FLEET, [()], [stats.get("fleet") or {}])
 
@@ -543,12 +551,12 @@ def _read_components(found: Columns, components: Mapping[str, Any]) -> None:
     for name, component in components.items():
         kinds.setdefault(component["kind"], []).append(name)
     for kind, names in kinds.items():
-        labels = [(name,) for name in names]
+        labels: Labels = [(name,) for name in names]
         parts = [components[name] for name in names]
         stats = [part["stats"] for part in parts]
         if kind in ("cache", "collector"):
             _add(found, CACHE, labels, stats)
-            by_reason = [(name, reason) for name in names for reason in REASONS]
+            by_reason: Labels = [(name, reason) for name in names for reason in REASONS]
             _extend(found, EVICTIONS, by_reason, [each[reason] for each in stats for reason in REASONS])
             if kind == "collector":
                 # It calls entries queries.

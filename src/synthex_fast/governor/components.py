@@ -258,6 +258,13 @@ def _read(obj: Any, name: str) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
+def _read_if_possible(obj: Any, name: str) -> int | None:
+    try:
+        return _read(obj, name)
+    except Exception:
+        return None
+
+
 class ComponentState:
     """What the governor keeps about one registered object."""
 
@@ -438,12 +445,9 @@ class ComponentState:
 
     def limits(self, obj: Any) -> tuple[int | None, int | None, int | None]:
         """The limit in force, the object's own, and its cap, as they are now; None for what can't be read."""
-        own = cap = None
-        with contextlib.suppress(Exception):
-            own = _read(obj, "memory_limit")
+        own = _read_if_possible(obj, "memory_limit")
         if self.capped:
-            with contextlib.suppress(Exception):
-                cap = _read(obj, "memory_cap")
+            cap = _read_if_possible(obj, "memory_cap")
             return lower(own, cap), own, cap
         lowered = self.set_limit is not None and own == self.set_limit
         return own, self.own_limit if lowered else own, None
