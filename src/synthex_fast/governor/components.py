@@ -371,6 +371,17 @@ class ComponentState:
             limit = lower(self.own_limit, self.set_limit)
             self.hungry = limit is not None and self.nbytes >= HUNGRY_PART * limit
 
+    def is_still(self, obj: Any, noise: float) -> bool:
+        """Whether its size has moved by no more than that part of its limit since it was read, and its limit is as it
+        was left."""
+        if not self.limited:
+            return True
+        limit = lower(self.own_limit, self.set_limit)
+        if limit is not None and abs(self.read_size(obj) - self.nbytes) > noise * limit:
+            return False
+        in_force = _read_if_possible(obj, "memory_cap" if self.capped else "memory_limit")
+        return in_force == (self.set_limit if self.capped or self.set_limit is not None else self.own_limit)
+
     @property
     def claim(self) -> Claim:
         """What its weight among the caches of this process depends on."""

@@ -363,6 +363,16 @@ class Policy:
         over = (total - sum(targets)) / len(caches)
         return [target + over for target in targets] if over > 0 else targets
 
+    def is_settled(self, use: MemoryUse, states: list[ComponentState]) -> bool:
+        """Whether limits stay as they are while memory and sizes do: no peak is fading, and no cache wants more."""
+        noise = NOISE * use.limit
+        return (
+            not self._recovering
+            and self._used_peak <= use.used + noise
+            and self._rss_peak <= use.rss + noise
+            and not any(state.hungry or state.peak > state.nbytes / EVICTED_TO + 1 for state in states)
+        )
+
     # The costly actions
 
     def collects(self, use: MemoryUse, now: float) -> bool:
