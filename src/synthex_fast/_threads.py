@@ -81,7 +81,7 @@ class Condition:
             waiter = _allocate_lock()
             waiter.acquire()
         self._waiting.append(waiter)
-        notified = False
+        notified: bool = False
         held = self._lock._release_save()
         try:
             notified = waiter.acquire(True, -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))

@@ -4,6 +4,10 @@
 cdef class Watch:
     # Held, except from `release` to the `acquire` that it ends.
     cdef void* _lock
+    # Descriptors: what `release` rings, and where notices of the file arrive; -1 where none can be had.
+    cdef int _bell
+    cdef int _notices
+    cdef unsigned long long _inode
     # The open file, kept alive with its descriptor, and the bytes that it had, from `_start` on.
     cdef object _file
     cdef int _fd
@@ -15,4 +19,8 @@ cdef class Watch:
     # Microseconds between two looks; below 0 if it does not look.
     cdef long long _period
 
+    cdef void _begin_notices(self) noexcept
+    cdef void _end_notices(self) noexcept
+    cdef bint _is_open(self) noexcept nogil
+    cdef bint _listen(self, long long left, const char* seen, Py_ssize_t size) noexcept nogil
     cdef bint _is_as_before(self, const char* seen, Py_ssize_t size) noexcept nogil

@@ -103,7 +103,9 @@ class Sharing:
     def watch(self, watch: Watch, now: float) -> float:
         """Let the thread's ``watch`` look at the siblings; for how many seconds that is all that is to be done."""
         rest = self.due - now
-        if rest > 0 and self.member.watch(watch, self._siblings, self.interval(STEADY_SECONDS)):
+        # With nothing to share and nobody to share with, there is nothing to look at.
+        needed = rest > 0 and (bool(self._siblings) or rest < math.inf)
+        if needed and self.member.watch(watch, self._siblings, self.interval(STEADY_SECONDS)):
             return rest
         watch.look_away()
         return 0.0
@@ -153,7 +155,9 @@ class Sharing:
         )
         known = self._siblings
         # What hardly differs is not posted again: each posting makes the others reconsider.
-        self._news = news = not self.member.joined or self._posting is None or _differs(mine, self._posting, shared[1])
+        self._news = news = (
+            not self.member.joined or self._posting is None or _differs(mine, self._posting, shared[1])
+        )
         found = self.member.exchange(mine, now) if news else self.member.look()
         self._joined = found is not None
         policy.join(found is not None)
