@@ -287,7 +287,8 @@ class MemoryGovernor:
         """One pass: read memory (or use a sample just taken) and act on it."""
         now = self._clock()
         sharing = self._sharing
-        self._still_until = -math.inf
+        # Another step is due at once if this one fails.
+        sharing.due = self._still_until = -math.inf
         records = self._records
         try:
             use = self._memory.read_memory(sample)
