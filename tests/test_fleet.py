@@ -1351,6 +1351,18 @@ def test_a_watch_that_nothing_happens_to_waits_for_its_time(watching):
 
 
 @needs_locks
+def test_a_notice_does_not_make_a_watch_wait_longer_than_it_was_told(path, other):
+    mine = fleet_file.FleetFile(path)
+    watch = Watch()
+    assert mine.watch(watch, mine.look(), 120.0)
+    # There is a notice from the beginning, and the next look is far away.
+    began = time.monotonic()
+    assert not watch.acquire(True, 0.1)
+    assert time.monotonic() - began < 60.0
+    mine.leave()
+
+
+@needs_locks
 def test_a_watch_ends_when_a_sibling_posts(watching, other):
     _, watch = watching
     timer = threading.Timer(0.1, lambda: other.ask("post"))
@@ -1388,8 +1400,15 @@ def test_a_watch_overlooks_nothing_that_happened_before_it_began(watching, other
     other.ask("post")
     assert mine.watch(watch, siblings, 0.02)
     assert ends_early(watch)
-    mine.look()
+    assert watch.changed
+    # Not even if nobody looks in between.
+    assert mine.watch(watch, siblings, 0.02)
+    assert ends_early(watch)
+    now = mine.look()
     assert not mine.watch(watch, siblings, 0.02), "these are no longer the siblings"
+    assert mine.watch(watch, now, 0.02)
+    assert not watch.changed
+    assert not watch.acquire(True, 0.1)
 
 
 @needs_locks

@@ -18,6 +18,8 @@ cdef class Watch:
     cdef Py_ssize_t _count
     # Microseconds between two looks; below 0 if it does not look.
     cdef long long _period
+    # Whether what it last looked at has changed.
+    cdef readonly bint changed
 
     cdef void _begin_notices(self) noexcept
     cdef void _end_notices(self) noexcept

@@ -3,6 +3,8 @@
 __all__ = ["Watch"]
 
 class Watch:
+    @property
+    def changed(self) -> bool: ...
     def look_at(
         self, file: object, fd: int, seen: bytes, start: int, places: list[int], period: float
     ) -> None: ...

@@ -226,6 +226,8 @@ cdef class Watch:
             self._end_notices()
             self._file, self._fd = file, fd
             self._begin_notices()
+        if seen is not self._seen:
+            self.changed = False
         self._seen, self._start = seen, start
         self._period = <long long>(period * 1e6)
 
@@ -234,10 +236,11 @@ cdef class Watch:
         self._end_notices()
         self._file = self._seen = None
         self._period = -1
+        self.changed = False
 
     def acquire(self, bint blocking, double seconds):
         """Wait until `release` is called, and return True; return False after that many seconds (below 0: never), or as
-        soon as what is watched has changed."""
+        soon as what is watched has changed (``changed``)."""
         cdef long long left = -1 if seconds < 0 or seconds > 1e9 else <long long>(seconds * 1e6)
         cdef long long step
         cdef bint watching = self._period >= 0
@@ -266,6 +269,7 @@ cdef class Watch:
                     if left <= 0:
                         break
                 if watching and not self._is_as_before(bytes_seen, size):
+                    self.changed = True
                     break
         return notified
 
@@ -276,11 +280,15 @@ cdef class Watch:
         cdef double next_look
         cdef int heard
         cdef double now = looked
+        if self.changed:
+            return False
         while left < 0 or now < end:
             # Bounded, for the case that the descriptors are closed meanwhile.
             heard = listen(self._bell, self._notices, _least(end - now if left >= 0 else 1e9))
             now = monotonic_coarse()
             next_look = looked + self._period * 1e-6
+            if left >= 0 and next_look > end:
+                next_look = end
             while heard == 2 and now < next_look:
                 heard = listen(self._bell, -1, _least(next_look - now)) or 2
                 now = monotonic_coarse()
@@ -289,9 +297,11 @@ cdef class Watch:
             if heard == 1:
                 silence(self._bell)
                 return True
-            if heard == 2:
+            if heard == 2 and (left < 0 or now < end):
                 drain(self._notices)
                 if not self._is_as_before(seen, size):
+                    # Its notices are gone, so this must be remembered until new bytes are given.
+                    self.changed = True
                     return False
                 looked = now
         return False

@@ -212,6 +212,8 @@ class Worker:
                     # Planned is the next look; where the watch looks, that can wait for what comes after.
                     wait = max(wait, target._watch(watch))
                     self.state.wait(None if wait == math.inf else wait, watch)
+                    if watch.changed:
+                        self.due = min(self.due, time.monotonic())
                     continue
                 self.due = math.inf
                 urgent, self.urgent = self.urgent, False
