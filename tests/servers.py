@@ -4,6 +4,7 @@
 """
 
 import http.client
+import inspect
 import json
 import os
 import signal
@@ -67,6 +68,14 @@ def missing(*modules):
     """Why a test that needs these can't run; empty if it can."""
     absent = [name for name in modules if find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def uvicorn_patience():
+    """Options: it gives up a reload, or a worker, for which the machine is too busy for five seconds."""
+    import uvicorn
+
+    known = "timeout_worker_healthcheck" in inspect.signature(uvicorn.Config).parameters
+    return ["--timeout-worker-healthcheck", "60"] if known else []
 
 
 def free_port():

@@ -337,6 +337,7 @@ MEANINGFUL = {
     "GCTuner(collector)": takes("None"),
     "GCTuner(kind)": takes("None"),
     "GCTuner.asgi(app)": takes(),
+    "GCTuner.rsgi(app)": takes(),
     "GCTuner.wsgi(app)": takes(),
     "GCTuner.collect_garbage(nbytes)": takes("0"),
     "GCTuner.trim(nbytes)": takes("0"),

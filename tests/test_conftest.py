@@ -1,5 +1,6 @@
 """The shared fixtures and tools themselves: each must fail when what it looks for is there."""
 
+import os
 import sys
 import threading
 
@@ -151,3 +152,29 @@ def test_tests_for_root_and_linux_are_skipped_elsewhere_with_the_reason(monkeypa
     item = Item(pytest.mark.root, pytest.mark.linux(reason="reads /proc"))
     assert item.marked() == ["root", "linux", "skip", "skip"]
     assert [mark.kwargs["reason"] for mark in item.marks[2:]] == ["needs linux: reads /proc", "needs root"]
+
+
+def test_what_a_dict_evicts_depends_on_the_seed_alone():
+    code = """
+        import os, sys
+        drawn = os.urandom
+        sys.path.insert(0, sys.argv[1])
+        import conftest
+        import synthex_fast
+        assert os.urandom is drawn and len(os.urandom(4)) == 4
+        cache = synthex_fast.TTLDict(max_size=2000)
+        for n in range(60_000):
+            key = n * n * 7919 % 10_007
+            if cache.get(key) is None:
+                cache[key] = True
+        print(sorted(cache)[:500], cache.stats["hits"])
+    """
+
+    def kept(seed, hashes):
+        return run(
+            code, arguments=[os.path.dirname(__file__)], SYNTHEX_FAST_TEST_SEED=seed, PYTHONHASHSEED=hashes
+        )
+
+    first = kept("1", "1")
+    assert first == kept("1", "2")
+    assert first != kept("2", "1")

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 from contextlib import ExitStack, contextmanager, suppress
@@ -109,6 +108,20 @@ def test_the_alerts_fire_when_they_should_and_only_then():
             [PROMTOOL, *command], cwd=DASHBOARDS, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_the_documents_name_the_same_line_for_prometheus_and_it_is_right(tmp_path):
+    lines = []
+    for name in ("README.md", "docs/guide/metrics.md"):
+        text = (DASHBOARDS.parent / name).read_text(encoding="utf-8")
+        (found,) = re.findall(r"- \{job_name: [^`]*?\}\]\}", text)
+        lines.append(" ".join(found.split()))
+    assert len(set(lines)) == 1
+    (tmp_path / "prometheus.yml").write_text(f"scrape_configs:\n{lines[0]}\n")
+    command = [PROMTOOL, "check", "config", tmp_path / "prometheus.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Live --------------------------------------------------------------------------------------------------------------
@@ -285,8 +298,13 @@ class Scraped:
         self.busy.clear()
         self.idle.clear()
         assert self.idle.wait(20)
-        # Until all workers have written their files.
-        time.sleep(0.5)
+        # Until all workers have written their files: as many puts as prometheus_client counts itself.
+        wait_for(lambda: len(self.worked()) == 1)
+
+    def worked(self):
+        """How often both say that the application has worked."""
+        text = self.metrics()
+        return {value_of(text, name) for name in ("synthex_cache_puts_total", "worked_total")}
 
     def metrics(self):
         return get(self.port, "/metrics")
@@ -339,21 +357,18 @@ def test_prometheus_adds_up_what_the_workers_count_and_forgets_a_dead_one(scrape
     def pids():
         return {dict(labels)["pid"] for labels in scraped.query("synthex_cache_entries")}
 
-    def worked():
-        return {value_of(scraped.metrics(), name) for name in ("synthex_cache_puts_total", "worked_total")}
-
     wait_for(lambda: len(pids()) == 2)
     scraped.pause()
-    total = worked()
-    # As many as prometheus_client counts itself, whichever worker answers.
-    assert len(total) == 1 and total == worked() == worked()
+    total = scraped.worked()
+    # Whichever worker answers.
+    assert len(total) == 1 and total == scraped.worked() == scraped.worked()
     (before,) = total
     assert scraped.sent <= before <= scraped.sent + 50
     count = value_of(scraped.metrics(), "synthex_gc_pause_seconds_count")
     victim = sorted(pids())[0]
     os.kill(int(victim), signal.SIGKILL)
     wait_for(lambda: f'pid="{victim}"' not in scraped.metrics())
-    assert worked() == total
+    assert scraped.worked() == total
     assert value_of(scraped.metrics(), "synthex_gc_pause_seconds_count") >= count > 0
     scraped.busy.set()
     # The worker in its place is there, and counts on.

@@ -546,15 +546,27 @@ def test_what_makes_no_sense_is_left_out(workers, tmp_path):
     good = json.loads((folder / name).read_bytes())
     other.end()
     bad = [
-        b"", b"\xff", b"[]", b"{", b"[" * 100_000, b'{"format": 2}', b'{"format": 1, "counters": 3, "gauges": []}',
-        b'{"format": 1, "folded": 3}', b'{"format": 1, "folded": [3, []]}',
+        b"", b"\xff", b"[]", b"{", b"[" * 100_000, b'{"format": 1}', b'{"format": 2, "counters": 3, "gauges": []}',
+        b'{"format": 2, "folded": 3}', b'{"format": 2, "folded": [3, []]}',
         *(
-            json.dumps({"format": 1, "counters": {metric: [value]}}).encode()
+            json.dumps({"format": 2, "labels": lists, "counters": {metric: column}}).encode()
             for metric in ("synthex_cache_hits_total", "synthex_gc_pause_seconds", "synthex_cache_entries", "no_such")
-            for value in (
-                3, [], [["users"], "1"], [["users"], float("nan")], [["users"], 10**400], [["users"], True],
-                [[], 1], [["users", "x"], 1], [[3], 1],
-                [["users"], [1] * (len(BOUNDS) + 2)], [["0", "idle"], [1, 2]], [["0", "idle"], 4], [None, None],
+            for lists, column in (
+                *(
+                    ([[["users"]]] if metric.startswith("synthex_cache") else [[["0"], ["idle"]]], column)
+                    for column in (
+                        3, [], [0], [0, [1], 1], ["0", [1]], [True, [1]], [-1, [1]], [1, [1]], [None, None], [0, 3],
+                        [0, []], [0, ""], [0, "!"], [0, "AAAA"], [0, ["1"]], [0, [float("nan")]], [0, [10**400]],
+                        [0, [True]], [0, [[1, 2]]], [0, [[float("nan")] * (len(BOUNDS) + 2)]], [0, [1, 1]],
+                    )
+                ),
+                *(
+                    (labels, [0, [1 if metric.startswith("synthex_cache") else [1] * (len(BOUNDS) + 2)]])
+                    for labels in (
+                        3, [], [3], [[]], [[3]], [[[]]], [["users"]], [[[3]]], [[["users"], ["x"], ["y"]]],
+                        [[["users", "users"]]], [[["0"], ["idle", "x"]]],
+                    )
+                ),
             )
         ),
     ]  # fmt: skip
@@ -565,10 +577,50 @@ def test_what_makes_no_sense_is_left_out(workers, tmp_path):
             assert seen.get(HITS) == (0 if target == "dead.json" else seen.get(HITS))
             assert entries(seen) == {one.pid: 0}
     (folder / "dead.json").unlink(missing_ok=True)
+    good["labels"].append([["users", "others"]])
+    for metric, (_, values) in good["counters"].items():
+        if metric.startswith("synthex_cache") and len(values) == 1:
+            good["counters"][metric] = len(good["labels"]) - 1, [*values, float("nan")]
     (folder / f"1-{1:012x}.json").write_text(json.dumps(good))
     (folder / "a directory").mkdir()
     (folder / f"2-{2:012x}.json").symlink_to(folder / name)
     assert one.scrape()[HITS] == 1
+
+
+@needs_locks
+def test_workers_whose_caches_differ_in_number_and_order_are_added_up(workers):
+    one, other = workers
+    names = [f"cache {n}" for n in range(40)]
+    make = "caches = {{name: shown.add(TTLDict(99), name=name) for name in {}}}"
+    one.do(make.format(names))
+    other.do(make.format([*names[:10:-1], "mine", *names[:5]]))
+    for _ in range(2):
+        one.do("for cache in caches.values(): cache[0] = 0; cache.get(0)")
+        other.do("for n, cache in enumerate(caches.values()): [cache.get(1) for _ in range(n)]")
+        # `one` writes its file, from which `other` reads below.
+        one.scrape()
+    other.scrape()
+    for scraped in (one, other):
+        seen = scraped.scrape()
+        of_other = [*names[:10:-1], "mine", *names[:5]]
+        for name in {*names, *of_other}:
+            n = of_other.index(name) if name in of_other else 0
+            assert seen["synthex_cache_misses_total", ("cache", name)] == 2 * n
+            assert seen["synthex_cache_hits_total", ("cache", name)] == (2 if name in names else 0)
+            pids = {pid for pid, has in ((one.pid, name in names), (other.pid, name in of_other)) if has}
+            keys = {key for key in seen if key[0] == "synthex_cache_entries" and ("cache", name) in key}
+            assert keys == {("synthex_cache_entries", ("cache", name), ("pid", pid)) for pid in pids}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[], [1, 2], list(range(-20, 20)), [2**63 - 1] * 20, [2**63] * 20, [*range(20), 0.5], [[1, 2.5]] * 20],
+)
+def test_columns_are_written_and_read_as_they_are(values):
+    written = json.loads(json.dumps(_workers._compact(values)))
+    assert _workers._expanded(written) == values
+    small = all(type(value) is int and value < 2**63 for value in values)
+    assert isinstance(written, str) == (small and len(values) >= 16)
 
 
 @needs_locks

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import itertools
 import os
 import random
 import signal
@@ -31,6 +32,7 @@ from support import (
 from synthex_fast import GCTuner, MemoryGovernor, TTLDict
 from synthex_fast._fleet import file as fleet_file
 from synthex_fast._fleet import member, split, turns
+from synthex_fast._fleet._watch import Watch
 from synthex_fast._fleet.split import ANYTHING, Held, Hunger, Need, Posting
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
@@ -227,6 +229,8 @@ file.post(Posting(os.getpid(), 5.0, 10, 20, 30, 1.0, 2.0, 1.0, 100, 1, 50, 0, Tr
 print(file.slot, flush=True)
 for line in sys.stdin:
     what = line.strip()
+    if what == "post":
+        file.post(Posting(os.getpid(), 5.0, 11, 21, 31, 1.0, 2.0, 1.0, 100, 1, 50, 0, True, True))
     print(sorted(file.look()) if what == "look" else file.take_turn(), flush=True)
 """
 
@@ -1115,9 +1119,57 @@ def test_while_nothing_changes_siblings_are_only_looked_at(board):
 
         worker.governor._step = step
     board.run(60.0)
-    # As often as without siblings: every five seconds.
-    assert all(count <= 13 for count in steps)
+    # As often as without siblings: every half a minute.
+    assert all(count <= 3 for count in steps)
     assert all(worker.member.posts <= 1 for worker in workers)
+
+
+def steps_of(worker):
+    """The times of a worker's steps from now on."""
+    times, genuine = [], worker.governor._step
+
+    def step(sample=None):
+        times.append(worker.board.now)
+        genuine(sample)
+
+    worker.governor._step = step
+    return times
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda worker: setattr(worker, "most", worker.most + 20 * MB),
+        lambda worker: worker.cache.update({("more", n): True for n in range(300)}),
+        lambda worker: worker.cache.cap(1000 * worker.VALUE),
+        lambda worker: worker.governor._components.remove(worker.governor._components.find(worker.cache)),
+        lambda worker: setattr(worker.board, "limit", LIMIT // 2),
+    ],
+    ids=["memory grows", "the cache grows", "another cap", "unregistered", "the container shrinks"],
+)
+def test_a_governor_at_rest_notices_what_changes(board, count, change):
+    worker, *_ = [board.add(keys=100, sticky=True) for _ in range(count)]
+    board.run(60.0)
+    times = steps_of(worker)
+    board.run(60.0)
+    assert 1 <= len(times) <= 3, "it is not at rest"
+    assert all(later - earlier >= 25.0 for earlier, later in itertools.pairwise(times))
+    del times[:]
+    began = board.now
+    change(worker)
+    board.run(35.0)
+    # The container's limit is read only by a step, and one is taken every half a minute.
+    most = 30.5 if board.limit < LIMIT else 10.5
+    assert times and times[0] - began <= most
+
+
+def test_a_hungry_cache_never_rests(board):
+    workers = [board.add() for _ in range(2)]
+    board.run(60.0)
+    times = steps_of(workers[0])
+    board.run(20.0)
+    assert len(times) >= 4
 
 
 def test_the_stats_say_who_is_there(board):
@@ -1243,6 +1295,164 @@ def test_the_argument_is_checked():
             MemoryGovernor(fleet=bad)
 
 
+# Waiting
+
+
+@contextlib.contextmanager
+def no_descriptors_left():
+    """Nothing can be opened: a `Watch` then has to look by itself."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def other(sibling):
+    return sibling()
+
+
+@pytest.fixture(params=["notices", "looking"])
+def watching(request, path, other):
+    """A file with a sibling, and what watches them every 20 milliseconds, with notices from the kernel or without."""
+    mine = fleet_file.FleetFile(path)
+    siblings = mine.look()
+    assert list(siblings) == [other.slot]
+    watch = Watch()
+    with no_descriptors_left() if request.param == "looking" else contextlib.nullcontext():
+        assert mine.watch(watch, siblings, 0.02)
+    yield mine, watch
+    mine.leave()
+
+
+def ends_early(watch):
+    """Whether it ends long before its time, without having been notified."""
+    began = time.monotonic()
+    assert not watch.acquire(True, 60.0)
+    return time.monotonic() - began < 30.0
+
+
+@needs_locks
+def test_a_watch_that_nothing_happens_to_waits_for_its_time(watching):
+    _, watch = watching
+    assert not watch.acquire(True, 0.2)
+    watch.release()
+    assert watch.acquire(True, 60.0)
+    assert not watch.acquire(True, 0.1)
+    timer = threading.Timer(0.1, watch.release)
+    timer.start()
+    assert watch.acquire(True, 60.0)
+    timer.join()
+
+
+@needs_locks
+def test_a_notice_does_not_make_a_watch_wait_longer_than_it_was_told(path, other):
+    mine = fleet_file.FleetFile(path)
+    watch = Watch()
+    assert mine.watch(watch, mine.look(), 120.0)
+    # There is a notice from the beginning, and the next look is far away.
+    began = time.monotonic()
+    assert not watch.acquire(True, 0.1)
+    assert time.monotonic() - began < 60.0
+    mine.leave()
+
+
+@needs_locks
+def test_a_watch_ends_when_a_sibling_posts(watching, other):
+    _, watch = watching
+    timer = threading.Timer(0.1, lambda: other.ask("post"))
+    timer.start()
+    assert ends_early(watch)
+    timer.join()
+
+
+@needs_locks
+def test_a_watch_ends_when_a_sibling_dies(watching, other):
+    _, watch = watching
+    timer = threading.Timer(0.1, other.kill)
+    timer.start()
+    assert ends_early(watch)
+    timer.join()
+
+
+@needs_locks
+def test_a_watch_ends_when_somebody_joins_or_the_file_goes(watching, path, sibling):
+    mine, watch = watching
+    third = sibling()
+    assert ends_early(watch)
+    siblings = mine.look()
+    assert third.slot in siblings
+    assert mine.watch(watch, siblings, 0.02)
+    assert not watch.acquire(True, 0.1)
+    os.unlink(path)
+    assert ends_early(watch)
+
+
+@needs_locks
+def test_a_watch_overlooks_nothing_that_happened_before_it_began(watching, other):
+    mine, watch = watching
+    siblings = mine.look()
+    other.ask("post")
+    assert mine.watch(watch, siblings, 0.02)
+    assert ends_early(watch)
+    assert watch.changed
+    # Not even if nobody looks in between.
+    assert mine.watch(watch, siblings, 0.02)
+    assert ends_early(watch)
+    now = mine.look()
+    assert not mine.watch(watch, siblings, 0.02), "these are no longer the siblings"
+    assert mine.watch(watch, now, 0.02)
+    assert not watch.changed
+    assert not watch.acquire(True, 0.1)
+
+
+@needs_locks
+def test_a_watch_that_looks_away_only_waits(watching, other):
+    _, watch = watching
+    watch.look_away()
+    other.ask("post")
+    assert not watch.acquire(True, 0.2)
+    watch.release()
+    assert watch.acquire(True, 60.0)
+
+
+@needs_locks
+def test_a_watch_touches_no_descriptors_that_have_become_others(watching):
+    mine, watch = watching
+    # As a program does that turns into a daemon.
+    reader, writer = os.pipe()
+    kept = os.dup(mine.fd)
+    notices = [fd for fd in range(3, 256) if "anon_inode" in target(fd)]
+    for fd in notices:
+        os.dup2(writer, fd)
+    os.dup2(writer, mine.fd)
+    assert not watch.acquire(True, 0.1)
+    watch.release()
+    assert watch.acquire(True, 60.0)
+    del watch
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    for fd in notices:
+        assert os.path.sameopenfile(fd, writer)
+        os.close(fd)
+    os.dup2(kept, mine.fd)
+    for fd in (kept, reader, writer):
+        os.close(fd)
+
+
+def target(fd):
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
 # Real processes in a real container
 
 
@@ -1260,14 +1470,53 @@ def bench():
     return module
 
 
+# `work` of the bench, in a process that also tells when its governor looks at its siblings, how many it finds, and for
+# how long it rests.
+WATCHED = """
+import functools, json, sys, time
+import bench_fleet
+from synthex_fast._fleet.member import Member
+from synthex_fast.governor.sharing import Sharing
+import threading
+
+def tells(look):
+    @functools.wraps(look)
+    def told(self, *arguments):
+        began = time.monotonic()
+        found = look(self, *arguments)
+        if threading.current_thread().name == "synthex-fast-governor":
+            bench_fleet.say(look=began, found=len(found or ()))
+        return found
+    return told
+
+def tells_rest(interval):
+    @functools.wraps(interval)
+    def told(self, *arguments):
+        rests = interval(self, *arguments)
+        bench_fleet.say(rests=rests, found=len(self._siblings))
+        return rests
+    return told
+
+Member.look, Member.exchange = tells(Member.look), tells(Member.exchange)
+Sharing.interval = tells_rest(Sharing.interval)
+bench_fleet.work(sys.argv[1], json.loads(sys.argv[2]))
+"""
+
+
 @pytest.mark.linux
 @pytest.mark.root
 @pytest.mark.slow
 def test_workers_of_a_real_container(monkeypatch, tmp_path):
-    """Three find each other and share; one is killed, and the others see it within two seconds."""
+    """Three find each other and share; one is killed, and the others' next look, within two seconds, finds it gone."""
     module = bench()
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "watched.py").write_text(WATCHED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.path.dirname(module.__file__)]))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    popen = subprocess.Popen
+
+    def watched(code, **options):
+        return popen([code[0], str(tmp_path / "watched.py"), *code[-2:]], **options)
+
     with contextlib.ExitStack() as stack:
         try:
             container = stack.enter_context(module.Container(256 * MB))
@@ -1281,20 +1530,35 @@ def test_workers_of_a_real_container(monkeypatch, tmp_path):
         def each(condition):
             return lambda: all(row and condition(row[0]) for row in last())
 
+        def looks(worker, after=0.0):
+            return [line["found"] for line in worker.lines() if line.get("look", 0.0) > after]
+
         try:
             for n in range(3):
-                workers.append(module.Running(container, seed=n, seconds=120.0))
+                with monkeypatch.context() as patched:
+                    patched.setattr(module.subprocess, "Popen", watched)
+                    workers.append(module.Running(container, seed=n, seconds=120.0))
                 time.sleep(1.0)
             wait_for(each(lambda row: row["workers"] == 3))
             wait_for(each(lambda row: row["cap"]))
             # The free-threaded build's allocator keeps what the first one frees, so the others never get it.
             if not FREE_THREADED:
                 wait_for(lambda: module.spread([row[0]["cap"] for row in last()]) < 0.15)
+            wait_for(lambda: all(looks(worker)[-1:] == [2] for worker in workers))
             workers.pop().kill()
-            began = time.monotonic()
+            dead = time.monotonic()
+            wait_for(lambda: all(looks(worker, dead) for worker in workers))
+            # No look that began after the death has found the dead one.
+            assert [set(looks(worker, dead)) for worker in workers] == [{1}, {1}]
+            # Between two looks a governor with siblings rests for less than two seconds.
+            rests = [
+                line["rests"]
+                for worker in workers
+                for line in worker.lines()
+                if "rests" in line and line["found"]
+            ]
+            assert len(rests) >= 2 and max(rests) < 2.0
             wait_for(each(lambda row: row["workers"] == 2))
-            # Half a second passes between two rows, and more on a busy machine.
-            assert time.monotonic() - began < 6.0
             assert module.oom_kills(container) == 0
             assert not any(row[0]["errors"] for row in last())
         finally:

@@ -481,7 +481,7 @@ def test_bytes_that_are_refused(method, running, bad):
         assert world.stats == before
 
 
-@pytest.mark.parametrize("middleware", ["asgi", "wsgi"])
+@pytest.mark.parametrize("middleware", ["asgi", "rsgi", "wsgi"])
 def test_an_application_must_be_callable(middleware):
     with pytest.raises(errors.ArgumentTypeError, match=r"^app must be callable"):
         getattr(GCTuner(), middleware)(None)
@@ -1096,6 +1096,121 @@ def test_asgi_stream_leaves_no_cycle_behind_an_exception():
         del failure, made
         assert gone[0]() is None
         gc.enable()
+
+
+class RSGIProtocol:
+    """A server's side of an HTTP request over RSGI."""
+
+    def __init__(self):
+        self.sent = []
+
+    async def __call__(self):
+        return b"body"
+
+    async def __aiter__(self):
+        yield b"bo"
+        yield b"dy"
+
+    def response_str(self, status, headers, body):
+        self.sent.append((status, headers, body))
+
+    def response_stream(self, status, headers):
+        self.sent.append((status, headers))
+        return self
+
+    async def send_bytes(self, data):
+        await asyncio.sleep(0)
+        self.sent.append(data)
+
+
+def serve_rsgi(world, app, kind="http"):
+    protocol = RSGIProtocol()
+    asyncio.run(world.tuner.rsgi(app)(types.SimpleNamespace(proto=kind), protocol))
+    return protocol.sent
+
+
+def test_rsgi_request_is_in_flight_until_the_application_returns():
+    seen = []
+
+    async def app(scope, protocol):
+        assert scope.proto == "http"
+        body = await protocol() + b"".join([part async for part in protocol])
+        await asyncio.sleep(0)
+        seen.append(world.stats["in_flight"])
+        protocol.response_str(200, [], body.decode())
+        seen.append(world.stats["in_flight"])
+        with pytest.raises(AttributeError, match="response_none"):
+            protocol.response_none()
+
+    async def fail(scope, protocol):
+        raise KeyError
+
+    with World() as world:
+        assert serve_rsgi(world, app) == [(200, [], "bodybody")]
+        with pytest.raises(KeyError):
+            serve_rsgi(world, fail)
+        assert seen == [1, 1]
+        assert world.stats["in_flight"] == 0 and world.stats["requests"] == 2
+
+
+def test_rsgi_stream_is_in_flight_only_while_it_works_on_a_part():
+    seen = []
+
+    async def watch(begun):
+        await begun.wait()
+        for _ in range(3):
+            seen.append(world.stats["in_flight"])
+            await asyncio.sleep(0)
+
+    async def app(scope, protocol):
+        begun = asyncio.Event()
+        watching = asyncio.create_task(watch(begun))
+        await asyncio.sleep(0)
+        transport = protocol.response_stream(200, headers=[])
+        seen.append(("begun", world.stats["in_flight"]))
+        begun.set()
+        for n in range(3):
+            await transport.send_bytes(b"%d" % n)
+            assert world.stats["in_flight"] == 1
+        await watching
+
+    with World() as world:
+        assert serve_rsgi(world, app) == [(200, []), b"0", b"1", b"2"]
+        assert seen == [("begun", 1), 0, 0, 0]
+        assert world.stats["in_flight"] == 0 and world.stats["requests"] == 1
+
+
+def test_rsgi_stream_that_another_task_begins_is_not_in_flight():
+    async def stream(protocol):
+        await protocol.response_stream(200, []).send_bytes(b"1")
+        return world.stats["in_flight"]
+
+    async def app(scope, protocol):
+        assert await asyncio.create_task(stream(protocol)) == 0
+        assert world.stats["in_flight"] == 1
+
+    with World() as world:
+        assert serve_rsgi(world, app) == [(200, []), b"1"]
+        assert world.stats["in_flight"] == 0
+
+
+def test_rsgi_websocket_is_in_flight_only_while_the_application_runs():
+    seen = []
+
+    async def watch():
+        seen.append(world.stats["in_flight"])
+
+    async def app(scope, protocol):
+        # The server's own, with whatever it can do.
+        assert type(protocol) is RSGIProtocol
+        assert world.stats["in_flight"] == 1
+        await asyncio.create_task(watch())
+        assert world.stats["in_flight"] == 1
+
+    with World() as world:
+        serve_rsgi(world, app, "ws")
+        assert seen == [0]
+        assert world.stats["in_flight"] == 0 and world.stats["requests"] == 1
 
 
 def test_wsgi_stream_is_in_flight_only_while_it_works_on_a_part():

@@ -29,6 +29,7 @@ from synthex_fast.errors import (
     ArgumentValueError,
     SynthexFastError,
     TunerRunningError,
+    UnsupportedServerError,
 )
 from synthex_fast.exporters import observed
 from synthex_fast.integrations import Installation, installation
@@ -382,6 +383,21 @@ class WSGIObject:
     def __call__(self, environ, start_response): ...
 
 
+class RSGIObject:
+    async def __rsgi__(self, scope, protocol): ...
+
+
+class ASGIAndRSGIObject(ASGIObject, RSGIObject):
+    pass
+
+
+class WSGIAndRSGIObject(WSGIObject, RSGIObject):
+    pass
+
+
+async def rsgi(scope, protocol): ...
+
+
 def anything_named(environ, *rest): ...
 
 
@@ -399,6 +415,11 @@ def anything_named(environ, *rest): ...
         (WSGIObject(), "wsgi"),
         (wrapped, "wsgi"),
         (anything_named, "wsgi"),
+        (rsgi, "rsgi"),
+        (functools.partial(asgi, {}), "rsgi"),
+        (RSGIObject(), "rsgi"),
+        (ASGIAndRSGIObject(), "asgi"),
+        (WSGIAndRSGIObject(), "rsgi"),
     ],
 )
 def test_interfaces_are_told_apart(app, kind):
@@ -408,7 +429,7 @@ def test_interfaces_are_told_apart(app, kind):
 @pytest.mark.parametrize(
     ("app", "text"),
     [
-        (3, "app must be an ASGI or WSGI application, or None, not 3"),
+        (3, "app must be an ASGI, RSGI or WSGI application, or None, not 3"),
         ("module:app", "app must be"),
         (ASGIObject, "an instance, where this is the class"),
         (anything, "wrap it in a function of your own"),
@@ -422,6 +443,105 @@ def test_what_is_no_application_is_refused_by_name_and_nothing_starts(app, text)
     with pytest.raises(ArgumentTypeError, match=text) as error:
         install(app)
     assert str(error.value).startswith("app must be ")
+    assert installation.current() is None
+
+
+class Loop:
+    """What an RSGI application's start and end are given."""
+
+
+class RSGILoaded:
+    """Notes what is called."""
+
+    def __init__(self, fail=()):
+        self.calls = []
+        self.fail = fail
+
+    def _note(self, name):
+        self.calls.append((name, installation.current().running))
+        if name in self.fail:
+            raise KeyError(name)
+
+    def __rsgi_init__(self, loop):
+        assert isinstance(loop, Loop)
+        self._note("init")
+
+    def __rsgi_del__(self, loop):
+        assert isinstance(loop, Loop)
+        self._note("del")
+
+    async def __rsgi__(self, scope, protocol):
+        self._note("call")
+
+
+def call_rsgi(app):
+    asyncio.run(app.__rsgi__(types.SimpleNamespace(proto="http", path="/", method="GET"), None))
+
+
+def test_an_rsgi_application_is_started_before_and_ended_after():
+    loaded = RSGILoaded()
+    app, placed = install(loaded)
+    assert not placed.running and placed.stats["waiting"] and placed.stats["interface"] == "rsgi"
+    assert app.calls is loaded.calls and install(app)[0] is app
+    app.__rsgi_init__(Loop())
+    call_rsgi(app)
+    assert placed.running and placed.stats["tuner"]["requests"] == 1
+    app.__rsgi_del__(Loop())
+    assert not placed.running
+    assert loaded.calls == [("init", False), ("call", True), ("del", True)]
+
+
+def test_an_rsgi_function_without_start_and_end_starts_with_the_first_request():
+    called = []
+
+    async def function(scope, protocol):
+        called.append(scope.path)
+
+    app, placed = install(function)
+    asyncio.run(app(types.SimpleNamespace(proto="http", path="/", method="GET"), None))
+    assert called == ["/"] and placed.running
+    app.__rsgi_init__(Loop())
+    app.__rsgi_del__(Loop())
+    assert not placed.running
+
+
+@pytest.mark.parametrize("fail", [["init"], ["del"], ["call"]])
+def test_an_rsgi_application_that_fails_leaves_nothing_running(fail):
+    app, placed = install(RSGILoaded(fail))
+
+    def serve():
+        app.__rsgi_init__(Loop())
+        try:
+            call_rsgi(app)
+        finally:
+            app.__rsgi_del__(Loop())
+
+    with pytest.raises(KeyError, match=fail[0]):
+        serve()
+    assert not placed.running
+
+
+def test_where_nothing_can_be_started_an_rsgi_application_is_ended():
+    with GCTuner():
+        loaded = RSGILoaded()
+        app, placed = install(loaded)
+        with pytest.raises(TunerRunningError):
+            app.__rsgi_init__(Loop())
+        assert loaded.calls == [("init", False), ("del", False)]
+        assert not placed.running
+
+
+@pytest.mark.parametrize(("app", "kind"), [(asgi, "asgi"), (wsgi, "wsgi")])
+def test_granian_that_was_not_told_the_interface_is_refused(app, kind):
+    served, _ = install(app)
+    with pytest.raises(UnsupportedServerError, match=f"start it with --interface {kind}"):
+        served.__rsgi_init__(Loop())
+
+
+def test_a_tuner_of_ones_own_may_have_no_middleware_for_rsgi():
+    methods = dict.fromkeys(("start", "stop", "request", "asgi", "wsgi"), lambda *_: None)
+    with pytest.raises(ArgumentTypeError, match="tuner must be an object with rsgi, for an application"):
+        install(rsgi, tuner=types.SimpleNamespace(**methods))
     assert installation.current() is None
 
 

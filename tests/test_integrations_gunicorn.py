@@ -235,6 +235,13 @@ def test_what_cannot_work_is_refused_before_anything_listens(tmp_path, configura
     assert "Listening" not in done.stderr
 
 
+def test_an_rsgi_application_is_refused_in_one_line(tmp_path):
+    rsgi = REPORTING + "async def app(scope, protocol): pass\n"
+    with gunicorn(tmp_path, rsgi, STAR) as server:
+        assert server.process.wait(60) != 0
+        assert "gunicorn serves ASGI and WSGI applications, and this is RSGI's, for granian" in server.log
+
+
 def test_options_that_disagree_with_the_applications_stop_gunicorn(tmp_path):
     application = (
         WSGI

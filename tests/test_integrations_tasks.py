@@ -14,6 +14,7 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from servers import REPORTING, THRESHOLDS, free_port, members, missing, serving
 from support import ROOT, quiet_fork, run, wait_for
@@ -61,6 +62,22 @@ def test_a_pools_processes_are_installed_and_calls_are_requests(method, monkeypa
         assert list(pool.map(decorated, [3])) == [(6, True, 1, 2**30)]
     assert installation.current() is None
     assert gc.get_threshold() == before
+
+
+def served(_):
+    placed = installation.current()
+    return os.getpid(), placed.running, placed.stats["tuner"]["requests"]
+
+
+@quiet_fork
+@pytest.mark.slow
+def test_a_pools_process_that_is_replaced_is_installed_too(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.path.dirname(__file__)]))
+    with multiprocessing.get_context("spawn").Pool(1, initializer(), maxtasksperchild=2) as pool:
+        answers = pool.map(counted(served), range(6), chunksize=1)
+    pids = [pid for pid, *_ in answers]
+    assert pids[::2] == pids[1::2] and len(set(pids)) == 3
+    assert [rest for _, *rest in answers] == [[True, 1], [True, 2]] * 3
 
 
 def test_counted_functions_are_like_their_functions():
@@ -293,15 +310,39 @@ def test_what_is_not_installed_is_named_in_one_line(name):
 RQ = (
     REPORTING
     + """
+import time
 import synthex_fast.integrations.rq
 
-class Worker(synthex_fast.integrations.rq.Worker):
+class Telling:
     options = {"memory_limit": "1GB"}
 
-class SimpleWorker(synthex_fast.integrations.rq.SimpleWorker):
-    options = {"memory_limit": "1GB"}
+    def work(self, *arguments, **named):
+        try:
+            return super().work(*arguments, **named)
+        finally:
+            # Whatever ran jobs in this process has ended.
+            left = {"threshold": gc.get_threshold(), "threads": threads(), "placed": repr(_module.current())}
+            Path(f"worked-{os.getpid()}").write_text(json.dumps(left))
+
+class Worker(Telling, synthex_fast.integrations.rq.Worker):
+    pass
+
+class SimpleWorker(Telling, synthex_fast.integrations.rq.SimpleWorker):
+    pass
 
 def stats():
+    return json.loads(report())
+
+def work(n):
+    answer = json.loads(report())
+    tuner = answer["stats"]["tuner"]
+    return n, answer["pid"], answer["stats"]["running"], tuner["requests"], tuner["in_flight"]
+
+def wait(name):
+    # Until the file "NAME-go" is there; the file NAME tells who waits.
+    Path(name).write_text(str(os.getpid()))
+    while not Path(f"{name}-go").exists():
+        time.sleep(0.02)
     return json.loads(report())
 
 def fail():
@@ -379,6 +420,106 @@ def test_each_of_rqs_jobs_is_a_request(tmp_path, redis, kind):
         assert len(pids) == 1 and requests == list(range(1, 11))
         (stopped,) = tmp_path.glob("stopped-*")
         assert json.loads(stopped.read_text()) == {"threshold": THRESHOLDS, "threads": []}
+
+
+def rq_serving(folder, connection, kind):
+    """A worker that runs until it is told to stop."""
+    port = connection.connection_pool.connection_kwargs["port"]
+    return serving(
+        folder,
+        ["-m", "rq.cli", "worker", "--worker-class", f"jobs.{kind}", "--url", f"redis://127.0.0.1:{port}"],
+        port=0,
+        files={"jobs.py": RQ},
+    )
+
+
+def text_of(path):
+    """What is in the file, once there is anything."""
+
+    def read():
+        return path.read_text() if path.exists() else ""
+
+    return wait_for(read, 300)
+
+
+def alive(pid):
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.linux(reason="RQ forks, and sessions of processes")
+@pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
+def test_an_rq_worker_goes_on_after_a_death_is_replaced_and_stops(tmp_path, redis, kind):
+    from rq import Queue
+    from rq import Worker as RQWorker
+
+    queue = Queue(connection=redis)
+    forks = kind == "Worker"
+
+    def enqueue(name, *arguments):
+        return queue.enqueue(f"jobs.{name}", *arguments, result_ttl=-1)
+
+    jobs = [enqueue("work", n) for n in range(400)]
+    killed = enqueue("wait", "killed")
+    jobs += [enqueue("work", n) for n in range(400, 800)]
+    orphaned = enqueue("wait", "orphaned")
+    jobs += [enqueue("work", n) for n in range(800, 1000)]
+
+    with rq_serving(tmp_path, redis, kind) as first:
+        victim = int(text_of(tmp_path / "killed"))
+        assert (victim != first.process.pid) == forks
+        if forks:
+            # The process of one job: the job has failed, and the worker goes on with the next.
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda: killed.get_status(refresh=True) == "failed")
+        else:
+            (tmp_path / "killed-go").touch()
+        # The worker itself, in the middle of a job.
+        busy = int(text_of(tmp_path / "orphaned"))
+        assert first.process.poll() is None
+        first.process.kill()
+        first.process.wait(10)
+        if forks:
+            # A job's process survives its worker, and ends what it has begun.
+            (tmp_path / "orphaned-go").touch()
+            wait_for(lambda: orphaned.get_status(refresh=True) == "finished")
+            assert check(orphaned.return_value()) == busy
+            wait_for(lambda: not alive(busy), 10)
+        wait_for(lambda: not members(first.process.pid), 10)
+        assert len(queue) == 200
+        assert "Traceback" not in first.log, first.log
+
+    with rq_serving(tmp_path, redis, kind) as second:
+        wait_for(lambda: not len(queue) and jobs[-1].get_status(refresh=True) == "finished", 300)
+        answers = [job.return_value() for job in jobs]
+        assert [answer[0] for answer in answers] == list(range(1000))
+        # The hooks ran: each job was a request of an installation that ran, where it should.
+        assert all(running and in_flight == 1 for _, _, running, _, in_flight in answers)
+        pids = [pid for _, pid, *_ in answers]
+        counts = [count for *_, count, _ in answers]
+        if forks:
+            assert len(set(pids)) == 1000 and not {first.process.pid, second.process.pid} & set(pids)
+            assert counts == [1] * 1000
+        else:
+            assert pids == [first.process.pid] * 800 + [second.process.pid] * 200
+            assert counts == [*range(1, 401), *range(402, 802), *range(1, 201)]
+
+        # Told to stop in the middle of a job: that one ends, the next is left to others.
+        last, left = enqueue("wait", "last"), enqueue("work", 0)
+        text_of(tmp_path / "last")
+        second.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: any(worker.shutdown_requested_date for worker in RQWorker.all(connection=redis)), 20)
+        (tmp_path / "last-go").touch()
+        assert second.process.wait(20) == 0
+        wait_for(lambda: not members(second.process.pid), 10)
+        assert last.get_status(refresh=True) == "finished"
+        check(last.return_value())
+        assert left.get_status(refresh=True) == "queued"
+        ended = json.loads((tmp_path / f"worked-{second.process.pid}").read_text())
+        assert ended == {"threshold": THRESHOLDS, "threads": [], "placed": "None"}
+        assert "Traceback" not in second.log, second.log
 
 
 def test_none_of_this_is_imported_with_install():

@@ -15,10 +15,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import browser
+import psutil
 import pytest
+from servers import members, uvicorn_patience
 from support import ROOT, FakeReadings, in_child, needs_fork, quiet_fork, wait_for
 
 from synthex_fast import AdaptiveMemoryMonitor, GCTuner, MemoryGovernor, TTLDict
@@ -212,7 +214,15 @@ def test_a_child_has_a_feed_of_its_own(shown):
 
 
 def asgi_request(
-    app, path="/", method="GET", client="127.0.0.1", headers=(), root_path="", seconds=5.0, room=1 << 24
+    app,
+    path="/",
+    method="GET",
+    client="127.0.0.1",
+    headers=(),
+    root_path="",
+    query="",
+    seconds=5.0,
+    room=1 << 24,
 ):
     """The status, headers and body of one request; a stream is left after the first ``room`` bytes."""
     sent = []
@@ -240,6 +250,7 @@ def asgi_request(
             "method": method,
             "path": path,
             "root_path": root_path,
+            "query_string": query.encode(),
             "headers": [pair for pair in pairs if pair[1] != b"-"],
             "client": None if client is None else (client, 5),
         }
@@ -250,12 +261,15 @@ def asgi_request(
     return sent[0]["status"], head, body
 
 
-def wsgi_request(app, path="/", method="GET", client="127.0.0.1", headers=(), root_path="", multithread=True):
+def wsgi_request(
+    app, path="/", method="GET", client="127.0.0.1", headers=(), root_path="", query="", multithread=True
+):
     started = []
     environ = {
         "REQUEST_METHOD": method,
         "PATH_INFO": path,
         "SCRIPT_NAME": root_path,
+        "QUERY_STRING": query,
         "HTTP_HOST": "localhost",
         "wsgi.multithread": multithread,
         **({} if client is None else {"REMOTE_ADDR": client}),
@@ -500,6 +514,25 @@ def test_viewers_without_a_stream_are_told_to_poll(shown):
     assert events(b"".join(parts)) == [("poll", 2)]
 
 
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_a_worker_that_is_not_the_one_asked_for_says_which_it_is(shown, kind, monkeypatch):
+    app = getattr(page, kind)(shown)
+
+    def frame(query):
+        if kind == "asgi":
+            body = asgi_request(app, path="/frame", query=query)[2]
+        else:
+            body = b"".join(wsgi_request(app, path="/frame", query=query)[2])
+        return json.loads(body)
+
+    whole = frame("")
+    assert whole["time"] and frame(f"of={whole['id']}") == whole
+    with monkeypatch.context() as patched:
+        # It costs no snapshot.
+        patched.setattr(Observed, "snapshot", lambda self: 1 / 0)
+        assert frame("of=1-abc") == {"id": whole["id"], "pid": os.getpid()}
+
+
 def test_wsgi_streams_are_bounded_and_their_places_come_back(shown, monkeypatch):
     monkeypatch.setattr(_access, "STREAM_SECONDS", 0.3)
     app = page.wsgi(shown, interval=0.1)
@@ -569,14 +602,20 @@ def server(tmp_path, *command):
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
     try:
         wait_for(lambda: answers(port) or process.poll() is not None)
         assert process.poll() is None, (tmp_path / "log").read_text()
         yield process, f"http://127.0.0.1:{port}/"
     finally:
+        # Its workers too, which may not notice that it is gone.
+        left = members(process.pid)
         process.kill()
         process.wait()
+        for each in left:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def answers(port):
@@ -588,6 +627,8 @@ def answers(port):
 
 
 UVICORN = ("-m", "uvicorn", "page_app:asgi", "--port", "PORT", "--log-level", "warning")
+# hypercorn imports trio only if it is told to.
+HYPERCORN = ("-m", "hypercorn", "page_app:asgi", "--bind", "127.0.0.1:PORT", "--graceful-timeout", "3", "-k")
 GUNICORN = ("-m", "gunicorn", "page_app:wsgi", "--bind", "127.0.0.1:PORT", "--workers", "1")
 
 
@@ -595,11 +636,18 @@ GUNICORN = ("-m", "gunicorn", "page_app:wsgi", "--bind", "127.0.0.1:PORT", "--wo
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize(
     ("needed", "command", "streams"),
-    [("uvicorn", UVICORN, True), ("gunicorn", (*GUNICORN, "--threads", "3"), True), ("gunicorn", GUNICORN, False)],
-    ids=["uvicorn", "gunicorn-gthread", "gunicorn-sync"],
+    [
+        (["uvicorn"], UVICORN, True),
+        (["gunicorn"], (*GUNICORN, "--threads", "3"), True),
+        (["gunicorn"], GUNICORN, False),
+        (["hypercorn"], (*HYPERCORN, "asyncio"), True),
+        (["hypercorn", "trio"], (*HYPERCORN, "trio"), False),
+    ],
+    ids=["uvicorn", "gunicorn-gthread", "gunicorn-sync", "hypercorn", "hypercorn-trio"],
 )  # fmt: skip
 def test_a_real_server_streams_and_stops_in_time(tmp_path, needed, command, streams):
-    pytest.importorskip(needed)
+    for name in needed:
+        pytest.importorskip(name)
     with server(tmp_path, *command) as (process, url):
         frame = json.load(urllib.request.urlopen(url + "frame", timeout=20))
         assert frame["components"][0]["stats"]["entries"] == 1
@@ -790,16 +838,13 @@ class TestInABrowser:
         seen = []
         for _ in range(8):
             chromium.press("Tab", 9)
+            focused = "document.activeElement"
             seen.append(
-                chromium.eval("document.activeElement.innerText.trim() || document.activeElement.className")
+                chromium.eval(f"{focused}.className || {focused}.innerText.trim() || {focused}.tagName")
             )
-            assert chromium.eval("getComputedStyle(document.activeElement).outlineStyle") != "none", seen
-        assert seen[:6] == ["Skip to the figures", "Pause", "1 min", "5 min", "15 min", "1 h"]
-        assert (
-            seen[6].startswith("chart")
-            or "chart" in chromium.eval("document.activeElement.className")
-            or True
-        )
+            assert chromium.eval(f"getComputedStyle({focused}).outlineStyle") != "none", seen
+        expected = ["skip", "Pause", "1 min", "5 min", "15 min", "1 h", "chart", "As a table"]
+        assert seen == expected
         chromium.eval("document.querySelector('.chart').focus()")
         chromium.press("ArrowLeft", 37)
         chromium.wait("!document.querySelector('.tip').hidden")
@@ -857,6 +902,69 @@ class TestInABrowser:
             assert chromium.text(".state") == "polling"
             evicted = chromium.wait(cell("users", "Evicted: full"))
             chromium.wait(f"{cell('users', 'Evicted: full')} !== {json.dumps(evicted)}")
+            assert chromium.errors == []
+
+    def test_of_several_workers_it_stays_with_one_and_any_may_be_chosen(self, chromium, tmp_path):
+        pytest.importorskip("gunicorn")
+        shown = "parseInt(document.querySelector('.about').innerText.match(/pid (\\d+)/)[1])"
+        points = "document.querySelector('path.used').getAttribute('d').split(/[ML]/).length"
+        state = "document.querySelector('.state').innerText"
+
+        def stays(pid):
+            """Through further figures of that process."""
+            for _ in range(2):
+                before = chromium.eval(points)
+                chromium.wait(f"{points} > {before}")
+                assert chromium.eval(shown) == pid
+
+        with server(tmp_path, *GUNICORN[:-1], "3") as (process, url):
+            chromium.open(url)
+            chromium.wait(LIVE)
+            chromium.wait(
+                "/^worker pid \\d+ of 3 that have answered/.test(document.querySelector('.about').innerText)"
+            )
+            first = chromium.eval(shown)
+            stays(first)
+            pids = {child.pid for child in psutil.Process(process.pid).children()}
+            offered = "[...document.querySelector('select').options].map((each) => each.innerText)"
+            assert chromium.eval(offered) == ["any process", *(f"pid {pid}" for pid in sorted(pids))]
+            for other in sorted(pids - {first}):
+                chromium.eval(
+                    f"""(() => {{ const picker = document.querySelector("select");
+                    picker.value = [...picker.options].find((each) => each.innerText === "pid {other}").value;
+                    picker.dispatchEvent(new Event("change")); }})()"""
+                )
+                chromium.wait(f"{shown} === {other}")
+                stays(other)
+            # The chosen one dies: that others answer does not make its figures new.
+            os.kill(other, signal.SIGKILL)
+            chromium.wait(f"{state}.startsWith('pid {other} has not answered for')")
+            assert chromium.eval(shown) == other
+            chromium.eval(
+                """(() => { const picker = document.querySelector("select");
+                picker.value = ""; picker.dispatchEvent(new Event("change")); })()"""
+            )
+            chromium.wait(f"{shown} !== {other} && {state} === 'polling'")
+            assert chromium.errors == []
+
+    def test_with_streams_it_knows_the_other_workers_too(self, chromium, tmp_path):
+        pytest.importorskip("uvicorn")
+        about = "document.querySelector('.about').innerText"
+        with server(tmp_path, *UVICORN, "--workers", "3", *uvicorn_patience()) as (_, url):
+            chromium.open(url)
+            chromium.wait(LIVE)
+            chromium.wait(f"/^worker pid \\d+ of 3 that have answered/.test({about})", 150)
+            assert chromium.text(".state") == "live"
+            (other,) = chromium.eval(
+                f"""(() => {{ const picker = document.querySelector("select");
+                const shown = {about}.match(/pid (\\d+)/)[1];
+                const other = [...picker.options].find((each) => each.value && each.innerText !== `pid ${{shown}}`);
+                picker.value = other.value;
+                picker.dispatchEvent(new Event("change"));
+                return [other.innerText]; }})()"""
+            )
+            chromium.wait(f"{about}.startsWith('worker {other} of ')", 150)
+            chromium.wait("document.querySelector('.state').innerText === 'live'")
             assert chromium.errors == []
 
     def test_it_survives_a_restart_of_the_worker(self, chromium, tmp_path):

@@ -1,5 +1,6 @@
 """`synthex-fast top`, and the Unix socket that it asks."""
 
+import itertools
 import json
 import os
 import re
@@ -336,6 +337,27 @@ def test_a_page_is_asked_by_its_url(web, shown):
         assert f"pid {os.getpid()}" in printed
         assert "users [bold]x" in printed
     assert json.loads(top(url, "--json"))["pid"] == os.getpid()
+
+
+def test_of_several_workers_it_stays_with_the_first(web, shown):
+    """Until that one is gone."""
+    frames = [{**Feed(shown, 1.0).frame(), "id": f"{n}-f", "pid": n} for n in range(3)]
+    alive, turn = [0, 1, 2], itertools.count(1)
+
+    class Workers(dict):
+        def __getitem__(self, path):
+            _, _, of = path.partition("?of=")
+            frame = frames[alive[next(turn) % len(alive)]]
+            if of not in ("", frame["id"]):
+                frame = {"id": frame["id"], "pid": frame["pid"]}
+            return 200, "application/json", json.dumps(frame).encode()
+
+    Answers.given = Workers()
+    source = sources.Page(web)
+    assert [source.frame()["pid"] for _ in range(5)] == [1] * 5
+    alive.remove(1)
+    later = {source.frame()["pid"] for _ in range(5)}
+    assert len(later) == 1 and later < {0, 2}
 
 
 def test_what_is_no_page_gets_one_line(web):

@@ -360,7 +360,10 @@ class TestTable:
     def results(self):
         pytest.importorskip("rich")
         results = rounds.Results(("current", "synthex_fast"), SEED)
-        results.allocation = {"current": {"bytes": 10_000.0}, "synthex_fast": {"bytes": 7_000.0}}
+        results.allocation = {
+            arm: {"bytes": nbytes, "kept_bytes": 0.0, "blocks": 100.0}
+            for arm, nbytes in (("current", 10_000.0), ("synthex_fast", 7_000.0))
+        }
         return results
 
     def test_a_missed_target_is_shown_as_missed(self, results):

@@ -19,8 +19,18 @@ def made(arms=ARMS, *, seed=1, rounds=7, http=True, limit=True, noise=0.02, fast
         speed = SPEED[arm] * (faster if arm == "synthex_fast" else 1.0)
         results.started[arm] = {"before_load_rss": 40_000_000, "import_rss": 5_000_000}
         results.held[arm] = {"bytes": 12e6 / speed, "account": 1.4e6}
-        results.allocation[arm] = {"bytes": 20_000 / speed**2, "blocks": 100.0}
-        results.sampling[arm] = {"interval": 60.0, "cpu_seconds": 1e-4 / speed, "bytes": 1_000 / speed}
+        results.allocation[arm] = {
+            "bytes": 20_000 / speed**2,
+            "kept_bytes": 5_000 / speed**2,
+            "blocks": 100.0,
+        }
+        results.sampling[arm] = {
+            "interval": 60.0,
+            "cpu_seconds": 1e-4 / speed,
+            "bytes": 1_000 / speed,
+            "samples_taken": 10,
+            "samples_a_day": 10,
+        }
         results.first_fill[arm] = {"collections": [24, 2, 0], "pauses": [0.01 / speed]}
         results.rounds[arm] = [_round(chance, speed, noise) for _ in range(rounds)]
         if http:

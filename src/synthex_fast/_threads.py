@@ -72,12 +72,16 @@ class Condition:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Release the lock until notified, or for that time; return whether it was notified."""
-        waiter: _thread.LockType = _allocate_lock()
-        waiter.acquire()
+    def wait(self, seconds: float | None = None, waiter: Any = None) -> bool:
+        """Release the lock until notified, or for that time; return whether it was notified.
+
+        ``waiter`` is the lock to wait for, which is held; it may be one that returns early.
+        """
+        if waiter is None:
+            waiter = _allocate_lock()
+            waiter.acquire()
         self._waiting.append(waiter)
-        notified = False
+        notified: bool = False
         held = self._lock._release_save()
         try:
             notified = waiter.acquire(True, -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))

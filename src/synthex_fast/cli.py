@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import synthex_fast
 
@@ -108,7 +108,164 @@ def _add_validate(commands) -> None:
         metavar="FILE",
         help="run nothing, but write --html from what --json wrote",
     )
+    validate.add_argument(
+        "--limit",
+        type=_size,
+        metavar="SIZE",
+        help="also run each arm at this memory limit, such as 256MB, which the current system outgrows: in a "
+        "control group where the system lets one be made (usually as root), else watched and killed; takes about "
+        "a minute more",
+    )
+    validate.add_argument(
+        "--collections",
+        type=_seconds,
+        metavar="S",
+        help="also count collections beside a heap of 1,000,000 long-lived objects, S seconds for each arm; 100 are "
+        "enough to tell fewer than five full ones an hour",
+    )
+    _add_http(validate)
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
+
+
+# For `validate --http`, by what each is imported as.
+_HTTP_PACKAGES = ("gunicorn", "httptools", "starlette", "uvicorn", "uvicorn_worker", "uvloop")
+# With `--http`, the share of --seconds for the comparison in process.
+_SHARE_IN_PROCESS = 0.25
+
+
+def _add_http(validate: argparse.ArgumentParser) -> None:
+    http = validate.add_argument_group(
+        "over HTTP",
+        "each version behind uvicorn, and behind gunicorn with four workers, on the loopback interface",
+    )
+    http.add_argument(
+        "--http",
+        nargs="?",
+        choices=("also", "only"),
+        const="also",
+        help="measure over HTTP too, or only that; takes about three minutes more",
+    )
+    http.add_argument(
+        "--rate",
+        type=_rate,
+        metavar="R",
+        help="requests a second in the rounds at a fixed rate (default: 40 %% of what the slowest version serves)",
+    )
+    http.add_argument(
+        "--heap-objects",
+        type=_heap_objects,
+        metavar="N",
+        help="objects that each version holds for as long as it runs (default: 1,000,000)",
+    )
+    http.add_argument(
+        "--port",
+        type=_port,
+        metavar="P",
+        help="the first of as many ports as there are versions (default: any that are free)",
+    )
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate <= 100_000:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of requests a second above 0 and up to 100,000, not {text!r}"
+        )
+    return rate
+
+
+def _heap_objects(text: str) -> int:
+    try:
+        objects = int(text)
+    except ValueError:
+        objects = -1
+    if not 0 <= objects <= 100_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 100,000,000, not {text!r}")
+    return objects
+
+
+def _port(text: str) -> int:
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65,535, not {text!r}")
+    return port
+
+
+def _check_http(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    if parsed.http is None:
+        for option, value in (
+            ("--rate", parsed.rate),
+            ("--heap-objects", parsed.heap_objects),
+            ("--port", parsed.port),
+        ):
+            if value is not None:
+                parser.error(f"argument {option}: needs --http")
+        return
+    if sys.platform == "win32":
+        parser.error("argument --http: its servers don't run on Windows")
+    if missing := [name for name in _HTTP_PACKAGES if find_spec(name) is None]:
+        parser.error(f"needs {' and '.join(missing)}: pip install synthex-fast[validate-http]")
+
+    from synthex_fast.validate.http import rounds as over_http
+
+    arms = len(parsed.arms)
+    if parsed.seconds is not None and (
+        parsed.seconds * _http_share(parsed) < (least := over_http.least_seconds(arms))
+    ):
+        least = math.ceil(least / _http_share(parsed))
+        parser.error(f"argument --seconds: must be at least {least} for {arms} arms with --http")
+    if parsed.port is not None and parsed.port + arms - 1 > 65_535:
+        parser.error(f"argument --port: {arms} arms need {arms} ports from there on, up to 65,535")
+
+
+def _http_share(parsed: argparse.Namespace) -> float:
+    return 1.0 if parsed.http == "only" else 1.0 - _SHARE_IN_PROCESS
+
+
+def _measure(parsed: argparse.Namespace, results: Any, show: Callable[[str, float], None]) -> None:
+    """Fill the results with all that was asked for."""
+    from synthex_fast.validate import rounds
+
+    if parsed.http is None:
+        rounds.run(results, parsed.seconds, show)
+    else:
+        _measure_over_http(parsed, results, show)
+    if parsed.collections is not None:
+        from synthex_fast.validate import garbage
+
+        garbage.run(results, parsed.collections, show)
+    if parsed.limit is not None:
+        from synthex_fast.validate import limit
+
+        limit.run(results, parsed.limit, show)
+
+
+def _measure_over_http(parsed: argparse.Namespace, results: Any, show: Callable[[str, float], None]) -> None:
+    from synthex_fast.validate import rounds
+    from synthex_fast.validate.http import rounds as over_http
+
+    http_seconds = None if parsed.seconds is None else parsed.seconds * _http_share(parsed)
+    first = 0.0
+    # Before the minute in process, since that would be for nothing.
+    over_http.check_port(parsed.port, len(parsed.arms))
+    if parsed.http == "also":
+        first = _SHARE_IN_PROCESS
+        in_process = None if parsed.seconds is None else parsed.seconds - http_seconds
+        rounds.run(results, in_process, lambda what, share: show(what, share * first))
+    over_http.run(
+        results,
+        http_seconds,
+        lambda what, share: show(what, first + share * (1 - first)),
+        rate=parsed.rate,
+        heap_objects=over_http.HEAP_OBJECTS if parsed.heap_objects is None else parsed.heap_objects,
+        port=parsed.port,
+    )
 
 
 def _add_top(commands) -> None:
@@ -258,6 +415,15 @@ def _seed(text: str) -> int:
     return seed
 
 
+def _size(text: str) -> int:
+    from synthex_fast._readings import parse_size
+
+    try:
+        return parse_size(text, "size")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a size such as 256MB or 1GB, not {text!r}") from None
+
+
 def _writable(text: str) -> Path:
     """The path, if a file can be written there. An existing file stays as it is until there are results."""
     path = Path(text)
@@ -290,25 +456,35 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
 
     if parsed.seconds is not None and parsed.seconds < (least := rounds.least_seconds(len(parsed.arms))):
         parser.error(f"argument --seconds: must be at least {least:.2f} for {len(parsed.arms)} arms")
+    if parsed.limit is not None:
+        from synthex_fast.validate import limit
+
+        try:
+            limit.check(parsed.limit)
+        except ValueError as error:
+            parser.error(f"argument --limit: {error}")
 
     from rich.console import Console
 
     from synthex_fast.validate import report
 
+    _check_http(parser, parsed)
     results = rounds.Results(parsed.arms, parsed.seed)
     status = 0
     with _terminated_in_order():
         try:
             with _progress(Console(stderr=True)) as show:
-                rounds.run(results, parsed.seconds, show)
+                _measure(parsed, results, show)
         except KeyboardInterrupt:
             status = INTERRUPTED
         except _Terminated:
             status = TERMINATED
+        except rounds.ArgumentError as error:
+            parser.error(str(error))
         except rounds.ValidationError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 1
-        if not results.complete and not (results.held or results.rounds):
+        if not (results.complete or results.held or results.rounds or results.http.keys() - {"settings"}):
             print(f"{parser.prog}: interrupted before anything was measured", file=sys.stderr)
             return status
         report.show(results, _table_console())

@@ -29,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from synthex_fast._fleet._watch import Watch
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -206,14 +208,28 @@ class FleetFile:
             if self._posted and raw[at : at + _SLOT_SIZE] != self._posted:
                 # Taken for a dead one's, or overwritten.
                 os.pwrite(self.fd, self._posted, self._place(self.slot))
-            self._raw = raw
+            # Before the bytes: see `watch`.
             if found != self._seen:
                 self._seen = found
+            self._raw = raw
         gone = [slot for slot in self._seen if not self._lives(slot)]
         if gone:
             self._seen = {slot: posting for slot, posting in self._seen.items() if slot not in gone}
             self._raw = b""
         return self._seen
+
+    def watch(self, watch: Watch, siblings: dict[int, Posting], period: float) -> bool:
+        """Let ``watch`` look every ``period`` seconds whether the postings are still these and their owners alive.
+
+        ``siblings`` are as last returned by `look`; False if they no longer are what was last read.
+        """
+        raw = self._raw
+        # Compared last: another thread may be looking. Bytes that are too old only end the wait.
+        if not raw or self._seen is not siblings:
+            return False
+        places = [self._place(slot) for slot in siblings]
+        watch.look_at(self, self.fd, raw, _HEADER.size, places, period)
+        return True
 
     def _check_again(self) -> None:
         """Whether file and slot are still what they were."""

@@ -15,6 +15,7 @@ from synthex_fast._fleet.file import VERSION, AloneError, FleetFile, find_direct
 if TYPE_CHECKING:
     from typing import Any
 
+    from synthex_fast._fleet._watch import Watch
     from synthex_fast._fleet.split import Posting
 
 __all__ = ["Member"]
@@ -97,6 +98,11 @@ class Member:
         except (AloneError, OSError):
             # The next exchange finds the same, and leaves.
             return None
+
+    def watch(self, watch: Watch, siblings: dict[int, Posting], period: float) -> bool:
+        """See `FleetFile.watch`; False if alone."""
+        file = self._file
+        return file is not None and file.watch(watch, siblings, period)
 
     @property
     def slot(self) -> int:

@@ -6,6 +6,7 @@ Prometheus's conventions (base units, ``_total``), caches Micrometer's (gets, pu
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 from synthex_fast._pressure import LEVELS
@@ -13,14 +14,18 @@ from synthex_fast.gc_tuner.pauses import BOUNDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     # By the metric's name; each value with the values of the metric's labels. A histogram's are its counts, one for
     # each bucket, and its sum.
     Samples = dict[str, list[tuple[tuple[str, ...], Any]]]
+    # The same with all labels in one list and all values in another. Metrics may share a list of labels.
+    Labels = list[tuple[str, ...]]
+    Column = tuple[Labels, list[Any]]
+    Columns = dict[str, Column]
 
-__all__ = ["BOUNDS", "COUNTER", "GAUGE", "HISTOGRAM", "METRICS", "Metric", "read"]
+__all__ = ["BOUNDS", "COUNTER", "GAUGE", "HISTOGRAM", "METRICS", "Metric", "read", "read_columns"]
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
@@ -457,75 +462,110 @@ OTHER_BYTES = _gauge(
 
 def read(snapshot: Mapping[str, Any]) -> Samples:
     """The values of all metrics that a snapshot of `Observed` has figures for. O(components)."""
-    found: Samples = {name: [] for name in METRICS}
-    found[BUILD_INFO].append(((snapshot["version"], snapshot["python"]), 1))
-    found[UNREADABLE].append(((), len(snapshot["errors"])))
+    found = read_columns(snapshot).items()
+    return {name: list(zip(labels, values, strict=True)) for name, (labels, values) in found}
+
+
+def read_columns(snapshot: Mapping[str, Any]) -> Columns:
+    """`read` in columns, in a third of the time."""
+    found: Columns = {name: ([], []) for name in METRICS}
+    _put(found, BUILD_INFO, (snapshot["version"], snapshot["python"]), 1)
+    _put(found, UNREADABLE, (), len(snapshot["errors"]))
     tuner, governor, monitor = snapshot["tuner"], snapshot["governor"], snapshot["monitor"]
     if tuner is not None:
         _read_tuner(found, tuner)
     if snapshot["memory"] is not None:
-        _add(found, MEMORY, (), snapshot["memory"])
+        _add(found, MEMORY, [()], [snapshot["memory"]])
     if governor is not None:
         _read_governor(found, governor)
     if monitor is not None:
-        found[LEAK].append(((), int(monitor["leak"]["found"])))
-        found[MONITOR_LEVEL].append(((), LEVELS.index(monitor["level"])))
-        _add(found, MONITOR, (), monitor)
-    for name, component in snapshot["components"].items():
-        _read_component(found, (name,), component)
-    return {name: samples for name, samples in found.items() if samples}
+        _put(found, LEAK, (), int(monitor["leak"]["found"]))
+        _put(found, MONITOR_LEVEL, (), LEVELS.index(monitor["level"]))
+        _add(found, MONITOR, [()], [monitor])
+    _read_components(found, snapshot["components"])
+    return {name: columns for name, columns in found.items() if columns[0]}
 
 
-def _add(found: Samples, group: dict[str, str], labels: tuple[str, ...], stats: Mapping[str, Any]) -> None:
-    for key, name in group.items():
+def _put(found: Columns, name: str, labels: tuple[str, ...], value: Any) -> None:
+    into = found[name]
+    into[0].append(labels)
+    into[1].append(value)
+
+
+def _add(found: Columns, group: dict[str, str], labels: Labels, stats: Sequence[Mapping[str, Any]]) -> None:
+    """Add the figures of a group, for each of the labels those of the ``stats`` in its place."""
+    columns: Iterable[Sequence[Any]]
+    try:
+        # Nothing, from no stats, or from a single key.
+        columns = list(zip(*map(operator.itemgetter(*group), stats), strict=True)) if len(group) > 1 else []
+    except KeyError:
         # Another version of a part may not have it; None is no figure.
-        value = stats.get(key)
-        if value is not None:
-            # True becomes 1: OpenTelemetry takes numbers only.
-            found[name].append((labels, +value))
+        columns = []
+    for name, values in zip(
+        group.values(), columns or [[each.get(key) for each in stats] for key in group], strict=True
+    ):
+        _extend(found, name, labels, values)
 
 
-def _read_tuner(found: Samples, stats: Mapping[str, Any]) -> None:
+def _extend(found: Columns, name: str, labels: Labels, values: Sequence[Any]) -> None:
+    if None in values:
+        labels = [each for each, value in zip(labels, values, strict=True) if value is not None]
+        values = [value for value in values if value is not None]
+    if values:
+        before = found[name]
+        # True becomes 1: OpenTelemetry takes numbers only.
+        values = list(map(operator.pos, values))
+        # One list of labels serves many metrics, so none is ever changed.
+        found[name] = (before[0] + labels, before[1] + values) if before[0] else (labels, values)
+
+
+def _read_tuner(found: Columns, stats: Mapping[str, Any]) -> None:
     for pauses in stats["pause_histograms"]["pauses"]:
         labels = (str(pauses["generation"]), pauses["cause"])
-        found[PAUSES].append((labels, [*pauses["counts"], pauses["seconds"]]))
+        _put(found, PAUSES, labels, [*pauses["counts"], pauses["seconds"]])
     for generation, pauses in enumerate(stats["pauses"]):
-        found[FREED].append(((str(generation),), pauses["freed"]))
-    found[IN_REQUEST].append(((), stats["in_request"]["collections"]))
-    _add(found, TUNER, (), stats)
+        _put(found, FREED, (str(generation),), pauses["freed"])
+    _put(found, IN_REQUEST, (), stats["in_request"]["collections"])
+    _add(found, TUNER, [()], [stats])
 
 
-def _read_governor(found: Samples, stats: Mapping[str, Any]) -> None:
-    found[GOVERNOR_LEVEL].append(((), LEVELS.index(stats["level"])))
-    _add(found, GOVERNOR, (), stats)
+def _read_governor(found: Columns, stats: Mapping[str, Any]) -> None:
+    _put(found, GOVERNOR_LEVEL, (), LEVELS.index(stats["level"]))
+    _add(found, GOVERNOR, [()], [stats])
     for action, done in stats["actions"].items():
         labels = (action,)
-        found[ACTIONS].append((labels, done["count"]))
+        _put(found, ACTIONS, labels, done["count"])
         # What expired is counted in entries.
         if action != "expire":
-            found[ACTION_FREED].append((labels, done["freed"]))
-        found[RETURNED].append((labels, done["returned"]))
-    for name, component in stats["components"].items():
-        _add(found, GOVERNED, (name,), component)
+            _put(found, ACTION_FREED, labels, done["freed"])
+        _put(found, RETURNED, labels, done["returned"])
+    components = stats["components"]
+    names: Labels = [(name,) for name in components]
+    _add(found, GOVERNED, names, list(components.values()))
     # Only where siblings share a container.
-    _add(found, FLEET, (), stats.get("fleet") or {})
+    _add(found, FLEET, [()], [stats.get("fleet") or {}])
 
 
-def _read_component(found: Samples, labels: tuple[str, ...], component: Mapping[str, Any]) -> None:
-    kind, stats = component["kind"], component["stats"]
-    if kind in ("cache", "collector"):
-        _add(found, CACHE, labels, stats)
-        evictions = found[EVICTIONS]
-        for reason in REASONS:
-            evictions.append(((*labels, reason), stats[reason]))
-        if kind == "collector":
-            # It calls entries queries.
-            found[CACHE["entries"]].append((labels, stats["queries"]))
+def _read_components(found: Columns, components: Mapping[str, Any]) -> None:
+    kinds: dict[str, list[str]] = {}
+    for name, component in components.items():
+        kinds.setdefault(component["kind"], []).append(name)
+    for kind, names in kinds.items():
+        labels: Labels = [(name,) for name in names]
+        parts = [components[name] for name in names]
+        stats = [part["stats"] for part in parts]
+        if kind in ("cache", "collector"):
+            _add(found, CACHE, labels, stats)
+            by_reason: Labels = [(name, reason) for name in names for reason in REASONS]
+            _extend(found, EVICTIONS, by_reason, [each[reason] for each in stats for reason in REASONS])
+            if kind == "collector":
+                # It calls entries queries.
+                _extend(found, CACHE["entries"], labels, [each["queries"] for each in stats])
+                _add(found, BUFFER, labels, stats)
+        elif kind == "pool":
+            _add(found, POOL, labels, [{"nbytes": part["nbytes"], **part["stats"]} for part in parts])
+        elif kind == "buffer":
             _add(found, BUFFER, labels, stats)
-    elif kind == "pool":
-        _add(found, POOL, labels, {"nbytes": component["nbytes"], **stats})
-    elif kind == "buffer":
-        _add(found, BUFFER, labels, stats)
-        _add(found, {"nbytes": BUFFER_BYTES}, labels, component)
-    else:
-        _add(found, {"nbytes": OTHER_BYTES}, labels, component)
+            _add(found, {"nbytes": BUFFER_BYTES}, labels, parts)
+        else:
+            _add(found, {"nbytes": OTHER_BYTES}, labels, parts)

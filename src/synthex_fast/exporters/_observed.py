@@ -182,12 +182,10 @@ def _base_name(obj: object, given: str | None) -> str:
 
 
 def _free_name(base: str, is_taken: Callable[[str], bool]) -> str:
-    name = base
-    for number in itertools.count(2):
-        if not is_taken(name):
-            break
-        name = f"{base}-{number}"
-    return name
+    if not is_taken(base):
+        return base
+    numbered = (f"{base}-{number}" for number in itertools.count(2))
+    return next(name for name in numbered if not is_taken(name))
 
 
 def _remover(
@@ -224,7 +222,11 @@ def _role_stats(obj: Any) -> dict[str, Any]:
 def _component(obj: Any) -> dict[str, Any]:
     stats = dict(_read_stats(obj))
     nbytes = None if isinstance(obj, type) else getattr(obj, "nbytes", None)
-    kind = next((kind for figure, kind in _TELLING if figure in stats), OTHER)
+    kind = OTHER
+    for figure, its_kind in _TELLING:
+        if figure in stats:
+            kind = its_kind
+            break
     if kind == BUFFER:
         # As a collector's stats have it.
         stats["buffered"] = len(obj)

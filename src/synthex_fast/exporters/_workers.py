@@ -13,24 +13,31 @@ which is never closed. Threads of one process don't exclude each other that way,
 Counters must not fall, so a count that starts again, such as a tuner's, is added to what it was before. What a forked
 child has inherited is its parent's, and is subtracted.
 
-What is read is not trusted: files of another user, or that make no sense, are left out.
+What is read is not trusted: files of another user are left out, and metrics that make no sense.
+
+Figures are kept in columns everywhere: metrics of one kind share a list of labels, which is written, read, compared and
+merged once for all of them.
 """
 
 from __future__ import annotations
 
+import binascii
 import contextlib
+import itertools
 import json
+import operator
 import os
 import re
 import stat
 import time
 from _queue import Empty
+from array import array
 from pathlib import Path
 
 from synthex_fast import _lifecycle, _threads, _unraisable
 from synthex_fast._threads import RLock, SimpleQueue
 from synthex_fast.errors import ArgumentValueError, value_error
-from synthex_fast.exporters._metrics import BOUNDS, COUNTER, GAUGE, HISTOGRAM, METRICS, read
+from synthex_fast.exporters._metrics import BOUNDS, COUNTER, GAUGE, HISTOGRAM, METRICS, read_columns
 
 try:
     import fcntl
@@ -42,18 +49,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from synthex_fast.exporters._metrics import Samples
+    from synthex_fast.exporters._metrics import Column, Columns, Labels
     from synthex_fast.exporters._observed import Observed
-
-    # A number, or a histogram's counts and sum.
-    Totals = dict[str, dict[tuple[str, ...], Any]]
 
 __all__ = ["Member", "join"]
 
 WRITE_SECONDS = 5.0
 # How long a scrape waits for another one in another worker.
 WAIT_SECONDS = 2.0
-FORMAT = 1
+FORMAT = 2
+# Larger values make no sense; the sum of as many as there may be still fits in a float.
+_MOST = 1e300
+# Columns of at least so many integers are written as one text.
+COMPACT_FROM = 16
 FOLDER, LOCK, DEAD = "synthex-fast", "lock", "dead.json"
 _FILE = re.compile(r"(\d+)-([0-9a-f]{12})\.(json|tmp)")
 
@@ -137,52 +145,54 @@ class Member:
             thread = self._dismiss_thread()
         _threads.join(thread, 1.0)
 
-    def write(self) -> tuple[Totals, Samples]:
+    def write(self) -> tuple[Columns, Columns]:
         """Write this process's figures to its file: its counters and its gauges."""
         if not self.token:
             # Never 0, which is the byte of those who read.
             token = int.from_bytes(os.urandom(6), "big") | 1
             fcntl.lockf(_descriptor(self.folder), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, token)
             self.token = token
-        samples = read(self._observed.snapshot())
-        self._totals.update(samples)
+        columns = read_columns(self._observed.snapshot())
+        gauges = {name: column for name, column in columns.items() if METRICS[name].kind == GAUGE}
+        self._totals.update(columns)
         totals = self._totals.current()
-        gauges = {name: values for name, values in samples.items() if METRICS[name].kind == GAUGE}
-        shown = {"format": FORMAT, "counters": _shown(totals), "gauges": gauges}
-        self._replace(f"{os.getpid()}-{self.token:012x}.json", shown)
+        self._replace(f"{os.getpid()}-{self.token:012x}.json", totals, gauges)
         return totals, gauges
 
-    def _replace(self, name: str, content: dict[str, Any]) -> None:
+    def _replace(self, name: str, counters: Columns, gauges: Columns, **more: Any) -> None:
         path = self.folder / name
         temporary = path.with_suffix(".tmp")
+        content = json.dumps(
+            {"format": FORMAT, **_packed(counters, gauges), **more}, separators=(",", ":")
+        ).encode()
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, separators=(",", ":"))
+        with open(descriptor, "wb") as file:
+            file.write(content)
         os.replace(temporary, path)
 
-    def _write_or_report(self) -> tuple[Totals, Samples] | None:
+    def _write_or_report(self) -> tuple[Columns, Columns] | None:
         try:
             return self.write()
         except Exception as error:
             _unraisable.report(error, self)
             return None
 
-    def gather(self) -> tuple[Samples, Samples]:
+    def gather(self) -> tuple[Columns, Columns]:
         """The counters and histograms of all workers, and the gauges of the living with their pids."""
         with _guard:
             # If that fails, as on a full disk, its last file counts: no counter falls.
             own = self._write_or_report()
             with _reading(self.folder):
-                totals, gauges = self._read_all(own)
-        return {name: list(values.items()) for name, values in totals.items()}, gauges
+                return self._read_all(own)
 
-    def _read_all(self, own: tuple[Totals, Samples] | None) -> tuple[Totals, Samples]:
+    def _read_all(self, own: tuple[Columns, Columns] | None) -> tuple[Columns, Columns]:
+        add = _Adder()
         dead = _load(self.folder / DEAD) or {}
-        totals = _counters(dead)
+        totals, _ = _unpacked(dead)
         listed = dead.get("folded")
         counted = {token for token in listed if isinstance(token, str)} if isinstance(listed, list) else set()
-        living: Totals = {}
-        gauges: Samples = {}
+        living: Columns = {}
+        gauges: list[tuple[str, Columns]] = []
         gone, folded = [], set()
         for path in self.folder.iterdir():
             match = _FILE.fullmatch(path.name)
@@ -195,28 +205,28 @@ class Member:
             if kind == "tmp" or (not alive and token in counted):
                 continue
             if own is not None and int(token, 16) == self.token:
-                _add_up(living, own[0])
-                _add_gauges(gauges, own[1], pid)
+                living = add.both(living, own[0])
+                gauges.append((pid, own[1]))
                 continue
             content = _load(path)
             if content is None:
                 continue
-            _add_up(living if alive else totals, _counters(content))
+            counters, its_gauges = _unpacked(content)
             if alive:
-                _add_gauges(gauges, _gauges(content), pid)
+                living = add.both(living, counters)
+                gauges.append((pid, its_gauges))
             else:
+                totals = add.both(totals, counters)
                 folded.add(token)
         if folded:
             # First: a file that is still there is then known to have been counted.
-            shown = {"format": FORMAT, "folded": sorted(counted | folded), "counters": _shown(totals)}
-            self._replace(DEAD, shown)
+            self._replace(DEAD, totals, {}, folded=sorted(counted | folded))
         for path in gone:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         if counted and not gone:
-            self._replace(DEAD, {"format": FORMAT, "folded": [], "counters": _shown(totals)})
-        _add_up(totals, living)
-        return totals, gauges
+            self._replace(DEAD, totals, {}, folded=[])
+        return add.both(totals, living), _by_pid(gauges)
 
     def _is_alive(self, token: int) -> bool:
         if any(token == member.token for member in _members.values()):
@@ -272,39 +282,94 @@ class _Totals:
     """Counters and histograms of a process since it became a member, which never fall."""
 
     def __init__(self) -> None:
-        self._last: Totals = {}
-        self._carried: Totals = {}
+        self._last: Columns = {}
+        # What is to be added to that: counts from before a reset, and those of the parent's, below 0.
+        self._carried: Columns = {}
 
-    def update(self, samples: Samples) -> None:
+    def update(self, columns: Columns) -> None:
+        add = _Adder()
         for name, metric in METRICS.items():
             if metric.kind == GAUGE:
                 continue
-            now = dict(samples.get(name, ()))
-            last = self._last.setdefault(name, {})
-            carried = self._carried.setdefault(name, {})
-            for labels, before in last.items():
+            now, last = columns.get(name, _NONE), self._last.get(name, _NONE)
+            ended = add.missing_or_less(now, last)
+            if ended[0]:
                 # It was reset, or its component is gone.
-                if labels not in now or _count(now[labels]) < _count(before):
-                    carried[labels] = _plus(carried.get(labels, 0), before)
+                self._carried[name] = add(self._carried.get(name, _NONE), ended)
             self._last[name] = now
 
-    def current(self) -> Totals:
-        found: Totals = {}
-        for name, last in self._last.items():
-            carried = self._carried[name]
-            found[name] = (
-                {labels: _plus(carried.get(labels, 0), last.get(labels, 0)) for labels in {**carried, **last}}
-                if carried
-                else last
-            )
-        return found
+    def current(self) -> Columns:
+        found = _Adder().both(self._last, self._carried)
+        return {name: column for name, column in found.items() if column[0]}
 
     def inherit(self) -> None:
         """In a forked child: what has been counted so far is the parent's."""
         self._carried = {
-            name: {labels: _minus(value) for labels, value in values.items()}
-            for name, values in self._last.items()
+            name: (labels, list(map(_minus, values))) for name, (labels, values) in self._last.items()
         }
+
+
+_NONE: Column = ([], [])
+
+
+class _Adder:
+    """Adds columns up. Two lists of labels are compared only once, however many metrics share them. Changes no list."""
+
+    def __init__(self) -> None:
+        # By the identities of two lists of labels, which are kept alive with them: labels that are in either, the first
+        # ones first, and the place of each of the second's. None if they are the same.
+        self._places: dict[tuple[int, int], tuple[Labels, Labels, tuple[Labels, list[int]] | None]] = {}
+
+    def _merged(self, one: Labels, other: Labels) -> tuple[Labels, list[int]] | None:
+        key = id(one), id(other)
+        known = self._places.get(key)
+        if known is None:
+            merged = None
+            if one != other:
+                places = {labels: place for place, labels in enumerate(one)}
+                of_other = [places.setdefault(labels, len(places)) for labels in other]
+                merged = list(places), of_other
+            known = self._places[key] = one, other, merged
+        return known[2]
+
+    def __call__(self, one: Column, other: Column) -> Column:
+        if not one[0] or not other[0]:
+            return other if other[0] else one
+        merged = self._merged(one[0], other[0])
+        if merged is None:
+            plus = _plus if isinstance(one[1][0], list) else operator.add
+            return one[0], list(map(plus, one[1], other[1]))
+        labels, places = merged
+        values = [*one[1], *[0] * (len(labels) - len(one[0]))]
+        for place, value in zip(places, other[1], strict=True):
+            values[place] = _plus(values[place], value)
+        return labels, values
+
+    def both(self, one: Columns, other: Columns) -> Columns:
+        found = dict(one)
+        for name, column in other.items():
+            found[name] = self(found.get(name, _NONE), column)
+        return found
+
+    def missing_or_less(self, now: Column, before: Column) -> Column:
+        """What was counted before under labels that are there no longer, or where the count has fallen."""
+        if not before[0]:
+            return _NONE
+        values = before[1]
+        if self._merged(before[0], now[0]) is None:
+            if isinstance(values[0], list):
+                fallen = [_count(new) < _count(old) for new, old in zip(now[1], values, strict=True)]
+            else:
+                fallen = list(map(operator.lt, now[1], values))
+            if True not in fallen:
+                return _NONE
+        else:
+            known = dict(zip(*now, strict=True))
+            fallen = [
+                labels not in known or _count(known[labels]) < _count(old)
+                for labels, old in zip(*before, strict=True)
+            ]
+        return list(itertools.compress(before[0], fallen)), list(itertools.compress(values, fallen))
 
 
 def _count(value: Any) -> float:
@@ -324,18 +389,61 @@ def _minus(value: Any) -> Any:
     return [-each for each in value] if isinstance(value, list) else -value
 
 
-def _shown(totals: Totals) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
-    return {name: list(values.items()) for name, values in totals.items() if values}
+def _by_pid(gauges: list[tuple[str, Columns]]) -> Columns:
+    """The gauges of all workers, with their pids as the last of their labels."""
+    parts: dict[str, list[tuple[str, Column]]] = {}
+    for pid, columns in gauges:
+        for name, column in columns.items():
+            parts.setdefault(name, []).append((pid, column))
+    # By identity, so that metrics which share lists of labels go on doing so.
+    known: dict[tuple[tuple[str, int], ...], Labels] = {}
+    found: Columns = {}
+    for name, each in parts.items():
+        key = tuple((pid, id(labels)) for pid, (labels, _) in each)
+        if key not in known:
+            known[key] = [(*one, pid) for pid, (labels, _) in each for one in labels]
+        found[name] = known[key], [value for _, (_, values) in each for value in values]
+    return found
 
 
-def _add_up(totals: Totals, more: Totals) -> None:
-    for name, values in more.items():
-        into = totals.setdefault(name, {})
-        if not into:
-            into.update(values)
-            continue
-        for labels, value in values.items():
-            into[labels] = _plus(into.get(labels, 0), value)
+# Files
+
+
+def _packed(counters: Columns, gauges: Columns) -> dict[str, Any]:
+    """Columns as JSON has them: lists of labels by their numbers, each as one list of texts for each label."""
+    numbers: dict[int, int] = {}
+    lists: list[list[tuple[str, ...]]] = []
+    shown: dict[str, dict[str, Any]] = {"counters": {}, "gauges": {}}
+    for key, columns in (("counters", counters), ("gauges", gauges)):
+        for name, (labels, values) in columns.items():
+            number = numbers.setdefault(id(labels), len(lists))
+            if number == len(lists):
+                lists.append(list(zip(*labels, strict=True)))
+            shown[key][name] = number, _compact(values)
+    return {"labels": lists, **shown}
+
+
+def _compact(values: list[Any]) -> list[Any] | str:
+    """Many integers as one text, which JSON reads and writes several times as fast."""
+    if len(values) < COMPACT_FROM:
+        return values
+    try:
+        return binascii.b2a_base64(array("q", values), newline=False).decode()
+    except (TypeError, OverflowError):
+        # Not all of them are integers, or one is too large.
+        return values
+
+
+def _expanded(values: Any) -> list[Any] | None:
+    """What `_compact` was given, unless it makes no sense."""
+    if type(values) is not str:
+        return values if type(values) is list else None
+    numbers = array("q")
+    try:
+        numbers.frombytes(binascii.a2b_base64(values))
+    except ValueError:
+        return None
+    return numbers.tolist()
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -352,58 +460,61 @@ def _load(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 
 
-def _values(content: dict[str, Any], key: str, *kinds: str) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """Those values that make sense: of metrics that are known here, with their labels."""
-    metrics = content.get(key)
-    for name, values in metrics.items() if isinstance(metrics, dict) else ():
-        metric = METRICS.get(name)
-        if metric is None or metric.kind not in kinds or not isinstance(values, list):
-            continue
-        count, is_histogram = len(metric.labels), metric.kind == HISTOGRAM
-        for each in values:
-            if type(each) is not list or len(each) != 2:
+def _unpacked(content: dict[str, Any]) -> tuple[Columns, Columns]:
+    """The counters and histograms, and the gauges: of metrics that are known here, those that make sense."""
+    lists = content.get("labels")
+    known: dict[tuple[int, int], Labels | None] = {}
+    found: tuple[Columns, Columns] = {}, {}
+    for columns, key, kinds in zip(
+        found, ("counters", "gauges"), ((COUNTER, HISTOGRAM), (GAUGE,)), strict=True
+    ):
+        metrics = content.get(key)
+        for name, column in metrics.items() if isinstance(metrics, dict) else ():
+            metric = METRICS.get(name)
+            if metric is None or metric.kind not in kinds or type(column) is not list or len(column) != 2:
                 continue
-            labels, value = each
-            if (
-                type(labels) is not list
-                or len(labels) != count
-                or not all(type(label) is str for label in labels)
-            ):
+            number, values = column[0], _expanded(column[1])
+            if type(number) is not int or values is None or type(lists) is not list:
                 continue
-            if is_histogram:
-                if (
-                    type(value) is not list
-                    or len(value) != len(BOUNDS) + 2
-                    or not all(map(_is_number, value))
-                ):
-                    continue
-            elif not _is_number(value):
+            of = number, len(metric.labels)
+            if of not in known:
+                known[of] = _labels(lists, *of)
+            labels = known[of]
+            if labels is None or len(labels) != len(values):
                 continue
-            yield name, tuple(labels), value
-
-
-def _is_number(value: Any) -> bool:
-    """One that a float can hold, and no NaN."""
-    return type(value) in (int, float) and abs(value) < 1e300
-
-
-def _counters(content: dict[str, Any]) -> Totals:
-    found: Totals = {}
-    for name, labels, value in _values(content, "counters", COUNTER, HISTOGRAM):
-        found.setdefault(name, {})[labels] = value
+            if not _are_values(values, metric.kind):
+                good = [_are_values([value], metric.kind) for value in values]
+                labels = list(itertools.compress(labels, good))
+                values = list(itertools.compress(values, good))
+            columns[name] = labels, values
     return found
 
 
-def _gauges(content: dict[str, Any]) -> Samples:
-    found: Samples = {}
-    for name, labels, value in _values(content, "gauges", GAUGE):
-        found.setdefault(name, []).append((labels, value))
-    return found
+def _labels(lists: list[Any], number: int, count: int) -> Labels | None:
+    """The list of that number, if it is one for ``count`` labels in which none is there twice."""
+    if not count:
+        return [()]
+    texts = lists[number] if 0 <= number < len(lists) else None
+    if (
+        type(texts) is not list
+        or len(texts) != count
+        or not all(type(each) is list and {*map(type, each)} == {str} for each in texts)
+        or len({*map(len, texts)}) != 1
+    ):
+        return None
+    labels = list(zip(*texts, strict=True))
+    return labels if len({*labels}) == len(labels) else None
 
 
-def _add_gauges(gauges: Samples, more: Samples, pid: str) -> None:
-    for name, values in more.items():
-        gauges.setdefault(name, []).extend([((*labels, pid), value) for labels, value in values])
+def _are_values(values: list[Any], kind: str) -> bool:
+    """Whether they are numbers that a float can hold, and no NaN; or such lists, for a histogram."""
+    if kind == HISTOGRAM:
+        return all(
+            type(each) is list and len(each) == len(BOUNDS) + 2 and _are_values(each, COUNTER)
+            for each in values
+        )
+    # No comparison with a NaN is true. It would hide from `min` and `max`.
+    return {*map(type, values)} <= {int, float} and all(map(_MOST.__gt__, map(abs, values)))
 
 
 def _descriptor(folder: Path) -> int:

@@ -6,24 +6,25 @@ The figures are read when Prometheus scrapes. Nothing is counted twice, and no h
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 
 from synthex_fast._arguments import want_methods
 from synthex_fast.errors import ArgumentValueError, type_error
 from synthex_fast.exporters import _workers
-from synthex_fast.exporters._metrics import BOUNDS, COUNTER, HISTOGRAM, METRICS, read
+from synthex_fast.exporters._metrics import BOUNDS, COUNTER, HISTOGRAM, METRICS, read_columns
 from synthex_fast.exporters._observed import Observed
 from synthex_fast.exporters._observed import observed as observed_by_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from prometheus_client.metrics_core import Metric as Family
     from prometheus_client.registry import CollectorRegistry
 
-    from synthex_fast.exporters._metrics import Samples
+    from synthex_fast.exporters._metrics import Column, Columns
 
 __all__ = ["Collector", "generate_latest", "register"]
 
@@ -113,14 +114,14 @@ class Collector:
     def collect(self) -> Iterator[Family]:
         """All metrics that there are figures for now. O(components), and the workers' in multiprocess mode."""
         member = self._member
-        gauges: Samples = {}
+        gauges: Columns = {}
         if member is None:
-            samples = read(self._observed.snapshot())
+            columns = read_columns(self._observed.snapshot())
         else:
-            samples, gauges = member.gather()
+            columns, gauges = member.gather()
         for name in METRICS:
-            if name in samples:
-                yield _family_type()(name, samples[name], METRICS[name].labels)
+            if name in columns:
+                yield _family_type()(name, columns[name], METRICS[name].labels)
             elif name in gauges:
                 yield _family_type()(name, gauges[name], (*METRICS[name].labels, "pid"))
 
@@ -137,7 +138,7 @@ class Collector:
 def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     """The text of all metrics in ``registry`` (by default prometheus_client's own), for the answer to a scrape.
 
-    The same as of ``prometheus_client.generate_latest``, which takes three times as long for the metrics of this
+    The same as of ``prometheus_client.generate_latest``, which takes several times as long for the metrics of this
     package. It matters with hundreds of components. Raises `ImportError` without the extra ``prometheus``.
 
     >>> from prometheus_client import CollectorRegistry
@@ -153,7 +154,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     else:
         want_methods("registry", registry, ("collect",))
     parts = []
-    known: dict[tuple[str, ...], _Braced] = {}
+    known = _Texts(prometheus_client.utils.floatToGoString)
     for family in registry.collect():
         if isinstance(family, _family_type()):
             parts.append(family.text(known).encode())
@@ -187,30 +188,27 @@ def _family_type() -> type[Any]:
     """The type of our families, which is made once prometheus_client is there."""
     from prometheus_client.metrics_core import Metric as Family
     from prometheus_client.samples import Sample
-    from prometheus_client.utils import floatToGoString
 
     class Shown(Family):
         """Makes prometheus_client's samples only if they are asked for."""
 
-        def __init__(
-            self, name: str, values: list[tuple[tuple[str, ...], Any]], label_names: tuple[str, ...]
-        ) -> None:
+        def __init__(self, name: str, column: Column, label_names: tuple[str, ...]) -> None:
             metric = METRICS[name]
             # It adds the suffix itself.
             known = name.removesuffix("_total") if metric.kind == COUNTER else name
             super().__init__(known, metric.help, metric.kind)
-            self._values = (
-                _flat(name, values, label_names)
+            self._parts = (
+                _flat(name, column, label_names)
                 if metric.kind == HISTOGRAM
-                else [(name, label_names, values)]
+                else [(name, label_names, column)]
             )
 
         @property
         def samples(self) -> list[Sample]:
             return [
                 Sample(name, dict(zip(label_names, labels, strict=True)), value)
-                for name, label_names, values in self._values
-                for labels, value in values
+                for name, label_names, column in self._parts
+                for labels, value in zip(*column, strict=True)
             ]
 
         @samples.setter
@@ -218,57 +216,77 @@ def _family_type() -> type[Any]:
             # By the constructor.
             assert not given
 
-        def text(self, known: dict[tuple[str, ...], _Braced]) -> str:
-            """In Prometheus's format. ``known`` are the labels that have been written before, by their names."""
+        def text(self, known: _Texts) -> str:
+            """In Prometheus's format. ``known`` are the labels and numbers that have been written before."""
             name = f"{self.name}_total" if self.type == COUNTER else self.name
-            lines = [f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"]
-            go: Callable[[float], str] = floatToGoString
-            for name, label_names, values in self._values:
-                shown = known.get(label_names)
-                if shown is None:
-                    shown = known[label_names] = _Braced(label_names)
-                lines += [
-                    # Most are such.
-                    f"{name}{shown[labels]} {value}.0\n"
-                    if type(value) is int and 0 <= value < 1_000_000
-                    else f"{name}{shown[labels]} {go(value)}\n"
-                    for labels, value in values
-                ]
-            return "".join(lines)
+            texts = [f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"]
+            for name, label_names, (labels, values) in self._parts:
+                # Joined from three columns: a format for each line would take twice as long.
+                lines = [name] * (3 * len(values))
+                lines[1::3] = known.labels(label_names, labels)
+                lines[2::3] = map(known.numbers.__getitem__, values)
+                texts += lines
+            return "".join(texts)
 
     return Shown
 
 
-class _Braced(dict[tuple[str, ...], str]):
-    """The text of each tuple of labels, made when it is first needed."""
+class _Numbers(dict[float, str]):
+    """The ends of the lines that have each number. Most are the same few."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, in_go: Callable[[float], str]) -> None:
+        self._in_go = in_go
+
+    def __missing__(self, value: float) -> str:
+        simple = type(value) is int and 0 <= value < 1_000_000
+        text = self[value] = f" {value}.0\n" if simple else f" {self._in_go(value)}\n"
+        return text
+
+
+class _Texts:
+    """The texts of numbers and of lists of labels, each made when it is first needed."""
+
+    def __init__(self, in_go: Callable[[float], str]) -> None:
+        self.numbers = _Numbers(in_go)
+        # By the identity of the list, which is kept alive with it: many metrics have the same.
+        self._known: dict[tuple[tuple[str, ...], int], tuple[list[tuple[str, ...]], list[str]]] = {}
+
+    def labels(self, names: tuple[str, ...], labels: list[tuple[str, ...]]) -> list[str]:
+        key = names, id(labels)
+        if key not in self._known:
+            self._known[key] = labels, self._made(names, labels)
+        return self._known[key][1]
+
+    @staticmethod
+    def _made(names: tuple[str, ...], labels: list[tuple[str, ...]]) -> list[str]:
+        if not names:
+            return [""] * len(labels)
         # In the order of the names.
-        self._places = sorted(range(len(names)), key=names.__getitem__)
-        pairs = ",".join(f'{names[place]}="%s"' for place in self._places)
-        self._pattern = f"{{{pairs}}}" if names else ""
-
-    def __missing__(self, labels: tuple[str, ...]) -> str:
-        made = self[labels] = self._pattern % tuple([_escaped(labels[place]) for place in self._places])
-        return made
+        places = sorted(range(len(names)), key=names.__getitem__)
+        pairs = ",".join(f'{names[place]}="%s"' for place in places)
+        columns = list(zip(*labels, strict=True))
+        escaped = [_escaped(columns[place]) for place in places]
+        return [*map(f"{{{pairs}}}".__mod__, zip(*escaped, strict=True))]
 
 
-@functools.lru_cache(4096)
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+def _escaped(texts: Sequence[str]) -> Sequence[str]:
+    together = "".join(texts)
+    if not any(special in together for special in '\\\n"'):
+        return texts
+    return [text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for text in texts]
 
 
 def _flat(
-    name: str, values: list[tuple[tuple[str, ...], Any]], label_names: tuple[str, ...]
-) -> list[tuple[str, tuple[str, ...], list[tuple[tuple[str, ...], Any]]]]:
-    """The parts of a histogram as values of metrics of their own."""
-    found = []
-    for labels, (*counts, seconds) in values:
-        buckets, total = [], 0
-        for bound, count in zip((*map(repr, BOUNDS), "+Inf"), counts, strict=True):
-            total += count
-            buckets.append(((*labels, bound), total))
-        found.append((f"{name}_bucket", (*label_names, "le"), buckets))
-        found.append((f"{name}_count", label_names, [(labels, total)]))
-        found.append((f"{name}_sum", label_names, [(labels, seconds)]))
+    name: str, column: Column, label_names: tuple[str, ...]
+) -> list[tuple[str, tuple[str, ...], Column]]:
+    """The parts of a histogram as columns of metrics of their own."""
+    found: list[tuple[str, tuple[str, ...], Column]] = []
+    bounds = (*map(repr, BOUNDS), "+Inf")
+    for labels, (*counts, seconds) in zip(*column, strict=True):
+        buckets = [*itertools.accumulate(counts)]
+        found.append(
+            (f"{name}_bucket", (*label_names, "le"), ([(*labels, bound) for bound in bounds], buckets))
+        )
+        found.append((f"{name}_count", label_names, ([labels], [buckets[-1]])))
+        found.append((f"{name}_sum", label_names, ([labels], [seconds])))
     return found

@@ -1,4 +1,4 @@
-"""Requests in flight: their ages, the context manager and decorator, and the ASGI and WSGI middleware.
+"""Requests in flight: their ages, the context manager and decorator, and the ASGI, RSGI and WSGI middleware.
 
 Each way of marking a request calls the tuner's ``_begin_request()``, keeps the number that it returns, and passes it
 to ``_end_request()`` once. A request that began in another run, or while the tuner was stopped, ends without effect.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     ASGIApplication = Callable[[Message, Receive, Send], Awaitable[None]]
+    RSGIApplication = Callable[[Any, Any], Awaitable[None]]
     WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
     class Tuner(Protocol):
@@ -330,32 +331,24 @@ async def _wait_for(awaitable: Awaitable[Any]) -> Any:
 
 
 class _Exchange:
-    """An HTTP request and its response, over ASGI.
+    """A request and its response, over ASGI or RSGI.
 
     From the first part of a streamed response on, the request is in flight only while the application runs, and not
     while it waits: for its next event, say, or for a slow client. An application that runs in another task from there,
     as frameworks' streaming responses and middleware may do, can't be seen to run, and is not in flight.
     """
 
-    __slots__ = ("_is_running", "_number", "_send", "_streams", "_tuner")
+    __slots__ = ("_is_running", "_number", "_streams", "_tuner")
 
-    def __init__(self, tuner: Tuner, send: Send) -> None:
+    def __init__(self, tuner: Tuner) -> None:
         self._tuner = tuner
-        self._send = send
         self._streams = self._is_running = False
         self._number = tuner._begin_request()
 
-    async def send(self, message: Message) -> None:
-        if message["type"] != "http.response.body":
-            await self._send(message)
-        elif message.get("more_body"):
-            self._streams = True
-            await self._send(message)
-            if not self._is_running:
-                self._leave()
-        else:
-            await self._send(message)
-            self.end()
+    def stream(self) -> None:
+        self._streams = True
+        if not self._is_running:
+            self._leave()
 
     def _leave(self) -> None:
         number, self._number = self._number, 0
@@ -398,13 +391,32 @@ class _Exchange:
             awaited = None
 
 
+class _ASGIExchange(_Exchange):
+    __slots__ = ("_send",)
+
+    def __init__(self, tuner: Tuner, send: Send) -> None:
+        self._send = send
+        super().__init__(tuner)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await self._send(message)
+        elif message.get("more_body"):
+            self._streams = True
+            await self._send(message)
+            self.stream()
+        else:
+            await self._send(message)
+            self.end()
+
+
 def asgi(tuner: Tuner, app: ASGIApplication) -> ASGIApplication:
     """The application with each HTTP request in flight until the last part of its response is sent."""
 
     async def application(scope: Message, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
-            exchange = _Exchange(tuner, send)
+            exchange = _ASGIExchange(tuner, send)
             try:
                 await exchange.run(app(scope, receive, exchange.send))
             finally:
@@ -429,6 +441,48 @@ def asgi(tuner: Tuner, app: ASGIApplication) -> ASGIApplication:
         finally:
             number, ended = 0, number
             tuner._end_request(ended)
+
+    return application
+
+
+class _HTTPProtocol:
+    """RSGI's protocol of an HTTP request, which tells when the response begins to stream."""
+
+    __slots__ = ("_exchange", "_protocol")
+
+    def __init__(self, protocol: Any, exchange: _Exchange) -> None:
+        self._protocol = protocol
+        self._exchange = exchange
+
+    def response_stream(self, *arguments: Any, **named: Any) -> Any:
+        transport = self._protocol.response_stream(*arguments, **named)
+        self._exchange.stream()
+        return transport
+
+    def __call__(self) -> Any:
+        return self._protocol()
+
+    def __aiter__(self) -> Any:
+        return self._protocol.__aiter__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol, name)
+
+
+def rsgi(tuner: Tuner, app: RSGIApplication) -> RSGIApplication:
+    """The application with each HTTP request in flight until it returns."""
+
+    async def application(scope: Any, protocol: Any) -> None:
+        exchange = _Exchange(tuner)
+        try:
+            if scope.proto == "http":
+                protocol = _HTTPProtocol(protocol, exchange)
+            else:
+                # A websocket, which waits for messages most of the time.
+                exchange.stream()
+            await exchange.run(app(scope, protocol))
+        finally:
+            exchange.end()
 
     return application
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from synthex_fast._pressure import MemoryReadings
     from synthex_fast.gc_tuner.collector import Collector
-    from synthex_fast.gc_tuner.requests import ASGIApplication, WSGIApplication
+    from synthex_fast.gc_tuner.requests import ASGIApplication, RSGIApplication, WSGIApplication
 
 # Why there was no full collection.
 BUSY, NOT_OUR_TURN = -1, -2
@@ -295,6 +295,14 @@ class GCTuner:
         A websocket is in flight while it works on a message, not while it waits for one; lifespan never is.
         """
         return requests.asgi(self, want_callable("app", app, may_await=True))
+
+    def rsgi(self, app: RSGIApplication) -> RSGIApplication:
+        """RSGI middleware, for granian: an HTTP request is in flight until the application's coroutine ends.
+
+        From the call of ``response_stream`` on, and in a websocket, it is in flight only while the application runs,
+        not while it waits. ``app`` is a function of scope and protocol, or the ``__rsgi__`` of an object.
+        """
+        return requests.rsgi(self, want_callable("app", app, may_await=True))
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """WSGI middleware: a request is in flight until the server closes its response, as PEP 3333 demands.

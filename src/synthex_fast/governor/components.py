@@ -258,6 +258,13 @@ def _read(obj: Any, name: str) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
+def _read_if_possible(obj: Any, name: str) -> int | None:
+    try:
+        return _read(obj, name)
+    except Exception:
+        return None
+
+
 class ComponentState:
     """What the governor keeps about one registered object."""
 
@@ -364,6 +371,17 @@ class ComponentState:
             limit = lower(self.own_limit, self.set_limit)
             self.hungry = limit is not None and self.nbytes >= HUNGRY_PART * limit
 
+    def is_still(self, obj: Any, noise: float) -> bool:
+        """Whether its size has moved by no more than that part of its limit since it was read, and its limit is as it
+        was left."""
+        if not self.limited:
+            return True
+        limit = lower(self.own_limit, self.set_limit)
+        if limit is not None and abs(self.read_size(obj) - self.nbytes) > noise * limit:
+            return False
+        in_force = _read_if_possible(obj, "memory_cap" if self.capped else "memory_limit")
+        return in_force == (self.set_limit if self.capped or self.set_limit is not None else self.own_limit)
+
     @property
     def claim(self) -> Claim:
         """What its weight among the caches of this process depends on."""
@@ -438,12 +456,9 @@ class ComponentState:
 
     def limits(self, obj: Any) -> tuple[int | None, int | None, int | None]:
         """The limit in force, the object's own, and its cap, as they are now; None for what can't be read."""
-        own = cap = None
-        with contextlib.suppress(Exception):
-            own = _read(obj, "memory_limit")
+        own = _read_if_possible(obj, "memory_limit")
         if self.capped:
-            with contextlib.suppress(Exception):
-                cap = _read(obj, "memory_cap")
+            cap = _read_if_possible(obj, "memory_cap")
             return lower(own, cap), own, cap
         lowered = self.set_limit is not None and own == self.set_limit
         return own, self.own_limit if lowered else own, None

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Literal, NoReturn, Self
 
+    from synthex_fast._fleet._watch import Watch
     from synthex_fast._pressure import MemoryReadings
     from synthex_fast.governor.components import Live, Wait
 
@@ -67,6 +68,10 @@ __all__ = ["MemoryGovernor"]
 
 # What a fleet may be called: it becomes part of a file's name.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+# While nothing moves: how often it is made sure of that, and how often a step is taken all the same.
+STILL_SECONDS = 10.0
+STILL_MOST_SECONDS = 30.0
 
 T = TypeVar("T", bound="Component | GarbageCollector | PressureSource")
 
@@ -168,6 +173,12 @@ class MemoryGovernor:
         self._policy.shares_limit = self._memory.follows
         self._sharing.leave()
         self._actions: dict[str, _Action] = {}
+        # How many actions have been recorded.
+        self._records = 0
+        # Until when a step may be left out if nothing has moved, and what it would have to move from: resident size,
+        # charge, and the number of components.
+        self._still_until = -math.inf
+        self._still = (0, 0, 0)
 
     # Components
 
@@ -239,13 +250,46 @@ class MemoryGovernor:
         return LEVELS[self._level]
 
     def _rest(self) -> float:
-        """Seconds for which nothing is to be done, as far as siblings can tell; 0 if a step is due."""
-        return self._sharing.rest(self._clock())
+        """Seconds for which nothing is to be done, because all is as it was; 0 if a step is due."""
+        now = self._clock()
+        sharing = self._sharing
+        if not sharing.is_as_before():
+            return 0.0
+        rest = sharing.rest(now)
+        if rest <= 0 and self._is_still(now):
+            sharing.due = now + STILL_SECONDS
+            rest = sharing.interval(STILL_SECONDS)
+        return rest
+
+    def _is_still(self, now: float) -> bool:
+        """Whether all that a step would decide from is as it was when the last one found nothing to do.
+
+        A tenth of a step's cost: the limits are not read, nor needs, and nothing is divided anew.
+        """
+        if now >= self._still_until:
+            return False
+        try:
+            rss, charge = self._memory.read_sizes()
+        except Exception:
+            # The step will report it.
+            return False
+        then, least = self._still, NOISE * self._memory.least_limit
+        if abs(rss - then[0]) > least or abs((charge or 0) - then[1]) > least:
+            return False
+        components = self._components.live()
+        return len(components) == then[2] and all(state.is_still(obj, NOISE) for state, obj in components)
+
+    def _watch(self, watch: Watch) -> float:
+        """Seconds for which nothing is to be done unless ``watch`` finds that the siblings have changed."""
+        return self._sharing.watch(watch, self._clock())
 
     def _step(self, sample: object = None) -> None:
         """One pass: read memory (or use a sample just taken) and act on it."""
         now = self._clock()
         sharing = self._sharing
+        # Another step is due at once if this one fails.
+        sharing.due = self._still_until = -math.inf
+        records = self._records
         try:
             use = self._memory.read_memory(sample)
         except Exception as error:
@@ -298,6 +342,17 @@ class MemoryGovernor:
         if level < EMERGENCY or ending:
             self._resume(components, use)
         seconds = policy.next_reading(use, states, level, now, self._clock() - now)
+        if (
+            seconds == IDLE_SECONDS[NORMAL]
+            and level == NORMAL
+            and records == self._records
+            and self._memory.bounded
+            and sharing.quiet
+            and policy.is_settled(use, states)
+        ):
+            seconds = STILL_SECONDS
+            self._still_until = now + STILL_MOST_SECONDS
+            self._still = use.rss, use.charge or 0, len(components)
         sharing.due = now + seconds
         self._interval = sharing.interval(seconds)
         self._memory.acted()
@@ -436,6 +491,7 @@ class MemoryGovernor:
 
     def _record(self, action: str, why: str, freed: int = 0, returned: int = 0) -> None:
         """Record an action in the stats."""
+        self._records += 1
         entry = self._actions.get(action)
         if entry is None:
             entry = self._actions[action] = _Action()

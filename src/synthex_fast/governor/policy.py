@@ -101,8 +101,8 @@ class Policy:
         self._rise_start: tuple[float, float] = (math.inf, 0.0)
         self._used_peak = 0.0
         self._rss_peak = 0.0
-        # Memory used and bytes counted when the overhead was last derived.
-        self._learned_from: tuple[float, float] | None = None
+        # Memory used, resident size and bytes counted when the overhead was last derived.
+        self._learned_from: tuple[float, float, float] | None = None
         # Memory after the last eviction: only a rise above it causes another. 0 if none is in effect.
         self._evicted_at_use = 0.0
         self._squeezed_at = -math.inf
@@ -189,12 +189,18 @@ class Policy:
         """What a byte that caches count costs in memory, from how the two grow."""
         counted = sum(state.peak for state in states)
         # What siblings add to the container's memory says nothing about this process's caches.
-        used = self._rss_peak if self.joined else self._used_peak
+        sizes = self._used_peak, self._rss_peak
+        used = sizes[self.joined]
         if self._learned_from is not None:
-            used_then, counted_then = self._learned_from
+            *sizes_then, counted_then = self._learned_from
+            used_then = sizes_then[self.joined]
             if used < used_then or counted < counted_then:
                 # Memory has returned to the system, or the caches have shrunk within it.
-                self._learned_from = (min(used, used_then), min(counted, counted_then))
+                self._learned_from = (
+                    min(sizes[0], sizes_then[0]),
+                    min(sizes[1], sizes_then[1]),
+                    min(counted, counted_then),
+                )
             enough = 3 * NOISE * use.limit
             if counted > enough:
                 # All that is in use is the most that the caches can cost.
@@ -203,7 +209,7 @@ class Policy:
                 return
             ratio = (used - used_then) / (counted - counted_then)
             self.overhead = min(OVERHEAD_MOST, max(OVERHEAD_LEAST, ratio))
-        self._learned_from = (used, counted)
+        self._learned_from = (*sizes, counted)
 
     def alone(self) -> None:
         """There are no siblings: all that the limit leaves is for this process's caches."""
@@ -211,9 +217,7 @@ class Policy:
 
     def join(self, joined: bool) -> None:
         """Take note of whether there may be siblings, whose memory counts as used too."""
-        if joined != self.joined:
-            self.joined = joined
-            self._learned_from = None
+        self.joined = joined
 
     # Eviction
 
@@ -362,6 +366,16 @@ class Policy:
         targets = share_out(total, claims)
         over = (total - sum(targets)) / len(caches)
         return [target + over for target in targets] if over > 0 else targets
+
+    def is_settled(self, use: MemoryUse, states: list[ComponentState]) -> bool:
+        """Whether limits stay as they are while memory and sizes do: no peak is fading, and no cache wants more."""
+        noise = NOISE * use.limit
+        return (
+            not self._recovering
+            and self._used_peak <= use.used + noise
+            and self._rss_peak <= use.rss + noise
+            and not any(state.hungry or state.peak > state.nbytes / EVICTED_TO + 1 for state in states)
+        )
 
     # The costly actions
 

@@ -64,6 +64,15 @@ class MemoryReader:
         """Memory has been acted on: samples taken until now no longer show what it is."""
         self._latest = time.time()
 
+    def read_sizes(self) -> tuple[int, int | None]:
+        """Only the resident size and the container's charge."""
+        return self._readings.rss(), self._readings.charge()
+
+    @property
+    def least_limit(self) -> int:
+        """The lower of the process's own limit and its container's, as of the last reading."""
+        return self.limit if self.shared is None else min(self.limit, self.shared[1])
+
     def read_memory(self, sample: object = None) -> MemoryUse:
         """Memory in use against the nearer limit. What a fresh sample contains is not read again."""
         fresh = self._fresh(sample)

@@ -20,6 +20,7 @@ from synthex_fast.governor.policy import FLOOR, SIZED_FOR
 if TYPE_CHECKING:
     from typing import Any
 
+    from synthex_fast._fleet._watch import Watch
     from synthex_fast._pressure import MemoryUse
     from synthex_fast.governor.components import ComponentState, Live
     from synthex_fast.governor.policy import Policy
@@ -69,22 +70,45 @@ class Sharing:
         self._hold = HOLD_SECONDS
         self._hold_until = -math.inf
         self._busy = True
+        # What the last step left: whether it joined or had, whether it may still join, and whether it posted anything.
+        self._joined = False
+        self._tries = False
+        self._news = False
         # When memory must be read again, whatever the siblings do.
         self.due = -math.inf
 
     # Looking
 
+    def is_as_before(self) -> bool:
+        """Whether the siblings are as they were at the last step."""
+        if not self.member.joined:
+            return not self._joined
+        return self.member.look(True) is self._siblings
+
     def rest(self, now: float) -> float:
-        """Seconds for which nothing is to be done, because the siblings are as they were; 0 if a step is due."""
-        if now >= self.due or self.member.look(True) is not self._siblings:
-            return 0.0
-        return self.interval(self.due - now)
+        """Seconds to the next look, if the siblings are as they were; 0 if memory is to be read first."""
+        return self.interval(self.due - now) if now < self.due else 0.0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was posted at the last step, nor will be before something changes."""
+        return not (self._busy or self._news) if self.member.joined else not self._tries
 
     def interval(self, seconds: float) -> float:
         """Seconds to the next look, if memory is to be read again in ``seconds``."""
         if not self.member.joined or (not self._siblings and seconds == math.inf):
             return seconds
         return min(seconds, BUSY_SECONDS if self._busy else STEADY_SECONDS)
+
+    def watch(self, watch: Watch, now: float) -> float:
+        """Let the thread's ``watch`` look at the siblings; for how many seconds that is all that is to be done."""
+        rest = self.due - now
+        # With nothing to share and nobody to share with, there is nothing to look at.
+        needed = rest > 0 and (bool(self._siblings) or rest < math.inf)
+        if needed and self.member.watch(watch, self._siblings, self.interval(STEADY_SECONDS)):
+            return rest
+        watch.look_away()
+        return 0.0
 
     # Sharing
 
@@ -98,6 +122,7 @@ class Sharing:
         now: float,
     ) -> None:
         """Tell the siblings how things stand, and the policy what this process's share is."""
+        self._tries = shared is not None and self.member.wanted
         if shared is None or not self.member.wanted:
             policy.alone()
             policy.join(False)
@@ -130,8 +155,11 @@ class Sharing:
         )
         known = self._siblings
         # What hardly differs is not posted again: each posting makes the others reconsider.
-        news = not self.member.joined or self._posting is None or _differs(mine, self._posting, shared[1])
+        self._news = news = (
+            not self.member.joined or self._posting is None or _differs(mine, self._posting, shared[1])
+        )
         found = self.member.exchange(mine, now) if news else self.member.look()
+        self._joined = found is not None
         policy.join(found is not None)
         if found is None:
             policy.alone()

@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from synthex_fast import _lifecycle, _threads, _unraisable
+from synthex_fast._fleet._watch import Watch
 from synthex_fast._pressure import WARNING
 from synthex_fast.governor import policy
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         """Seconds until memory is to be read again."""
 
         def _rest(self) -> float: ...
+        def _watch(self, watch: Watch) -> float: ...
         def _step(self, sample: object = None) -> None: ...
         def _restore(self) -> None: ...
         def _notify_emergency(self) -> None: ...
@@ -199,13 +201,19 @@ class Worker:
             raise
 
     def _run(self, me: _threads.Thread, target: Target) -> None:
+        # This thread's own: one that has been told to end may still be waiting with its.
+        watch = Watch()
         while True:
             with self.state:
                 if self.thread is not me:
                     return
                 wait = self.due - time.monotonic()
                 if wait > 0:
-                    self.state.wait(None if wait == math.inf else wait)
+                    # Planned is the next look; where the watch looks, that can wait for what comes after.
+                    wait = max(wait, target._watch(watch))
+                    self.state.wait(None if wait == math.inf else wait, watch)
+                    if watch.changed:
+                        self.due = min(self.due, time.monotonic())
                     continue
                 self.due = math.inf
                 urgent, self.urgent = self.urgent, False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 
-from synthex_fast.errors import type_error
+from synthex_fast.errors import ArgumentTypeError, UnsupportedServerError, type_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from synthex_fast.gc_tuner.requests import Message, Receive, Send
     from synthex_fast.integrations.installation import Installation
 
-__all__ = ["ASGI", "WSGI", "Application", "interface", "wrap"]
+__all__ = ["ASGI", "RSGI", "WSGI", "Application", "interface", "wrap"]
 
-ASGI, WSGI = "asgi", "wsgi"
+ASGI, RSGI, WSGI = "asgi", "rsgi", "wsgi"
 
 # Says in a request's own dict that it has been counted: an application may be wrapped at more than one place.
 COUNTED = "synthex_fast.counted"
 
-_ALLOWED = "an ASGI or WSGI application, or None"
+_ALLOWED = "an ASGI, RSGI or WSGI application, or None"
 _SPELLED_OUT = (
     "an application whose arguments show its interface: wrap it in a function of your own, "
     "`async def app(scope, receive, send)` or `def app(environ, start_response)`"
@@ -34,15 +34,25 @@ _SPELLED_OUT = (
 
 
 def interface(app: object, or_else: str | None = None) -> str:
-    """``"asgi"`` or ``"wsgi"``. Raises `ArgumentTypeError`, naming ``app``, if that can't be told.
+    """``"asgi"``, ``"rsgi"`` or ``"wsgi"``. Raises `ArgumentTypeError`, naming ``app``, if that can't be told.
 
-    Three arguments are ASGI's (``scope, receive, send``), two WSGI's (``environ, start_response``). ``or_else`` is what
-    it is if its arguments may be either's.
+    Three arguments are ASGI's (``scope, receive, send``), two WSGI's (``environ, start_response``) or, of a coroutine
+    function, RSGI's (``scope, protocol``). An object with ``__rsgi__`` is RSGI's unless it is ASGI's as well.
+    ``or_else`` is what it is if its arguments may be either's.
     """
     if isinstance(app, Application):
         return app.interface
     if isinstance(app, type):
         raise type_error("app", app, f"{_ALLOWED}: an instance, where this is the class")
+    if hasattr(app, "__rsgi__"):
+        try:
+            return ASGI if _interface_of_call(app, or_else) == ASGI else RSGI
+        except ArgumentTypeError:
+            return RSGI
+    return _interface_of_call(app, or_else)
+
+
+def _interface_of_call(app: object, or_else: str | None) -> str:
     if not callable(app):
         raise type_error("app", app, _ALLOWED)
     call: Any = app
@@ -60,8 +70,8 @@ def interface(app: object, or_else: str | None = None) -> str:
     three, two, one = (_accepts(signature, count) for count in (3, 2, 1))
     if three and (awaited or not two):
         return ASGI
-    if two and not three and not awaited:
-        return WSGI
+    if two and not three:
+        return RSGI if awaited else WSGI
     if three and two:
         first = next(iter(signature.parameters))
         if first == "scope":
@@ -91,11 +101,18 @@ class Application:
     interface = ""
 
     def __init__(self, app: Callable[..., Any], installation: Installation) -> None:
-        tuner = installation.tuner
         object.__setattr__(self, "_app", app)
         object.__setattr__(self, "_installation", installation)
-        counted = app if tuner is None else getattr(tuner, self.interface)(app)
-        object.__setattr__(self, "_counted", counted)
+        object.__setattr__(self, "_counted", self._with_requests(self.interface, app))
+
+    def _with_requests(self, kind: str, app: Callable[..., Any]) -> Callable[..., Any]:
+        tuner = self._installation.tuner
+        if tuner is None:
+            return app
+        wrap = getattr(tuner, kind, None)
+        if wrap is None:
+            raise type_error("tuner", tuner, f"an object with {kind}, for an application of this kind")
+        return wrap(app)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         # Not those of the language: copying or pickling, say, would take the application for this object.
@@ -114,6 +131,13 @@ class Application:
 
     def __repr__(self) -> str:
         return f"<{self._app!r}, installed in {self._installation!r}>"
+
+    def __rsgi_init__(self, loop: Any) -> None:
+        """granian, whose default interface is RSGI, calls it before it serves."""
+        raise UnsupportedServerError(
+            f"granian was told to serve an RSGI application, and this is {self.interface.upper()}'s: start it with "
+            f"--interface {self.interface}"
+        )
 
 
 class WSGIApplication(Application):
@@ -155,6 +179,52 @@ class ASGIApplication(Application):
         else:
             scope[COUNTED] = True
             await self._counted(scope, receive, send)
+
+
+class RSGIApplication(Application):
+    """For granian, which takes the three methods that the specification of RSGI names, or calls it."""
+
+    __slots__ = ("_call",)
+    interface = RSGI
+
+    def __init__(self, app: Any, installation: Installation) -> None:
+        object.__setattr__(self, "_call", getattr(app, "__rsgi__", app))
+        super().__init__(app, installation)
+
+    def _with_requests(self, kind: str, app: Callable[..., Any]) -> Callable[..., Any]:
+        return super()._with_requests(kind, self._call)
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        installation = self._installation
+        if installation._waiting:
+            installation._start_late()
+        endpoint = installation._endpoint
+        if endpoint is None or not endpoint.rsgi(scope, protocol):
+            await self._counted(scope, protocol)
+
+    __call__ = __rsgi__
+
+    def __rsgi_init__(self, loop: Any) -> None:
+        """Start, once the application has: what it has loaded is then frozen too."""
+        begin = getattr(self._app, "__rsgi_init__", None)
+        if begin is not None:
+            begin(loop)
+        try:
+            self._installation._enter()
+        except BaseException:
+            self._end(loop)
+            raise
+
+    def __rsgi_del__(self, loop: Any) -> None:
+        try:
+            self._end(loop)
+        finally:
+            self._installation._leave()
+
+    def _end(self, loop: Any) -> None:
+        end = getattr(self._app, "__rsgi_del__", None)
+        if end is not None:
+            end(loop)
 
 
 class _Lifespan:
@@ -246,4 +316,9 @@ def wrap(app: Any, kind: str, installation: Installation) -> Application:
         if app._installation is installation:
             return app
         app = app._app
-    return (ASGIApplication if kind == ASGI else WSGIApplication)(app, installation)
+    return _APPLICATIONS[kind](app, installation)
+
+
+_APPLICATIONS: dict[str, type[Application]] = {
+    each.interface: each for each in (ASGIApplication, RSGIApplication, WSGIApplication)
+}

@@ -91,6 +91,10 @@ def post_worker_init(worker: Any) -> None:
     kind = applications.interface(
         app, or_else=applications.ASGI if _serves_asgi(worker) else applications.WSGI
     )
+    if kind == applications.RSGI:
+        raise UnsupportedServerError(
+            "gunicorn serves ASGI and WSGI applications, and this is RSGI's, for granian"
+        )
     served, placed = installation.place(app, kind, _options)
     setattr(worker, name, served)
     if kind == applications.WSGI:

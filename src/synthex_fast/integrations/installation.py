@@ -294,8 +294,9 @@ class Installation:
     def stats(self) -> dict[str, Any]:
         """What runs and what it has done, as a new dict.
 
-        ``running``; ``pid``; ``interface``, ``"asgi"`` or ``"wsgi"`` if an application was given; ``waiting``, whether
-        the first request is to start it; ``tuner``, ``governor`` and ``monitor``: their ``stats``, or None.
+        ``running``; ``pid``; ``interface``, ``"asgi"``, ``"rsgi"`` or ``"wsgi"`` if an application was given;
+        ``waiting``, whether the first request is to start it; ``tuner``, ``governor`` and ``monitor``: their ``stats``,
+        or None.
         """
         return {
             "running": self._running,
@@ -348,13 +349,14 @@ def install(
 ) -> tuple[Any, Installation]:
     """Start a tuner, a governor and a monitor for a service. Returns the application to serve and the `Installation`.
 
-    ``app`` is an ASGI application (Starlette, FastAPI, Litestar, Quart, Django), a WSGI one (Flask, Django), or None if
-    there is none. Serve what is returned in its place; its attributes are those of ``app``. Each of its requests is a
-    request of the tuner's, so that collections happen between them.
+    ``app`` is an ASGI application (Starlette, FastAPI, Litestar, Quart, Django), a WSGI one (Flask, Django), an RSGI
+    one (granian's own interface), or None if there is none. Serve what is returned in its place; its attributes are
+    those of ``app``. Each of its requests is a request of the tuner's, so that collections happen between them.
 
     For an ASGI application, all starts in the process that serves, once the application's own startup is over, and
-    stops with its shutdown (the lifespan protocol); with the first request if the server has no lifespan. Otherwise
-    it starts now. A child that is forked afterwards goes on with it.
+    stops with its shutdown (the lifespan protocol); with the first request if the server has no lifespan. RSGI's
+    ``__rsgi_init__`` and ``__rsgi_del__`` do the same. Otherwise it starts now. A child that is forked afterwards goes
+    on with it.
 
     ``memory_limit`` is for all three: bytes, ``"512MB"``, or ``"80%"`` of the container. ``tuner``, ``governor`` and
     ``monitor`` are True, False, or an object of your own that has the methods of `GCTuner`, `MemoryGovernor` or
@@ -447,7 +449,7 @@ def _start_or_wait(installation: Installation, kind: str | None) -> None:
     if server is not None and uwsgi.is_master(server):
         uwsgi.after_fork(server, installation.start)
         installation._waiting = True
-    elif _holder is not None or kind == applications.ASGI:
+    elif _holder is not None or kind in (applications.ASGI, applications.RSGI):
         installation._waiting = True
     else:
         installation.start()

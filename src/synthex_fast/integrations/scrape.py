@@ -81,3 +81,15 @@ class Endpoint:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else text})
         return True
+
+    def rsgi(self, scope: Any, protocol: Any) -> bool:
+        """Answer, unless the request is for the application."""
+        if scope.proto != "http" or scope.path != self.path or scope.method not in METHODS:
+            return False
+        text = self._text(self._registry)
+        headers = [("content-type", CONTENT_TYPE), ("content-length", str(len(text)))]
+        if scope.method == "HEAD":
+            protocol.response_empty(200, headers)
+        else:
+            protocol.response_bytes(200, headers, text)
+        return True

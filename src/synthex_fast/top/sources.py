@@ -22,6 +22,8 @@ __all__ = ["Page", "Process", "Source", "SourceError", "find", "processes"]
 _SECONDS = 5.0
 # More than a frame with everything in it: whoever answers with more is no page.
 _LARGEST = 16 << 20
+# How often one worker of several is asked for before another one's answer will do.
+_TRIES = 12
 LISTEN = "synthex_fast.exporters.page.listen()"
 
 
@@ -92,18 +94,34 @@ class Page:
         self._url = urllib.parse.urlunsplit(
             (parts.scheme, parts.netloc, parts.path.rstrip("/") + "/frame", "", "")
         )
+        # The process that has answered. Any of a server's workers may answer the next request: then it is repeated.
+        self._of = ""
 
     def frame(self) -> dict[str, Any]:
+        from urllib.parse import urlencode
+
+        tries = _TRIES if self._of else 0
+        while True:
+            answer = self._answer(f"?{urlencode({'of': self._of})}" if tries else "")
+            # Another worker only says that it is another.
+            if not tries or b'"components"' in answer:
+                break
+            tries -= 1
+        frame = _parsed(answer, self.name)
+        self._of = str(frame.get("id", ""))
+        return frame
+
+    def _answer(self, query: str) -> bytes:
         import http.client
         import urllib.error
         import urllib.request
 
         # No proxy: the page answers clients on its own machine, and refuses one.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        request = urllib.request.Request(self._url, headers={"accept": "application/json"})
+        request = urllib.request.Request(self._url + query, headers={"accept": "application/json"})
         try:
             with opener.open(request, timeout=_SECONDS) as response:
-                answer = response.read(_LARGEST)
+                return bytes(response.read(_LARGEST))
         except urllib.error.HTTPError as error:
             with error:
                 is_text = error.headers.get_content_type() == "text/plain"
@@ -116,7 +134,6 @@ class Page:
             raise SourceError(
                 f"{self.name} does not answer: {getattr(reason, 'strerror', None) or reason}"
             ) from None
-        return _parsed(answer, self.name)
 
 
 def _line(text: bytes) -> str:

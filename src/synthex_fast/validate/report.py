@@ -30,6 +30,7 @@ from synthex_fast.validate.figures import (
     Target,
     rows,
 )
+from synthex_fast.validate.http import measures as over_http
 from synthex_fast.validate.intervals import FEWEST_FOR_95
 
 # Of the JSON. A change of meaning makes a new one.
@@ -259,10 +260,25 @@ def footnotes(results: Any) -> list[str]:
         )
     if results.sampling:
         notes.append(
-            "[5] With steady memory: the cost of a sample times the samples a day at the interval each version "
-            "settles on, without thread wake-ups. Bytes are those requested from Python's allocators; the "
-            "report's figure is an estimate of the size of its samples."
+            "[5] Over one simulated day in which memory follows the traffic and jobs come and go; without thread "
+            "wake-ups. Samples taken of those that the day has: "
+            + ", ".join(
+                f"{arm} {found['samples_taken']:,} of {found['samples_a_day']:,.0f}"
+                for arm, found in results.sampling.items()
+            )
+            + ". Bytes are those requested from Python's allocators; the report's figure is an estimate of the size "
+            "of its samples."
         )
+    if results.http:
+        notes += over_http.footnotes(results)
+    if results.garbage:
+        from synthex_fast.validate import garbage
+
+        notes += garbage.footnotes(results)
+    if results.limit:
+        from synthex_fast.validate import limit
+
+        notes += limit.footnotes(results)
     if results.rounds:
         notes.append(
             "[6] Not measured, no Node is run: what V8 may use by its flags, the old space and three semi-spaces. The "
@@ -277,7 +293,7 @@ def footnotes(results: Any) -> list[str]:
         "Other errors in the report: 216 s of sampling a day are 0.25 % of one core, not 2-5 %; a variance "
         "of 0.01 needs a unit. Its current figures come from a different machine and load."
     )
-    if "synthex_fast" in results.arms:
+    if "synthex_fast" in results.arms and results.rounds:
         notes.append(
             "synthex_fast collects garbage after sending a response, so that time counts towards requests/s and "
             "CPU, not latency. Its effect on waiting requests is measured in bench/bench_gc_tuner.py."
@@ -285,7 +301,7 @@ def footnotes(results: Any) -> list[str]:
     if "recommended" in results.arms:
         notes.append(
             "recommended skips validation, because the report's reset() sets values that its models would "
-            "reject; the others validate every field."
+            "reject; the other arms validate every field."
         )
     notes.append(
         "A target is met if the whole 95 % interval is on its right side, missed if the whole interval is on the wrong "
@@ -311,6 +327,7 @@ def environment(arguments: list[str]) -> dict:
         "uuid-utils",
         "psutil",
         "rich",
+        *over_http.PACKAGES,
     ):
         try:
             versions[package] = metadata.version(package)

@@ -38,6 +38,10 @@ class ValidationError(Exception):
     """The comparison cannot continue; the message gives the reason in one line."""
 
 
+class ArgumentError(ValidationError):
+    """What was asked for cannot be measured here; the message names the option."""
+
+
 @dataclass
 class Results:
     """What has been measured so far. It can be reported at any moment, as after an interruption."""
@@ -67,8 +71,10 @@ class Results:
 class Process:
     """An arm's process, and the pipes to and from it."""
 
-    def __init__(self, arm: str, seed: int):
+    def __init__(self, arm: str, seed: int, module: str = ""):
         self.arm = arm
+        self._name = f"the {arm}" if module else f"the process of arm {arm!r}"
+        program = [module] if module else ["synthex_fast.validate.worker", arm]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (`end` closes it)
         # In a group of its own, so that a Ctrl-C reaches this process alone, which then ends the others.
         apart = (
@@ -77,7 +83,7 @@ class Process:
             else {"process_group": 0}
         )
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "synthex_fast.validate.worker", arm, str(seed)],
+            [sys.executable, "-m", *program, str(seed)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -115,10 +121,10 @@ class Process:
             except queue.Empty:
                 tick()
                 if time.monotonic() > deadline:
-                    raise ValidationError(f"the process of arm {self.arm!r} does not respond") from None
+                    raise ValidationError(f"{self._name} does not respond") from None
                 continue
             if answer is None:
-                raise ValidationError(f"the process of arm {self.arm!r} {self._how_it_ended()}")
+                raise ValidationError(f"{self._name} {self._how_it_ended()}")
             if "error" in answer[0]:
                 raise ValidationError(f"arm {self.arm!r} failed: {answer[0]['error']}")
             return answer
@@ -223,15 +229,14 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
             say(f"{arm}: counting allocations", 0.06)
             process.order(do="allocation")
             results.allocation[arm] = process.answer()[0]
+        # A round fills the caches before its load; counting allocations took that long and some more.
+        filling = FEWEST_ROUNDS * (time.monotonic() - counting)
         for arm, process in working.items():
-            say(f"{arm}: sampling memory", 0.08)
+            what = f"{arm}: a simulated day of memory samples"
             process.order(do="sampling")
-            results.sampling[arm] = process.answer()[0]
+            results.sampling[arm] = process.answer(tick=lambda what=what: say(what, 0.08))[0]
         if seconds is None:
-            now = time.monotonic()
-            # A round fills the caches before its load; counting allocations took that long and some more.
-            filling = FEWEST_ROUNDS * (now - counting)
-            left = DEFAULT_TOTAL - (now - began) - filling
+            left = DEFAULT_TOTAL - (time.monotonic() - began) - filling
             seconds = max(least_seconds(len(arms)), min(DEFAULT_LOAD, left))
         rounds, turn = plan(len(arms), seconds)
         results.planned_rounds, results.round_seconds = rounds, turn

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from urllib.parse import parse_qs
 
 from synthex_fast._arguments import positive_seconds, whole_number
 from synthex_fast.errors import type_error, value_error
@@ -144,17 +145,20 @@ class Page:
         # An address in place of a name can't have been rebound.
         return address is not None and (address.is_loopback or self._networks is not None)
 
-    def answer(self, method: str, path: str, event_id: str | None, stream: bool) -> Answer:
+    def answer(self, method: str, path: str, query: str, event_id: str | None, stream: bool) -> Answer:
         """The answer to a request that may be answered; ``path`` is the part below the mount.
 
-        ``stream`` is whether there is room for one more stream.
+        ``stream`` is whether there is room for one more stream. A ``query`` of ``of=ID`` asks for the frame of that
+        process: no server lets a client name the worker that is to answer, so another one says at little cost that it
+        is another.
         """
         if path not in ("", "/", "/events", "/frame", "/history"):
             return _text(404, "not found")
         if method not in ("GET", "HEAD"):
             return _text(405, "GET and HEAD only", ("allow", "GET, HEAD"))
         if path == "/frame":
-            return Answer(200, [("content-type", "application/json")], self.feed.frame_json().encode())
+            of = parse_qs(query).get("of", [""])[0]
+            return Answer(200, [("content-type", "application/json")], self.feed.frame_json_of(of).encode())
         if path == "/history":
             history = self.feed.history_json(self.feed.since(event_id))
             return Answer(200, [("content-type", "application/json")], history.encode())

@@ -66,6 +66,7 @@ def asgi(
         answer = page.answer(
             scope["method"],
             path,
+            scope.get("query_string", b"").decode("latin-1"),
             headers.get("last-event-id"),
             open_streams < page.streams and _has_asyncio(),
         )

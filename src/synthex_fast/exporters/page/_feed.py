@@ -48,6 +48,12 @@ class Feed:
         self._rows: tuple[list[Any], ...] = ()
         self._current: tuple[float, dict[str, Any], str] | None = None
 
+    def _renew_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            # What was kept is the parent's.
+            self._readings = None
+            self._reset()
+
     def frame(self) -> dict[str, Any]:
         """The current frame. Costs a snapshot, unless somebody has asked for one within the interval."""
         return self._latest()[1]
@@ -55,11 +61,15 @@ class Feed:
     def frame_json(self) -> str:
         return self._latest()[2]
 
+    def frame_json_of(self, identity: str) -> str:
+        """The current frame, if the process is the one that is asked for, else only which one this is."""
+        self._renew_after_fork()
+        if identity in ("", self.identity):
+            return self.frame_json()
+        return _figures.as_json({"id": self.identity, "pid": self._pid})
+
     def _latest(self) -> tuple[float, dict[str, Any], str]:
-        if self._pid != os.getpid():
-            # What was kept is the parent's.
-            self._readings = None
-            self._reset()
+        self._renew_after_fork()
         now = time.monotonic()
         current = self._current
         # A stream that wakes up a little early must not get the frame it has sent already.

@@ -51,7 +51,13 @@ def wsgi(
             answer = page.refused(refusal)
         else:
             room = bool(environ.get("wsgi.multithread")) and len(open_streams) < page.streams
-            answer = page.answer(method, environ.get("PATH_INFO", ""), header("last-event-id"), room)
+            answer = page.answer(
+                method,
+                environ.get("PATH_INFO", ""),
+                environ.get("QUERY_STRING", ""),
+                header("last-event-id"),
+                room,
+            )
         status = HTTPStatus(answer.status)
         start_response(
             f"{status.value} {status.phrase}", [(name.title(), value) for name, value in answer.headers]

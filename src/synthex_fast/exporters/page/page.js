@@ -10,6 +10,8 @@
   };
   const LEVELS = ["warning", "high", "critical", "emergency"];
   const KEEP_SECONDS = 3600, LOG_MOST = 100, FORGET_SECONDS = 60;
+  // How often the worker that is shown is asked for before another one's answer will do, and how long it may be silent.
+  const TRIES = 6, SILENT_SECONDS = 8, DISCOVER_SECONDS = 20;
 
   // ---- Figures as text. Units are the package's: 1 MB is 2^20 bytes.
 
@@ -141,7 +143,8 @@
     say(cell.lastElementChild, kind === name ? "" : kind);
   }
 
-  // ---- What is known: each process apart. A request may be answered by any of a server's workers.
+  // ---- What is known: each process apart. A request may be answered by any of a server's workers, and no server lets a
+  // client name one: so the one that is wanted is asked for by its id, and another says only that it is another.
 
   const processes = new Map();
   let shownId = null, chosen = null, paused = false;
@@ -152,7 +155,7 @@
   function known(id) {
     let process = processes.get(id);
     if (!process) {
-      process = { id, frame: null, before: null, rows: [], log: [], heard: 0 };
+      process = { id, pid: Number(id.split("-")[0]), frame: null, before: null, rows: [], log: [], heard: 0 };
       processes.set(id, process);
     }
     return process;
@@ -160,6 +163,7 @@
 
   function takeHistory({ id, rows }) {
     const process = known(id);
+    process.heard = performance.now();
     const end = process.rows.length ? process.rows[process.rows.length - 1][0] : 0;
     // A full history begins before what is known; a further one continues it.
     const first = process.rows.length ? process.rows[0][0] : Infinity;
@@ -170,6 +174,8 @@
     const process = known(frame.id);
     process.heard = performance.now();
     lastHeard = process.heard;
+    // It is not the one that was asked for.
+    if (!frame.time) { follow(process); return; }
     if (process.frame && process.frame.time === frame.time) return;
     process.before = process.frame;
     process.frame = frame;
@@ -210,19 +216,29 @@
     if (process.log.length > LOG_MOST) process.log.splice(0, process.log.length - LOG_MOST);
   }
 
+  // The process to ask for, unless it is silent: it may be gone.
+  function wanted() {
+    const id = chosen || shownId, process = processes.get(id);
+    return process && performance.now() - process.heard < 1000 * SILENT_SECONDS ? id : null;
+  }
+
   // Shows the process that was chosen, or stays with one until another answers and it no longer does.
   function follow(process) {
     const now = performance.now();
     for (const [id, other] of processes) {
-      if (id !== shownId && now - other.heard > 1000 * FORGET_SECONDS && other.frame) processes.delete(id);
+      if (id !== shownId && now - other.heard > 1000 * FORGET_SECONDS) processes.delete(id);
     }
-    if (chosen && processes.has(chosen)) { shownId = chosen; return; }
+    const choice = processes.get(chosen);
+    if (choice && now - choice.heard < 1000 * FORGET_SECONDS) {
+      if (choice.frame) shownId = chosen;
+      return;
+    }
     chosen = null;
     const current = processes.get(shownId);
-    const patience = transport === "polling" ? 15000 : 2500;
+    const patience = transport === "polling" ? 1000 * SILENT_SECONDS : 2500;
     if (current && current.frame && current.id !== process.id && now - current.heard < patience) return;
-    if (shownId !== process.id) {
-      if (current && current.frame) announce(`Now showing process ${process.frame.pid}`);
+    if (shownId !== process.id && process.frame) {
+      if (current && current.frame) announce(`Now showing process ${process.pid}`);
       shownId = process.id;
     }
   }
@@ -238,7 +254,17 @@
   const about = h("span", { class: "about" }, "waiting for the first figures");
   const dot = h("span", { class: "dot", "aria-hidden": "true" });
   const stateText = h("span", {}, "connecting");
-  const picker = h("select", { "aria-label": "Process", onchange: () => { chosen = picker.value || null; shownId = chosen || shownId; draw(); } });
+  const picker = h("select", { "aria-label": "Process", onchange: () => {
+    chosen = picker.value || null;
+    if (chosen) {
+      const process = processes.get(chosen);
+      // It is asked for anew, however long ago it has answered.
+      process.heard = performance.now();
+      if (process.frame) shownId = chosen;
+    }
+    draw();
+    askAgain();
+  } });
   const pauseButton = h("button", { type: "button", "aria-pressed": "false", onclick: () => {
     paused = !paused;
     put(pauseButton, "aria-pressed", String(paused));
@@ -466,6 +492,13 @@
     if (paused) [kind, text] = ["paused", "paused"];
     else if (!lastHeard) [kind, text] = [transport === "lost" ? "lost" : "", transport === "lost" ? "no answer, trying again" : "connecting"];
     else if (silence > patience) [kind, text] = ["lost", `no answer for ${Math.round(silence)} s, trying again`];
+    else if (frame) {
+      // Others answer: these figures are old nevertheless.
+      const asked = processes.get(chosen) || processes.get(shownId);
+      const silent = (performance.now() - asked.heard) / 1000;
+      if (!asked.frame) [kind, text] = ["", `asking for pid ${asked.pid}`];
+      else if (silent > patience) [kind, text] = ["lost", `pid ${asked.pid} has not answered for ${Math.round(silent)} s`];
+    }
     put(dot, "class", `dot ${kind}`);
     const lost = kind === "lost";
     if (lost !== drawState.lost && lastHeard) announce(lost ? "Connection lost, trying again" : "Connected");
@@ -477,7 +510,8 @@
     drawState();
     const process = processes.get(shownId), frame = current();
     if (!frame || paused) return;
-    say(about, `pid ${frame.pid} · Python ${frame.python} · synthex-fast ${frame.version}`);
+    const seen = processes.size;
+    say(about, `${seen > 1 ? `worker pid ${frame.pid} of ${seen} that have answered` : `pid ${frame.pid}`} · Python ${frame.python} · synthex-fast ${frame.version}`);
     drawPicker();
     drawSummary(frame);
     drawMemory();
@@ -499,9 +533,9 @@
   }
 
   function drawPicker() {
-    const all = [...processes.values()].filter((each) => each.frame).sort((a, b) => a.frame.pid - b.frame.pid);
+    const all = [...processes.values()].sort((a, b) => a.pid - b.pid);
     show(picker, all.length > 1);
-    const wanted = [["", "any process"], ...all.map((each) => [each.id, `pid ${each.frame.pid}`])];
+    const wanted = [["", "any process"], ...all.map((each) => [each.id, `pid ${each.pid}`])];
     const have = [...picker.options].map((option) => option.value).join();
     if (have !== wanted.map(([id]) => id).join()) picker.replaceChildren(...wanted.map(([id, text]) => h("option", { value: id }, text)));
     if (document.activeElement !== picker) picker.value = chosen || "";
@@ -787,7 +821,7 @@
 
   // ---- Transport: a stream; where the server has no room for one, a question every few seconds.
 
-  let source = null, poll = null, streamAgain = null;
+  let source = null, poll = null, streamAgain = null, streamTries = 0;
   const data = (event) => { try { return JSON.parse(event.data); } catch { return null; } };
 
   function received(frame) {
@@ -800,25 +834,62 @@
     if (source) source.close();
     source = new EventSource(`${base}events`);
     source.addEventListener("open", () => { stopPolling(); transport = "live"; });
-    source.addEventListener("history", (event) => { const history = data(event); if (history) takeHistory(history); });
+    source.addEventListener("history", (event) => {
+      const history = data(event);
+      if (!history) return;
+      takeHistory(history);
+      // Another worker's stream: the next connection may lead to the right one.
+      if (wanted() && history.id !== wanted() && streamTries < 2 * TRIES) {
+        streamTries++;
+        source.close();
+        streamAgain = setTimeout(connect, 50);
+      } else streamTries = 0;
+    });
     source.addEventListener("message", (event) => received(data(event)));
-    source.addEventListener("poll", (event) => { source.close(); startPolling(Number(event.data) || 2); });
+    source.addEventListener("poll", (event) => {
+      source.close();
+      // The place may be that of the stream that was left just now, which the server has yet to notice.
+      if (streamTries && streamTries++ < 2 * TRIES) streamAgain = setTimeout(connect, 1200);
+      else startPolling(Number(event.data) || 2);
+    });
     source.addEventListener("error", () => {
       drawState();
       // The browser comes back by itself unless the answer was no stream at all.
       if (source.readyState === EventSource.CLOSED) { if (!poll) transport = "lost"; streamAgain = setTimeout(connect, 1000); }
     });
   }
+  async function question(id) {
+    const answer = await fetch(`${base}frame${id ? `?of=${encodeURIComponent(id)}` : ""}`, { cache: "no-store" });
+    if (!answer.ok) return null;
+    const frame = await answer.json();
+    received(frame);
+    return frame.id;
+  }
+  async function ask() {
+    try {
+      const id = wanted();
+      if ((await question(id)) !== id && id) {
+        // All at once, over connections of their own: one that is kept open leads to the same worker each time.
+        await Promise.allSettled(Array.from({ length: TRIES - 1 }, () => question(id)));
+      }
+    } catch { /* The worker is being replaced: the next question tells. */ }
+    drawState();
+  }
+  // A stream comes from one worker: which others there are is asked now and then, by an id that nobody has.
+  function discover() {
+    if (document.hidden) return;
+    Promise.allSettled(Array.from({ length: TRIES }, () => question("-"))).then(() => {
+      // No way has led to the chosen one yet.
+      if (chosen && chosen !== shownId) askAgain();
+    });
+  }
+  function askAgain() {
+    if (poll) ask();
+    else { streamTries = 0; connect(); }
+  }
   function startPolling(every) {
     if (poll) return;
     transport = "polling";
-    const ask = async () => {
-      try {
-        const answer = await fetch(`${base}frame`, { cache: "no-store" });
-        if (answer.ok) received(await answer.json());
-      } catch { /* The worker is being replaced: the next question tells. */ }
-      drawState();
-    };
     fetch(`${base}history`, { cache: "no-store" }).then((answer) => answer.json()).then(takeHistory).catch(() => {}).then(ask);
     poll = setInterval(() => { if (!document.hidden) ask(); }, 1000 * every);
     streamAgain = setTimeout(connect, 60000);
@@ -830,5 +901,7 @@
   document.addEventListener("visibilitychange", () => { if (!document.hidden) draw(); });
   addEventListener("resize", () => draw());
   setInterval(drawState, 1000);
+  setTimeout(discover, 1000);
+  setInterval(discover, 1000 * DISCOVER_SECONDS);
   connect();
 })();

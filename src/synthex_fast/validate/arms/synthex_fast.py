@@ -2,7 +2,7 @@
 
 - Records: `PooledExpertQuery` and `PooledExpertResponse`, by plain construction. They check the same fields
   as the current system's models, and recycle themselves, so there is no pool to acquire from and no release
-  to forget.
+  to forget. Their identifiers are made when they are first read, and nothing here reads an answer's.
 - Caches: `TTLDict`s of the same sizes and TTLs, with the memory limit that the report asks for; here the
   account is deep.
 - Buffer: `ResponseBuffer` of the same capacity, which also gives the consensus. The service empties it at
@@ -10,11 +10,16 @@
 - Garbage collector: a `GCTuner`, to which a request lasts until its response has gone out. It freezes nothing
   here, since the harness has frozen what is its own in every arm.
 - Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
+- At a memory limit (`guard`): a `MemoryGovernor` with all of these registered. The caches' own limits are then those
+  of the container, which the governor shares out.
 """
+
+from contextlib import nullcontext
 
 from synthex_fast import (
     AdaptiveMemoryMonitor,
     GCTuner,
+    MemoryGovernor,
     PooledExpertQuery,
     PooledExpertResponse,
     ResponseBuffer,
@@ -37,16 +42,25 @@ def _sample(monitor: AdaptiveMemoryMonitor) -> float:
 
 
 class Service:
-    def __init__(self):
+    def __init__(self, tuned: bool = True):
+        """Without ``tuned`` it leaves requests and the collector to whoever serves it."""
         self.flushed = 0
         self._active = create_memory_aware_ttl_dict(ACTIVE_QUERIES, ACTIVE_SECONDS, CACHE_LIMIT_MB)
         self._responses = create_memory_aware_ttl_dict(RESPONSE_QUERIES, RESPONSE_SECONDS, CACHE_LIMIT_MB)
         self._buffer = ResponseBuffer(BUFFER_CAPACITY)
         self._flush_size = int(BUFFER_CAPACITY * FLUSH_THRESHOLD)
         self._monitor = AdaptiveMemoryMonitor()
-        self._tuner = GCTuner()
-        self._tuner.start()
-        self._request = self._tuner.request()
+        self._governor = None
+        self._tuner = GCTuner() if tuned else None
+        self._request = nullcontext()
+        if self._tuner is not None:
+            self._tuner.start()
+            self._request = self._tuner.request()
+
+    def register(self, installation):
+        """What a service tells its installation of, as the documentation says."""
+        installation.register(self._active, name="active queries")
+        installation.register(self._responses, name="responses")
 
     def handle(self, request) -> Consensus:
         try:
@@ -71,17 +85,19 @@ class Service:
         )
         query_id = query.id
         self._active[query_id] = query
-        responses = [
-            PooledExpertResponse(
-                query_id,
-                answer.expert_id,
-                answer.content,
-                answer.confidence,
-                answer.reasoning,
-                answer.metadata,
+        # Not a comprehension, which makes a function for each request before Python 3.12.
+        responses = []
+        for answer in request.answers:
+            responses.append(
+                PooledExpertResponse(
+                    query_id,
+                    answer.expert_id,
+                    answer.content,
+                    answer.confidence,
+                    answer.reasoning,
+                    answer.metadata,
+                )
             )
-            for answer in request.answers
-        ]
         self._buffer.add_batch(responses)
         self._responses[query_id] = responses
         row = self._buffer.consensus(query_id)
@@ -110,8 +126,20 @@ class Service:
 
         return sample
 
+    def guard(self, memory_limit):
+        # The caches may have all of it, as far as the governor finds room.
+        self._active.resize(memory_limit=memory_limit)
+        self._responses.resize(memory_limit=memory_limit)
+        self._governor = MemoryGovernor(memory_limit)
+        for name in ("active", "responses", "buffer", "tuner", "monitor"):
+            self._governor.register(getattr(self, f"_{name}"), name=name)
+        self._governor.start()
+
     def close(self):
-        self._tuner.stop()
+        if self._governor is not None:
+            self._governor.stop()
+        if self._tuner is not None:
+            self._tuner.stop()
 
     def flush(self):
         self.flushed += len(self._buffer.flush())
