@@ -15,6 +15,8 @@ def made(arms=ARMS, *, seed=1, rounds=7, http=True, limit=True, noise=0.02, fast
     chance = random.Random(seed)
     results = Results(tuple(arms), seed, planned_rounds=rounds, round_seconds=1.0, complete=True)
     results.corpus = {"digest": "0" * 64, "requests": 1_000}
+    if http:
+        results.http["settings"] = {"heap_objects": 1_000_000, "rates": {"uvicorn": 500.0, "gunicorn": 400.0}}
     for arm in arms:
         speed = SPEED[arm] * (faster if arm == "synthex_fast" else 1.0)
         results.started[arm] = {"before_load_rss": 40_000_000, "import_rss": 5_000_000}
@@ -83,6 +85,17 @@ def _turn(chance, speed, noise):
         "requests": 8_000,
         "percentiles": percentiles,
         "pauses": sorted(pauses) if speed != 2.5 else [],
+        **{f"latency_p{share:g}": value for share, value in percentiles},
+        "latency_max": percentiles[-1][1],
+        "cpu_per_request": 1e-3 / speed,
+        "throughput": 1_000.0 * speed,
+        "pauses_inside_longest": 0.01 / speed,
+        "pauses_inside_sum": 0.1 / speed,
+        "full_inside": 0,
+        "collections": [10, 1, 0],
+        "pss": 300_000_000,
+        "generator_late": False,
+        "unanswered": 0,
         "memory": [[0.25 * place, int((300 + place) * 1e6 / speed**0.1)] for place in range(33)],
     }
 
