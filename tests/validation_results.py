@@ -97,6 +97,7 @@ def _turn(chance, speed, noise):
         "generator_late": False,
         "unanswered": 0,
         "backlog": 0,
+        "rate": 500.0,
         "memory": [[0.25 * place, int((300 + place) * 1e6 / speed**0.1)] for place in range(33)],
     }
 
