@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -45,13 +46,23 @@ class TestWholeRun:
         assert found["complete"]
         assert found["arms"] == list(ARMS)
         asked = [
-            measure for measure in figures.MEASURES + garbage.MEASURES if not measure.key.startswith("hourly_")
+            measure
+            for measure in figures.MEASURES + garbage.MEASURES
+            if not measure.key.startswith("hourly_")
         ]
-        assert [row["key"] for row in found["rows"]] == [measure.key for measure in asked]
+        keys = [measure.key for _, measure in figures.measures()]
+        assert [row["key"] for row in found["rows"]] == sorted(
+            (measure.key for measure in asked), key=keys.index
+        )
         for row in found["rows"]:
-            assert set(row["arms"]) == set(ARMS), row["key"]
+            # The report has flags for Node; whoever tunes by hand would find their own.
+            expected = set(ARMS) - ({"tuned_by_hand"} if row["key"] == "node_heap" else set())
+            assert set(row["arms"]) == expected, row["key"]
             for figure in row["arms"].values():
                 assert figure["least"] <= figure["median"] <= figure["greatest"]
+                low, high = figure["interval"] or [figure["median"]] * 2
+                assert figure["least"] <= low <= figure["median"] <= high <= figure["greatest"]
+                assert (figure["interval"] is None) == (len(figure["values"]) == 1)
 
     def test_figures_are_of_the_rounds(self, whole_run):
         _, found = whole_run
@@ -102,7 +113,7 @@ class TestWholeRun:
         assert reuse["tuned_by_hand"]["median"] == 0
         assert reuse["recommended"]["median"] > 80
         assert reuse["synthex_fast"]["median"] > 80
-        assert rows["reuse_rate"]["target_met"]["synthex_fast"] is True
+        assert rows["reuse_rate"]["target_met"]["synthex_fast"] == "met"
         allocated = rows["allocated_per_request"]["arms"]
         assert 0 < allocated["synthex_fast"]["median"] < allocated["current"]["median"]
 
@@ -121,12 +132,20 @@ class TestWholeRun:
         finished, found = whole_run
         for arm in ARMS:
             assert arm in finished.stdout
+        words = set(finished.stdout.replace(",", " ").split())
         for measure in figures.MEASURES:
-            assert measure.label in finished.stdout
+            # A label may be broken between words.
+            assert set(measure.label.replace(",", " ").split()) <= words
         for text in ("105.6 KB/s", "0.25 % of one core", "medians of 7 rounds", "better by"):
             assert text in finished.stdout
-        missed = sum(met is False for row in found["rows"] for met in row["target_met"].values())
-        assert finished.stdout.count("MISS") == missed
+        for verdict in ("met", "missed", "unclear"):
+            judged = [
+                row for row in found["rows"] if not row["in_line"] and row["more_is_better"] is not None
+            ]
+            verdicts = [met for row in judged for met in row["target_met"].values()]
+            verdicts += [row["our_target_met"].get("synthex_fast") for row in judged]
+            shown = re.findall(rf"(?:%|-|\)|\d) {verdict}\b", finished.stdout)
+            assert len(shown) == verdicts.count(verdict)
         assert "round 7 of 7: synthex_fast" in finished.stderr
         assert "Traceback" not in finished.stderr
 

@@ -2,7 +2,10 @@
 
 import gc
 import json
+import math
 import mmap
+import random
+import statistics
 import subprocess
 import sys
 import threading
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from support import run, wait_for
 
 from synthex_fast.errors import TunerRunningError
-from synthex_fast.validate import _allocations, corpus, figures, process_memory, rounds
+from synthex_fast.validate import _allocations, corpus, figures, intervals, process_memory, rounds
 from synthex_fast.validate.arms import ARMS, NEEDS, service
 from synthex_fast.validate.background import Background
 
@@ -260,58 +263,269 @@ class TestFigures:
         with pytest.raises(ValueError, match="no values"):
             figures.percentile([], 50)
 
-    def test_figure_is_the_median_with_half_the_range(self):
+    def test_figure_is_the_median_with_half_the_interval(self):
         figure = figures.Figure((3.0, 1.0, 2.0, 10.0, 2.5))
         assert figure.median == 2.5
+        # Five values: no interval between two of them would cover the median with 95 %.
+        assert figure.interval == (1.0, 10.0)
         assert figure.spread == 4.5
+        assert figures.Figure((3.0,)).interval is None
+        assert figures.Figure((3.0,)).spread == 0
 
     @pytest.mark.parametrize(
         ("target", "now", "before", "change", "met"),
         [
-            (("less", 25), 75.0, 100.0, 25, True),
-            (("less", 25), 75.1, 100.0, 24.9, False),
-            (("less", 25), 120.0, 100.0, -20, False),
-            (("more", 35), 135.0, 100.0, 35, True),
-            (("more", 35), 134.0, 100.0, 34, False),
-            (("below", 5), 4.9, 10.0, 51, True),
-            (("below", 5), 5.0, 10.0, 50, False),
-            (("above", 80), 80.0, 40.0, 100, False),
-            (("above", 80), 81.0, 0.0, None, True),
+            (("less", 25), 75.0, 100.0, 25, "met"),
+            (("less", 25), 75.1, 100.0, 24.9, "missed"),
+            (("less", 25), 120.0, 100.0, -20, "missed"),
+            (("more", 35), 135.0, 100.0, 35, "met"),
+            (("more", 35), 134.0, 100.0, 34, "missed"),
+            (("below", 5), 4.9, 10.0, 51, "met"),
+            (("below", 5), 5.0, 10.0, 50, "missed"),
+            (("above", 80), 80.0, 40.0, 100, "missed"),
+            (("above", 80), 81.0, 0.0, None, "met"),
             (("less", 60), 0.0, 0.0, None, None),
         ],
     )
-    def test_verdicts(self, target, now, before, change, met):
+    def test_verdicts_on_single_values(self, target, now, before, change, met):
         found, verdict = figures.Target(*target).verdict(figures.Figure((now,)), figures.Figure((before,)))
-        assert found == (None if change is None else pytest.approx(change))
-        assert verdict is met
+        assert found == (None if change is None else figures.Change(pytest.approx(change)))
+        assert verdict == met
+
+    @pytest.mark.parametrize(
+        ("target", "now", "before", "met"),
+        [
+            # Steady, with the whole interval on one side.
+            (("less", 25), [70, 71, 69, 70, 72, 68, 70], [100] * 7, "met"),
+            (("less", 25), [80, 81, 79, 80, 82, 78, 80], [100] * 7, "missed"),
+            # The same medians, but the rounds differ by more than is missing.
+            (("less", 25), [70, 40, 90, 95, 30, 60, 99], [100] * 7, "unclear"),
+            (("less", 25), [80, 40, 90, 95, 30, 85, 40], [100] * 7, "unclear"),
+            # Rounds in which everything was slow say nothing about the difference.
+            (("less", 25), [70, 140, 700, 35, 7, 70, 70], [100, 200, 1000, 50, 10, 100, 100], "met"),
+            (("more", 35), [150, 149, 151, 150, 152, 148, 150], [100] * 7, "met"),
+            (("more", 35), [150, 100, 151, 90, 152, 300, 150], [100] * 7, "unclear"),
+            (("below", 5), [4, 4, 4, 3, 4, 4, 4], [9] * 7, "met"),
+            (("below", 5), [4, 4, 4, 30, 4, 0, 4], [9] * 7, "unclear"),
+            (("below", 5), [5, 6, 7, 6, 5, 6, 6], [9] * 7, "missed"),
+            (("above", 80), [99, 98, 99, 99, 99, 99, 99], [0] * 7, "met"),
+            (("above", 80), [99, 70, 99, 60, 99, 99, 75], [0] * 7, "unclear"),
+            # It was 0 in some rounds, and in most of them later: no percentage, so no verdict.
+            (("less", 25), [5, 5, 5, 5, 5, 5, 5], [0, 9, 0, 9, 9, 0, 9], None),
+        ],
+    )
+    def test_noise_that_could_decide_makes_a_verdict_unclear(self, target, now, before, met):
+        assert (
+            figures.Target(*target).verdict(figures.Figure(tuple(now)), figures.Figure(tuple(before)))[1]
+            == met
+        )
+
+    def test_improvements_are_of_the_same_round(self):
+        now, before = figures.Figure((1.0, 20.0, 300.0)), figures.Figure((2.0, 40.0, 600.0))
+        assert figures.improvement(now, before, more_is_better=False) == figures.Change(50.0, (50.0, 50.0))
+        # An interrupted run has a round more of some arms than of others.
+        longer = figures.Figure((*now.values, 1.0))
+        assert figures.improvement(longer, before, more_is_better=False) == figures.Change(50.0, (50.0, 50.0))
 
     def test_without_the_current_system_only_absolute_targets_are_judged(self):
         assert figures.Target("less", 25).verdict(figures.Figure((1.0,)), None) == (None, None)
-        assert figures.Target("above", 80).verdict(figures.Figure((90.0,)), None) == (None, True)
+        assert figures.Target("above", 80).verdict(figures.Figure((90.0,)), None) == (None, "met")
 
-    def test_a_missed_target_is_shown_as_a_miss(self):
+    def test_unknown_kinds_of_target_are_refused(self):
+        with pytest.raises(ValueError, match="kind must be less, more, below or above, not 'under'"):
+            figures.Target("under", 5)
+
+    def test_measures_have_keys_of_their_own_and_sections_name_no_other(self):
+        keys = [measure.key for _, measure in figures.measures()]
+        assert len(set(keys)) == len(keys)
+        assert set(figures.SECTIONS["Memory"]) >= {"allocated_per_request", "cache_bytes", "reuse_rate"}
+        assert [section for section, _ in figures.measures()].index(figures.DETAIL) > 10
+
+    def test_node_is_sized_and_not_run(self):
+        results = rounds.Results(ARMS, SEED)
+        assert figures.rows(results) == []
+        results.rounds = {arm: [] for arm in ARMS}
+        (row,) = figures.rows(results)
+        assert row.measure.key == "node_heap"
+        # 5.1 GB times 6,336 MB of 9.25 GB, rounded down to what V8 can have.
+        assert row.figures["synthex_fast"].median == pytest.approx(5.1 / 9.25 * 6_336, abs=1)
+        assert row.figures["current"].median == 6_144 + 3 * 64
+        assert row.report == {}
+
+
+class TestTable:
+    """The table in a terminal."""
+
+    @pytest.fixture
+    def results(self):
         pytest.importorskip("rich")
-        from synthex_fast.validate import report
-
         results = rounds.Results(("current", "synthex_fast"), SEED)
         results.allocation = {
             arm: {"bytes": nbytes, "kept_bytes": 0.0, "blocks": 100.0}
             for arm, nbytes in (("current", 10_000.0), ("synthex_fast", 7_000.0))
         }
-        assert "+30 % MISS" in _shown(report.table(results))
+        return results
+
+    def test_a_missed_target_is_shown_as_missed(self, results):
+        assert "+30 % missed" in _shown(results)
+        assert "-95 % missed" in _shown(results)
         results.allocation["synthex_fast"]["bytes"] = 5_000.0
-        shown = _shown(report.table(results))
-        assert "+50 % met" in shown
-        assert "MISS" not in shown
+        assert "+50 % met" in _shown(results)
+        assert "-95 % missed" in _shown(results)
+        results.allocation["synthex_fast"]["bytes"] = 400.0
+        assert "+96 % met" in _shown(results)
+        assert "-95 % met" in _shown(results)
+
+    def test_what_noise_could_have_made_is_not_shown_as_met(self, results):
+        steady = [100.0, 101.0, 99.0, 100.0, 100.0, 100.0, 100.0]
+        results.rounds = {"current": _rounds(steady), "synthex_fast": _rounds([150.0] * 7)}
+        assert "+50 % (+48 to +51) met" in _shown(results)
+        noisy = [150.0, 90.0, 160.0, 300.0, 80.0, 150.0, 151.0]
+        results.rounds["synthex_fast"] = _rounds(noisy)
+        assert "+50 % (-20 to +200) unclear" in _shown(results)
+        assert "medians of 7 rounds, ± half the 95 % interval" in _shown(results)
+
+    def test_too_few_rounds_are_called_so(self, results):
+        results.rounds = {"current": _rounds([1.0, 2.0]), "synthex_fast": _rounds([1.0, 2.0])}
+        assert "too few rounds for a 95 % interval" in _shown(results)
+
+    @pytest.mark.parametrize("width", [80, 100, 120, 155, 200, 240])
+    @pytest.mark.parametrize("arms", [ARMS, ("current", "synthex_fast"), ("synthex_fast",)])
+    def test_fits_the_terminal_with_no_figure_cut_off(self, width, arms):
+        pytest.importorskip("rich")
+        results = rounds.Results(arms, SEED)
+        for number, arm in enumerate(arms):
+            wide = [12_345.6 * (number + 1) * factor for factor in (0.31, 1.7, 1.0, 1.2, 0.9, 0.8, 2.4)]
+            results.rounds[arm] = _rounds(wide)
+            results.held[arm] = {"bytes": 12.3e6, "account": 1.2e6}
+        shown = _shown(results, width)
+        assert max(map(len, shown.splitlines())) <= width
+        assert "…" not in shown
+        words = shown.split()
+        for row in figures.rows(results):
+            for figure in row.figures.values():
+                assert report_number(figure.median) in words
+            for verdict in (*row.report.values(), *row.reach.values()):
+                assert verdict is None or verdict in words
 
 
-def _shown(table):
+def report_number(value):
+    from synthex_fast.validate import report
+
+    return report.number(value)
+
+
+def _rounds(throughputs):
+    """Rounds of one second with that many requests."""
+    return [
+        {
+            "requests": requests,
+            "seconds": 1.0,
+            "cpu_seconds": 0.5,
+            "refill_requests": 10,
+            "refill_collections": [3, 2, 1],
+            "collections": [30, 20, 0],
+            "pauses": [0.001, 0.002],
+            "latency_p50": 1 / requests,
+            "latency_p99": 2 / requests,
+            "latency_p99.9": 3 / requests,
+            "peak_rss": 50_000_000,
+            "peak_rss_of_this_round": True,
+            "settled_rss": 40_000_000,
+            "reused": 3,
+            "created": 1,
+        }
+        for requests in throughputs
+    ]
+
+
+def _shown(results, width=200):
     from rich.console import Console
 
-    console = Console(width=160)
+    from synthex_fast.validate import report
+
+    for arm in results.arms:
+        results.started.setdefault(arm, {"before_load_rss": 30_000_000, "import_rss": 1_000_000})
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(table)
+        report.show(results, console)
     return capture.get()
+
+
+class TestIntervals:
+    @pytest.mark.parametrize("count", [7, 8, 11, 15, 31])
+    @pytest.mark.parametrize(
+        ("draw", "median"),
+        [
+            (lambda random: random.gauss(0, 1), 0.0),
+            (lambda random: random.expovariate(1), math.log(2)),
+            (lambda random: random.lognormvariate(0, 1), 1.0),
+        ],
+        ids=["normal", "exponential", "lognormal"],
+    )
+    def test_cover_the_median_of_a_known_distribution(self, draw, median, count):
+        chance, trials = random.Random(3), 400
+        covered = 0
+        for _ in range(trials):
+            low, high = intervals.of_median([draw(chance) for _ in range(count)])
+            covered += low <= median <= high
+        # At 95 %, three standard deviations of the number of trials below.
+        assert covered / trials > 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
+
+    @pytest.mark.parametrize("count", [7, 15])
+    def test_of_changes_cover_the_change_in_spite_of_drift(self, count):
+        chance, trials = random.Random(4), 400
+        covered = narrow = 0
+        for _ in range(trials):
+            drift = [chance.lognormvariate(0, 1) for _ in range(count)]
+            before = [100 * slow * chance.lognormvariate(0, 0.05) for slow in drift]
+            now = [80 * slow * chance.lognormvariate(0, 0.05) for slow in drift]
+            _, (low, high) = intervals.of_change(now, before)
+            covered += low <= -0.2 <= high
+            narrow += high - low < 0.3
+        assert covered / trials > 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
+        # The drift is far larger than that.
+        assert narrow / trials > 0.95
+
+    @pytest.mark.parametrize("count", [7, 15])
+    def test_of_independent_changes_cover_it_too(self, count):
+        chance, trials = random.Random(5), 400
+        covered = 0
+        for _ in range(trials):
+            before = [100 * chance.lognormvariate(0, 0.1) for _ in range(count)]
+            now = [120 * chance.lognormvariate(0, 0.1) for _ in range(count)]
+            _, (low, high) = intervals.of_independent_change(now, before)
+            covered += low <= 0.2 <= high
+        assert covered / trials > 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
+
+    def test_known_data_have_known_intervals(self):
+        # Of seven values, a resample's median is the least with a probability of 1 %, more than lies outside here.
+        assert intervals.of_median([5.0, 1.0, 4.0, 2.0, 7.0, 3.0, 6.0]) == (1.0, 7.0)
+        # Of 101, by the binomial distribution, the 41st and the 61st; resampling may be off by one.
+        low, high = intervals.of_median([float(n) for n in range(1, 102)])
+        assert low == pytest.approx(41, abs=1)
+        assert high == pytest.approx(61, abs=1)
+
+    def test_the_same_values_have_the_same_interval(self):
+        values = [random.Random(6).random() for _ in range(21)]
+        assert intervals.of_median(values) == intervals.of_median(list(values))
+
+    def test_narrow_as_there_are_more_values(self):
+        chance = random.Random(7)
+        widths = []
+        for count in (7, 31, 301):
+            low, high = intervals.of_median([chance.gauss(0, 1) for _ in range(count)])
+            widths.append(high - low)
+        assert widths == sorted(widths, reverse=True)
+
+    @given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=40))
+    def test_lie_within_the_values_and_hold_the_median(self, values):
+        low, high = intervals.of_median(values)
+        assert min(values) <= low <= statistics.median(values) <= high <= max(values)
+
+    def test_from_nothing_is_no_change_or_an_infinite_one(self):
+        assert intervals.of_change([0.0, 1.0, 2.0], [0.0, 0.0, 0.0]) == (math.inf, (0.0, math.inf))
+        assert figures.improvement(figures.Figure((1.0,)), figures.Figure((0.0,)), True) is None
 
 
 class TestRounds:

@@ -89,6 +89,26 @@ def _add_validate(commands) -> None:
         "--json", type=_writable, metavar="FILE", help="also write all measurements to FILE, as JSON"
     )
     validate.add_argument(
+        "--html",
+        type=_writable,
+        metavar="FILE",
+        help="also write the table and plots to FILE, as one page that needs no network",
+    )
+    validate.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="run nothing, but compare two files that --json wrote",
+    )
+    validate.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FILE",
+        help="run nothing, but write --html from what --json wrote",
+    )
+    validate.add_argument(
         "--limit",
         type=_size,
         metavar="SIZE",
@@ -423,9 +443,14 @@ def _writable(text: str) -> Path:
 def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]) -> int:
     from synthex_fast.validate.arms import NEEDS
 
-    needed = dict.fromkeys(["rich", *(name for arm in parsed.arms for name in NEEDS[arm])])
+    runs = parsed.compare is None and parsed.source is None
+    needed = dict.fromkeys(["rich", *(name for arm in parsed.arms for name in NEEDS[arm] if runs)])
     if missing := [name for name in needed if find_spec(name) is None]:
         parser.error(f"needs {' and '.join(missing)}: pip install synthex-fast[validate]")
+    if parsed.html is not None and find_spec("matplotlib") is None:
+        parser.error("argument --html: needs matplotlib: pip install synthex-fast[html]")
+    if not runs:
+        return _revisit(parser, parsed)
 
     from synthex_fast.validate import rounds
 
@@ -463,16 +488,79 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
             print(f"{parser.prog}: interrupted before anything was measured", file=sys.stderr)
             return status
         report.show(results, _table_console())
-        if parsed.json is not None:
-            from json import dumps
-
-            try:
-                text = dumps(report.as_json(results, arguments), indent=1, allow_nan=False)
-                parsed.json.write_text(text + "\n")
-            except OSError as error:
-                print(f"{parser.prog}: can't write {str(parsed.json)!r}: {error.strerror}", file=sys.stderr)
-                return status or 1
+        if parsed.json is not None or parsed.html is not None:
+            return _write_results(parser, parsed, report.as_json(results, arguments)) or status
     return status
+
+
+def _write_results(parser: argparse.ArgumentParser, parsed: argparse.Namespace, found: dict) -> int:
+    """Write what --json and --html ask for, whole or not at all; return the exit status."""
+    from json import dumps
+
+    status = 0
+    for path, make in (
+        (parsed.json, lambda: dumps(found, indent=1, allow_nan=False) + "\n"),
+        (parsed.html, lambda: _page(found)),
+    ):
+        if path is not None:
+            try:
+                _write_whole(path, make())
+            except OSError as error:
+                print(f"{parser.prog}: can't write {str(path)!r}: {error.strerror}", file=sys.stderr)
+                status = 1
+    return status
+
+
+def _page(found: dict) -> str:
+    from synthex_fast.validate import page
+
+    return page.render(found)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that nobody ever finds half of it, unless its directory takes no other file."""
+    path = path.resolve()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        file = unfinished.open("x", encoding="utf-8")
+    except OSError:
+        # Also where it is no file, as /dev/stdout.
+        path.write_text(text, encoding="utf-8")
+        return
+    try:
+        with file:
+            file.write(text)
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _revisit(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
+    """What is done with earlier results, without a run: --compare and --from."""
+    option, others = ("--compare", ("seconds", "json", "html", "source"))
+    if parsed.compare is None:
+        option, others = ("--from", ("seconds", "json"))
+        if parsed.html is None:
+            parser.error("argument --from: needs --html")
+    for other in others:
+        if getattr(parsed, other) is not None:
+            parser.error(
+                f"argument {option}: not allowed with --{'from' if other == 'source' else other}, as nothing is run"
+            )
+
+    from synthex_fast.validate import compare
+
+    try:
+        if parsed.compare is None:
+            return _write_results(parser, parsed, compare.load(parsed.source))
+        first, second = map(compare.load, parsed.compare)
+        compare.show(first, second, _table_console())
+    except compare.CompareError as error:
+        parser.error(str(error))
+    return 0
 
 
 def _table_console():

@@ -1,15 +1,34 @@
-"""Turns rounds into table rows: medians with their spread, next to the report's figures and targets."""
+"""Turns rounds into table rows: medians with their intervals, next to the report's figures and both sets of targets.
+
+The report's targets are what it promised; ours (`Measure.reach`) are what this package is to reach. A target is met
+only if the whole interval is on its right side, and missed only if the whole interval is on the wrong one.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
+from synthex_fast.node import node_heap_flags
+from synthex_fast.validate import intervals
+from synthex_fast.validate.intervals import Interval
+
 BASELINE = "current"
+# What is worth beating: the improvement over it is shown beside that over the current system.
+RIVAL = "tuned_by_hand"
+OURS = "synthex_fast"
 # Requests a second in the report; hourly figures assume this load.
 REPORT_RATE = 1_000
 SECONDS_OF_A_DAY = 86_400
+
+# Kept of the latencies of each round, in percent: enough for a curve.
+QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99, 100)
+
+MET, MISSED, UNCLEAR = "met", "missed", "unclear"
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -39,47 +58,97 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """Half the range of the values."""
-        return (max(self.values) - min(self.values)) / 2
+        """Half the width of the interval, 0 for a single value."""
+        return 0.0 if self.interval is None else (self.interval.high - self.interval.low) / 2
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Where the median lies with 95 % confidence; None for a single value."""
+        return intervals.of_median(self.values)
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how many percent something is better than something else; its interval is None for a single value."""
+
+    percent: float
+    interval: Interval | None = None
+
+
+def improvement(now: Figure, before: Figure | None, more_is_better: bool) -> Change | None:
+    """By how much `now` is better than `before`: less, or more, of it. Rounds are compared one by one.
+
+    None if there is nothing to compare with, or if it has no percentage because there was none before.
+
+    >>> improvement(Figure((60.0,)), Figure((100.0,)), more_is_better=False)
+    Change(percent=40.0, interval=None)
+    """
+    if before is None or before.median == 0:
+        return None
+    change, interval = intervals.of_change(now.values, before.values)
+    # Adding 0 makes a negative zero positive.
+    sign = 100 if more_is_better else -100
+    if interval is None:
+        return Change(sign * change + 0.0) if math.isfinite(change) else None
+    if not all(map(math.isfinite, (change, *interval))):
+        return None
+    ends = sorted(sign * end + 0.0 for end in interval)
+    return Change(sign * change + 0.0, Interval(*ends))
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target set by the report: a change relative to the current system, or an absolute figure."""
+    """A change relative to the current system, or an absolute figure."""
 
     kind: str  # "less" or "more": percent of change; "below" or "above": the figure itself
     amount: float
 
-    def verdict(self, now: Figure, before: Figure | None) -> tuple[float | None, bool | None]:
-        """``(percent of improvement, met)``; None where there is nothing to compare with.
+    def __post_init__(self) -> None:
+        if self.kind not in ("less", "more", "below", "above"):
+            raise ValueError(f"kind must be less, more, below or above, not {self.kind!r}")
+
+    @property
+    def text(self) -> str:
+        """As the table shows it.
+
+        >>> Target("less", 25).text, Target("above", 80).text
+        ('-25 %', '> 80')
+        """
+        sign = {"less": "-", "more": "+", "below": "< ", "above": "> "}[self.kind]
+        return f"{sign}{self.amount:g}" + (" %" if self.kind in ("less", "more") else "")
+
+    def verdict(self, now: Figure, before: Figure | None) -> tuple[Change | None, str | None]:
+        """The improvement, and whether it is enough: met, missed, or unclear if noise could have decided it.
+
+        Both are None where there is nothing to compare with. A single value is judged as it is.
 
         >>> Target("less", 25).verdict(Figure((60.0,)), Figure((100.0,)))
-        (40.0, True)
-        >>> Target("above", 80).verdict(Figure((79.0,)), None)
-        (None, False)
+        (Change(percent=40.0, interval=None), 'met')
+        >>> Target("above", 80).verdict(Figure((79.0, 81.0)), None)
+        (None, 'unclear')
         """
         change = improvement(now, before, more_is_better=self.kind in ("more", "above"))
-        if self.kind == "below":
-            return change, now.median < self.amount
-        if self.kind == "above":
-            return change, now.median > self.amount
-        return change, None if change is None else change >= self.amount
+        if self.kind in ("below", "above"):
+            low, high = now.interval or (now.median, now.median)
+            if self.kind == "below":
+                return change, _three_way(high < self.amount, low >= self.amount)
+            return change, _three_way(low > self.amount, high <= self.amount)
+        if change is None:
+            return None, None
+        low, high = change.interval or (change.percent, change.percent)
+        return change, _three_way(low >= self.amount, high < self.amount)
 
 
-def improvement(now: Figure, before: Figure | None, more_is_better: bool) -> float | None:
-    """By how many percent `now` is better than `before`: less, or more, of it. None when there was none
-    before.
-    """
-    if before is None or before.median == 0:
-        return None
-    change = 100 * (now.median - before.median) / before.median
-    return change if more_is_better else -change
+def _three_way(met: bool, missed: bool) -> str:
+    return MET if met else MISSED if missed else UNCLEAR
 
 
 @dataclass(frozen=True)
 class Measure:
     """A row of the table: what is measured, how it is read from the results, and what the report says of
     it.
+
+    `read` gives one value per round, in the order of the rounds, so that the arms' values pair up.
     """
 
     key: str
@@ -91,6 +160,7 @@ class Measure:
     target: Target | None = None
     more_is_better: bool | None = False  # None: neither
     in_line: bool = False  # shown in the line of the measure before it
+    reach: Target | None = None  # this package's own target
 
 
 def _of_rounds(read: Callable[[dict], float]) -> Callable[[Any, str], list[float]]:
@@ -121,6 +191,40 @@ def _daily(what: str, scale: float) -> Callable[[dict], float]:
     return lambda found: scale * found[what] * SECONDS_OF_A_DAY / found["interval"]
 
 
+# Of the report, in MB of 2**20 bytes: V8's flags, and all memory as it was and as it was to be.
+NODE_OLD_SPACE, NODE_SEMI_SPACE, NODE_SEMI_SPACES = 6_144, 64, 3
+REPORT_TOTAL, REPORT_AFTER = 9.25 * 1_024, 5.1 * 1_024
+
+
+class _Container:
+    """A container as large as all memory is after the report's improvements."""
+
+    def limit(self) -> int:
+        return int(REPORT_AFTER * 2**20)
+
+    def total(self) -> int:
+        return self.limit()
+
+
+def node_heap(flags: Sequence[str]) -> int:
+    """V8's heap limit under these flags, in MB: the old space and three semi-spaces.
+
+    >>> node_heap(["--max-old-space-size=6144", "--max-semi-space-size=64"])
+    6336
+    """
+    sizes = dict(flag.split("=") for flag in flags)
+    return int(sizes["--max-old-space-size"]) + NODE_SEMI_SPACES * int(sizes["--max-semi-space-size"])
+
+
+def _node_heap(results: Any, arm: str) -> list[float]:
+    before = NODE_OLD_SPACE + NODE_SEMI_SPACES * NODE_SEMI_SPACE
+    if not results.rounds or arm == RIVAL:
+        return []
+    if arm != OURS:
+        return [float(before)]
+    return [float(node_heap(node_heap_flags(share=before / REPORT_TOTAL, readings=_Container())))]
+
+
 def _longest(pauses: list[float]) -> float:
     return 1e3 * max(pauses, default=0.0)
 
@@ -145,6 +249,7 @@ MEASURES = (
         "+35 %",
         Target("more", 35),
         more_is_better=True,
+        reach=Target("more", 400),
     ),
     Measure("latency_p50", "latency p50", "µs", _of_rounds(lambda done: 1e6 * done["latency_p50"])),
     Measure(
@@ -174,6 +279,7 @@ MEASURES = (
         "105.6 MB/s",
         "63.4 MB/s (-40 %)",
         Target("less", 40),
+        reach=Target("less", 95),
     ),
     *_by_generation(
         "first_fill_collections",
@@ -198,6 +304,7 @@ MEASURES = (
         "12-15",
         "< 5",
         Target("below", 5),
+        reach=Target("below", 5),
     ),
     Measure(
         "pause_p99",
@@ -234,9 +341,17 @@ MEASURES = (
         "9.25 GB",
         "5.1 GB (-45 %)",
         Target("less", 45),
+        reach=Target("less", 45),
     ),
     Measure(
-        "added_rss", "peak RSS added by the load [3]", "MB", _added, "", "heap -45 %", Target("less", 45)
+        "added_rss",
+        "peak RSS added by the load [3]",
+        "MB",
+        _added,
+        "",
+        "heap -45 %",
+        Target("less", 45),
+        reach=Target("less", 45),
     ),
     Measure("settled_rss", "settled RSS", "MB", _of_rounds(lambda done: done["settled_rss"] / 1e6)),
     Measure(
@@ -248,6 +363,7 @@ MEASURES = (
         "> 80 %",
         Target("above", 80),
         more_is_better=True,
+        reach=Target("above", 99),
     ),
     Measure(
         "cache_bytes",
@@ -257,6 +373,7 @@ MEASURES = (
         "14.4 MB",
         "5.8 MB (-60 %)",
         Target("less", 60),
+        reach=Target("less", 60),
     ),
     Measure(
         "cache_account",
@@ -280,6 +397,7 @@ MEASURES = (
         "s",
         _once("sampling", _daily("cpu_seconds", 1.0)),
         "216 s",
+        reach=Target("less", 95),
     ),
     Measure(
         "sampling_bytes",
@@ -289,40 +407,123 @@ MEASURES = (
         "26.3 MB",
         "4.4 MB (-83 %)",
         Target("less", 83),
+        reach=Target("less", 99),
+    ),
+    Measure(
+        "node_heap",
+        "Node's heap limit, by its flags [6]",
+        "MB",
+        _node_heap,
+        "6 GB",
+        more_is_better=None,
     ),
 )
 
 
+# Which of the report's figures each row answers, in the report's order (its sections 7 and 9). What is not named here
+# is detail.
+SECTIONS = {
+    "Memory": (
+        "allocated_per_request",
+        "garbage_bytes",
+        "garbage_kept",
+        "garbage_blocks",
+        "cache_bytes",
+        "sampling_bytes",
+        "added_rss",
+        "peak_rss",
+        "http_uvicorn_pss",
+        "http_gunicorn_pss",
+        "node_heap",
+        "reuse_rate",
+    ),
+    "Performance": (
+        "full_collections_per_hour",
+        "hourly_full_collections",
+        "hourly_inside",
+        "http_uvicorn_full_inside",
+        "http_gunicorn_full_inside",
+        "pause_p99",
+        "pause_max",
+        "hourly_pause",
+        "http_uvicorn_pause_inside",
+        "http_gunicorn_pause_inside",
+        "latency_p99",
+        "http_uvicorn_p99",
+        "http_gunicorn_p99",
+        "throughput",
+        "http_uvicorn_throughput",
+        "http_gunicorn_throughput",
+        "cpu_per_request",
+        "http_uvicorn_cpu",
+        "http_gunicorn_cpu",
+        "sampling_cpu",
+    ),
+    "Stability": ("limit_killed", "limit_served", "limit_errors"),
+}
+DETAIL = "In detail"
+# Modules with measures of their own.
+PARTS = ("http.measures", "limit", "garbage")
+
+
 @dataclass(frozen=True)
 class Row:
-    """A measure, each arm's figure, and each arm's improvement on the current system and whether it is
-    enough.
-    """
+    """A measure, and each arm's figure, improvement on the current system, and verdicts."""
 
     measure: Measure
+    section: str
     figures: dict[str, Figure]
-    verdicts: dict[str, tuple[float | None, bool | None]]
+    changes: dict[str, Change | None]
+    report: dict[str, str | None]  # by the report's target
+    reach: dict[str, str | None]  # by ours
+    beyond_rival: Change | None  # how much better this package is than `RIVAL`
+
+
+def measures() -> Iterator[tuple[str, Measure]]:
+    """All measures that there are, with their section, in the order of the table."""
+    known = list(MEASURES)
+    for part in PARTS:
+        package = f"{__package__}.{part.partition('.')[0]}"
+        if find_spec(package) is not None:
+            # Not at the top: they are made of what this module has.
+            module = import_module(f"{__package__}.{part}")
+            reach = getattr(module, "REACH", {})
+            known += [replace(each, reach=reach.get(each.key, each.reach)) for each in module.MEASURES]
+    by_key = {measure.key: measure for measure in known}
+    for section, keys in SECTIONS.items():
+        for key in keys:
+            if key in by_key:
+                yield section, by_key.pop(key)
+    for measure in by_key.values():
+        yield DETAIL, measure
 
 
 def rows(results: Any) -> list[Row]:
     """Every row for which anything has been measured."""
-    # Here, since it is made of what this module has.
-    from synthex_fast.validate import garbage, limit
-    from synthex_fast.validate.http import measures as over_http
+    return [
+        _row(section, measure, found)
+        for section, measure in measures()
+        if (found := _found(results, measure))
+    ]
 
-    table = []
-    for measure in MEASURES + garbage.MEASURES + limit.MEASURES + over_http.MEASURES:
-        found = {arm: Figure(tuple(values)) for arm in results.arms if (values := measure.read(results, arm))}
-        if not found:
-            continue
-        before = found.get(BASELINE)
-        verdicts = {}
+
+def _found(results: Any, measure: Measure) -> dict[str, Figure]:
+    return {arm: Figure(tuple(values)) for arm in results.arms if (values := measure.read(results, arm))}
+
+
+def _row(section: str, measure: Measure, found: dict[str, Figure]) -> Row:
+    before = found.get(BASELINE)
+    changes: dict[str, Change | None] = {}
+    report: dict[str, str | None] = {}
+    reach: dict[str, str | None] = {}
+    beyond = None
+    if (more := measure.more_is_better) is not None:
         for arm, now in found.items():
-            if arm == BASELINE or measure.more_is_better is None:
+            if arm == BASELINE:
                 continue
-            if measure.target is None:
-                verdicts[arm] = improvement(now, before, measure.more_is_better), None
-            else:
-                verdicts[arm] = measure.target.verdict(now, before)
-        table.append(Row(measure, found, verdicts))
-    return table
+            changes[arm] = improvement(now, before, more)
+            report[arm] = None if measure.target is None else measure.target.verdict(now, before)[1]
+            reach[arm] = None if measure.reach is None else measure.reach.verdict(now, before)[1]
+        if OURS in found:
+            beyond = improvement(found[OURS], found.get(RIVAL), more)
+    return Row(measure, section, found, changes, report, reach, beyond)

@@ -262,6 +262,7 @@ def _digested(answer: dict, payload: bytes) -> dict:
     for name, share in (("p50", 50.0), ("p99", 99.0), ("p99.9", 99.9)):
         answer[f"latency_{name}"] = figures.percentile(ordered, share) / 1e9
     answer["latency_max"] = ordered[-1] / 1e9
+    answer["percentiles"] = [[share, figures.percentile(ordered, share) / 1e9] for share in figures.QUANTILES]
     answer["pauses"] = [pause / 1e9 for pause in answer["pauses"]]
     return answer
 
