@@ -1,0 +1,117 @@
+"""The traffic of a day: when requests arrive, who sends them, what they ask for. All of it follows from a seed.
+
+Arrivals follow a daily cycle: half as many again in the afternoon, half as many at night. Every fourth minute, on
+average, is a burst: a third of its requests arrive in two of its seconds. Over any whole day the rate is exactly the
+one asked for.
+
+Users are drawn from a Zipf distribution. A few of them send most requests, and most send one so rarely that their
+sessions fall idle.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+DAY, HOUR, MINUTE = 86_400, 3_600, 60
+USERS = 30_000
+# Above this rank of recency, a reader polls for answers that are mostly no longer kept.
+RECENT = 1_024
+# The mean time until a query's answer is no longer awaited, unless it is withdrawn earlier.
+LIFE_SECONDS = 0.6
+CYCLE = 0.5  # amplitude of the daily cycle, as a share of the rate
+QUIETEST = 4 * HOUR
+BURST_SECONDS, BURST_SHARE, MINUTES_PER_BURST = 2, 1 / 3, 4
+
+# What a request does besides the ordinary. The numbers are how many of 4,096 do it.
+ORDINARY, REVIEW, CYCLIC, WITHDRAWN, FULL_BATCH, LARGE_BATCH, ENDLESS_BATCH = range(7)
+_SHARES = {REVIEW: 256, CYCLIC: 200, WITHDRAWN: 1_400, FULL_BATCH: 3, LARGE_BATCH: 2, ENDLESS_BATCH: 2}
+
+
+class Clock:
+    """The simulated time in seconds since the run began. Whoever plays the traffic advances it."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+
+class Arrivals(NamedTuple):
+    """A second's requests, one item each: the user, the corpus's request, the life, the rank polled for, the extra."""
+
+    users: list[str]
+    asked: list[int]
+    lives: list[float]
+    ranks: list[int]
+    extras: list[int]
+
+
+def zipf(items: int, exponent: float = 1.0) -> np.ndarray:
+    """The cumulative distribution of a Zipf law over that many ranks.
+
+    >>> zipf(3).round(2).tolist()
+    [0.55, 0.82, 1.0]
+    """
+    weights = np.arange(1, items + 1, dtype=np.float64) ** -exponent
+    cumulative = weights.cumsum()
+    return cumulative / cumulative[-1]
+
+
+class Traffic:
+    """The requests of one worker, second by second. Two with the same arguments are the same."""
+
+    def __init__(self, seed: int, worker: int, rate: float, corpus_size: int) -> None:
+        self._rate = rate
+        self._corpus_size = corpus_size
+        self._random = np.random.default_rng((seed, worker))
+        self._users = [f"user-{number:05}" for number in range(USERS)]
+        self._user_shares = zipf(USERS)
+        self._rank_shares = zipf(RECENT)
+        extras = np.zeros(4_096, dtype=np.int64)
+        place = 0
+        for extra, count in _SHARES.items():
+            extras[place : place + count] = extra
+            place += count
+        self._extras = extras
+
+    def arrived(self, seconds: float) -> float:
+        """How many requests the daily cycle has brought by that time.
+
+        >>> round(Traffic(1, 0, 500.0, 1).arrived(DAY)) == 500 * DAY
+        True
+        """
+        # The integral of 1 - CYCLE * cos(angle * (t - QUIETEST)) from 0 on.
+        angle = 2 * math.pi / DAY
+        cycle = math.sin(angle * (seconds - QUIETEST)) + math.sin(angle * QUIETEST)
+        return self._rate * (seconds - CYCLE / angle * cycle)
+
+    def counts(self) -> Iterator[int]:
+        """How many requests arrive in each second, without end."""
+        minute = 0
+        while True:
+            before, after = (round(self.arrived(MINUTE * n)) for n in (minute, minute + 1))
+            yield from self._minute(after - before)
+            minute += 1
+
+    def _minute(self, count: int) -> list[int]:
+        shares = np.full(MINUTE, 1 / MINUTE)
+        if self._random.integers(MINUTES_PER_BURST) == 0:
+            shares[:] = (1 - BURST_SHARE) / (MINUTE - BURST_SECONDS)
+            begin = int(self._random.integers(MINUTE - BURST_SECONDS + 1))
+            shares[begin : begin + BURST_SECONDS] = BURST_SHARE / BURST_SECONDS
+        arrived = np.rint(count * shares.cumsum()).astype(np.int64)
+        return np.diff(arrived, prepend=0).tolist()
+
+    def draw(self, count: int) -> Arrivals:
+        """What that many requests are. O(count log users)."""
+        draw = self._random
+        users = self._users
+        return Arrivals(
+            [users[rank] for rank in np.searchsorted(self._user_shares, draw.random(count)).tolist()],
+            draw.integers(self._corpus_size, size=count).tolist(),
+            (draw.standard_exponential(count) * LIFE_SECONDS + 1e-3).tolist(),
+            np.searchsorted(self._rank_shares, draw.random(count)).tolist(),
+            self._extras[draw.integers(4_096, size=count)].tolist(),
+        )
