@@ -23,7 +23,7 @@ from typing import NamedTuple
 from synthex_fast import PooledExpertQuery, PooledExpertResponse, TTLDict
 from synthex_fast import _pressure
 from synthex_fast.validate import process_memory
-from synthex_fast.validate.soak.service import MAX_BATCH, Kept, Service
+from synthex_fast.validate.soak.service import MAX_BATCH, Kept, Service, live_records
 
 CAN_FORK = hasattr(os, "fork")
 
@@ -74,7 +74,7 @@ def accounts_and_limits(service: Service) -> list[Failure]:
     failures += _buffer(service)
     failures += _reviews(service)
     failures += _pool(service)
-    failures += _records()
+    failures += _records(service)
     failures += _monitor(service)
     return failures
 
@@ -140,13 +140,15 @@ def _pool(service: Service) -> list[Failure]:
     return failures + _at_most("pool: idle", pool.max_size, len(pool))
 
 
-def _records() -> list[Failure]:
-    failures = []
-    for kind in (PooledExpertQuery, PooledExpertResponse):
-        found = kind.stats
-        returned = found["released"] - found["reused"]
-        failures += _equal(f"{kind.__name__}: free records", returned - found["discarded"], found["pool_size"])
-    return failures
+def _records(service: Service) -> list[Failure]:
+    # Every query is held by the active ones alone; a response by up to four parts, which share it.
+    queries = live_records(PooledExpertQuery) - service.queries_before
+    failures = _equal("live queries", len(service.active.dict), queries)
+    responses = live_records(PooledExpertResponse) - service.responses_before
+    held = 5 * len(service.responses.dict)
+    failures += _at_most("responses in the cache, of those alive", responses, held)
+    elsewhere = len(service.buffer) + 5 * len(service.reviews) + service.reviews.buffered
+    return failures + _at_most("live responses", held + elsewhere, responses)
 
 
 def _monitor(service: Service) -> list[Failure]:

@@ -7,7 +7,7 @@ pooled scratch buffer. Some withdraw a query, leave a reference cycle behind, ar
 add a batch of as many responses as the buffer takes at once, or of more.
 
 By the clock: the catalog is loaded every quarter of an hour, and all of it expires at once just before; sessions end
-after ten minutes without a request; the monitor takes a sample when it is due, and the governor acts on it; four times
+after five minutes without a request; the monitor takes a sample when it is due, and the governor acts on it; four times
 a day the configuration is reloaded while requests are served; twice a day another process in the container takes so
 much memory that the caches must give theirs up.
 
@@ -58,8 +58,8 @@ from synthex_fast.validate.soak.workload import (
 
 MAX_BATCH = 100
 CACHE_LIMIT = int(CACHE_LIMIT_MB * 2**20)
-SESSION_SECONDS, SESSION_IDLE = 8 * HOUR, 10 * MINUTE
-PROFILES, PROFILE_SECONDS = 5_000, 5 * MINUTE
+SESSION_SECONDS, SESSION_IDLE = 8 * HOUR, 5 * MINUTE
+PROFILES, PROFILE_SECONDS = 2_000, 5 * MINUTE
 CATALOG, CATALOG_RELOAD, CATALOG_SECONDS = 3_000, 15 * MINUTE, 15 * MINUTE - 10
 SCRATCH_IDLE, SCRATCH_BYTES = 10 * MINUTE, 4_096
 RELOADS = tuple(hour * HOUR + 30 * MINUTE for hour in (2, 8, 14, 20))
@@ -118,6 +118,12 @@ class Kept:
         self.dict: TTLDict = TTLDict(max_size, ttl, timer=lambda: clock.now, on_evict=on_evict, **more)
         # `sets` counts all, `added` those of a key that was not there.
         self.sets = self.added = self.deleted = self.lookups = self.hits = 0
+
+
+def live_records(kind: type) -> int:
+    """How many records of a type are in use: all that were made, except those freed or kept for reuse."""
+    found = kind.stats
+    return int(found["created"] - found["discarded"] - found["aliased"] - found["pool_size"])
 
 
 class Scratch:
@@ -223,6 +229,8 @@ class Service:
             # Collections take real time, in the middle of the simulated.
             return clock.now + (time.perf_counter() - began)
 
+        # Others of this process, which are none of the service's.
+        self.queries_before, self.responses_before = map(live_records, (PooledExpertQuery, PooledExpertResponse))
         self.active = Kept("active queries", clock, ACTIVE_QUERIES, ACTIVE_SECONDS)
         self.responses = Kept("responses", clock, RESPONSE_QUERIES, RESPONSE_SECONDS, memory_limit=CACHE_LIMIT)
         self.sessions = Kept(
@@ -484,6 +492,11 @@ class Service:
     def worst_in_request(self) -> float:
         """The longest pause inside a request that was not forced, in seconds."""
         return max(self.longest_in_request, self.tuner.stats["in_request"]["max"])
+
+    def leak(self) -> str:
+        """What the monitor says of a leak, if it finds one; else empty."""
+        found = self.monitor.leak()
+        return found.text if found else ""
 
     def drain(self) -> None:
         """Release all that the caches, the buffer and the pool hold; what is left is the floor."""

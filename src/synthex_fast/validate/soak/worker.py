@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection
 
 from synthex_fast import PooledExpertQuery, PooledExpertResponse, ResponseBuffer
@@ -91,7 +92,7 @@ class Player:
     def _play(self) -> tuple[list[checks.Failure], bool]:
         """The failures of a check, and whether the plan's end was reached."""
         plan, clock, service = self._plan, self._clock, self.service
-        handle, requests, draw = service.handle, self._corpus, self._traffic.draw
+        handle, requests, arriving = service.handle, self._corpus, self._traffic.requests()
         left = float("inf") if plan.requests is None else plan.requests
         deadline = self._begin + (float("inf") if plan.seconds is None else plan.seconds)
         next_progress = 0.0
@@ -112,12 +113,8 @@ class Player:
             count = int(min(count, left))
             left -= count
             service.tick(second, count)
-            if not count:
-                continue
-            step = 1.0 / count
-            arriving = zip(*draw(count), strict=True)
-            for place, (user, asked, life, rank, extra) in enumerate(arriving):
-                clock.now = begin + place * step
+            for place, (user, asked, life, rank, extra) in enumerate(islice(arriving, count)):
+                clock.now = begin + place / count
                 handle(user, requests[asked], life, rank, extra)
         raise AssertionError("seconds do not end")
 
@@ -165,7 +162,8 @@ class Player:
             "monitor_samples": service.samples,
             "monitor_cpu": service.sample_cpu,
             "monitor_bytes": service.monitor.nbytes,
-            "leak": str(service.monitor.leak().text) if service.monitor.leak() else "",
+            # Only then, because what numpy keeps for reuse would be seen to grow.
+            "leak": service.leak() if kind == "end" else "",
         }
 
 

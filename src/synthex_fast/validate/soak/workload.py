@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 DAY, HOUR, MINUTE = 86_400, 3_600, 60
-USERS = 30_000
+USERS = 10_000
 # Above this rank of recency, a reader polls for answers that are mostly no longer kept.
 RECENT = 1_024
 # The mean time until a query's answer is no longer awaited, unless it is withdrawn earlier.
@@ -24,7 +24,10 @@ CYCLE = 0.5  # amplitude of the daily cycle, as a share of the rate
 QUIETEST = 4 * HOUR
 BURST_SECONDS, BURST_SHARE, MINUTES_PER_BURST = 2, 1 / 3, 4
 
-# What a request does besides the ordinary. The numbers are how many of 4,096 do it.
+BLOCK = 4_096  # requests drawn at once
+
+# What a request does besides the ordinary, and how many of 4,096 do it.
+EXTRAS = 4_096
 ORDINARY, REVIEW, CYCLIC, WITHDRAWN, FULL_BATCH, LARGE_BATCH, ENDLESS_BATCH = range(7)
 _SHARES = {REVIEW: 256, CYCLIC: 200, WITHDRAWN: 1_400, FULL_BATCH: 3, LARGE_BATCH: 2, ENDLESS_BATCH: 2}
 
@@ -38,14 +41,14 @@ class Clock:
         self.now = 0.0
 
 
-class Arrivals(NamedTuple):
-    """A second's requests, one item each: the user, the corpus's request, the life, the rank polled for, the extra."""
+class Arrival(NamedTuple):
+    """A request: its user, the corpus's request, the query's life, the rank polled for, and the extra."""
 
-    users: list[str]
-    asked: list[int]
-    lives: list[float]
-    ranks: list[int]
-    extras: list[int]
+    user: str
+    asked: int
+    life: float
+    rank: int
+    extra: int
 
 
 def zipf(items: int, exponent: float = 1.0) -> np.ndarray:
@@ -65,11 +68,11 @@ class Traffic:
     def __init__(self, seed: int, worker: int, rate: float, corpus_size: int) -> None:
         self._rate = rate
         self._corpus_size = corpus_size
-        self._random = np.random.default_rng((seed, worker))
+        self._random, self._random_requests = np.random.default_rng((seed, worker)).spawn(2)
         self._users = [f"user-{number:05}" for number in range(USERS)]
         self._user_shares = zipf(USERS)
         self._rank_shares = zipf(RECENT)
-        extras = np.zeros(4_096, dtype=np.int64)
+        extras = np.zeros(EXTRAS, dtype=np.int64)
         place = 0
         for extra, count in _SHARES.items():
             extras[place : place + count] = extra
@@ -104,14 +107,23 @@ class Traffic:
         arrived = np.rint(count * shares.cumsum()).astype(np.int64)
         return np.diff(arrived, prepend=0).tolist()
 
-    def draw(self, count: int) -> Arrivals:
-        """What that many requests are. O(count log users)."""
-        draw = self._random
-        users = self._users
-        return Arrivals(
-            [users[rank] for rank in np.searchsorted(self._user_shares, draw.random(count)).tolist()],
-            draw.integers(self._corpus_size, size=count).tolist(),
-            (draw.standard_exponential(count) * LIFE_SECONDS + 1e-3).tolist(),
-            np.searchsorted(self._rank_shares, draw.random(count)).tolist(),
-            self._extras[draw.integers(4_096, size=count)].tolist(),
+    def requests(self) -> Iterator[Arrival]:
+        """What the requests are, without end."""
+        first = 0
+        while True:
+            # Blocks of one size: numpy keeps small arrays for reuse by their size, and would be seen to grow.
+            yield from map(Arrival, *self._draw(first))
+            first += BLOCK
+
+    def _draw(self, first: int) -> tuple[list, ...]:
+        draw, users = self._random_requests, self._users
+        # In turns, as `validate` has it. Drawn at random they would come out of main memory, where a service finds the
+        # request that it has just parsed in the processor's cache.
+        asked = [place % self._corpus_size for place in range(first, first + BLOCK)]
+        return (
+            [users[rank] for rank in np.searchsorted(self._user_shares, draw.random(BLOCK)).tolist()],
+            asked,
+            (draw.standard_exponential(BLOCK) * LIFE_SECONDS + 1e-3).tolist(),
+            np.searchsorted(self._rank_shares, draw.random(BLOCK)).tolist(),
+            self._extras[draw.integers(EXTRAS, size=BLOCK)].tolist(),
         )
