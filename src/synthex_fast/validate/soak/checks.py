@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,9 +174,12 @@ def _monitor(service: Service) -> list[Failure]:
 # ---- The floor ----
 
 
-def floor(service: Service) -> Floor:
-    """Measure the floor, without disturbing the service where the system can fork."""
-    return _floor_of_a_copy(service) if CAN_FORK else _drained(service)
+def floor(service: Service, release: Callable[[], None] = lambda: None) -> Floor:
+    """Measure the floor, without disturbing the service where the system can fork.
+
+    There, `release` is called in the copy first: it lets go of what the player of the traffic holds.
+    """
+    return _floor_of_a_copy(service, release) if CAN_FORK else _drained(service)
 
 
 def floor_moved(first: Floor, now: Floor) -> list[Failure]:
@@ -196,7 +200,7 @@ def _drained(service: Service) -> Floor:
     return Floor(sys.getallocatedblocks(), len(gc.get_objects()), anonymous())
 
 
-def _floor_of_a_copy(service: Service) -> Floor:
+def _floor_of_a_copy(service: Service, release: Callable[[], None]) -> Floor:
     read, write = os.pipe()
     with warnings.catch_warnings():
         # The tuner's thread and the sweeper prepare for a fork; the interpreter can't know that.
@@ -204,6 +208,7 @@ def _floor_of_a_copy(service: Service) -> Floor:
         child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
+            release()
             os.write(write, json.dumps(_drained(service)).encode())
         os._exit(0)
     os.close(write)

@@ -4,11 +4,12 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 from synthex_fast.validate.soak import worker
-from synthex_fast.validate.soak.workload import DAY, HOUR
+from synthex_fast.validate.soak.workload import DAY, HOUR, MINUTE, arrived
 
 DEFAULT_SECONDS = 60.0
 # A worker checks, measures the floor and ends within this, once it has been told to stop.
@@ -116,7 +117,9 @@ def run(results: Results, show: Show) -> None:
 def _stop(results: Results, workers: list[_Worker], show: Show, began: float) -> None:
     for each in workers:
         each.stop()
-    _follow(results, workers, show, began, time.monotonic() + STOP_SECONDS)
+    # A worker that has died in the meantime is not the reason why this ends.
+    with suppress(SoakError):
+        _follow(results, workers, show, began, time.monotonic() + STOP_SECONDS)
 
 
 def _follow(results: Results, workers: list[_Worker], show: Show, began: float, until: float) -> None:
@@ -206,12 +209,28 @@ def _what(results: Results, workers: list[_Worker], share: float, seconds: float
     )
 
 
+def planned_hours(requests: int, rate: float) -> float:
+    """Simulated hours, to the minute, until so many requests have arrived.
+
+    >>> planned_hours(86_400_000, 1_000)
+    24.0
+    """
+    low, high = 0, int(2 * requests / rate / MINUTE) + 2 * DAY // MINUTE
+    while low < high:
+        middle = (low + high) // 2
+        if round(arrived(rate, middle * MINUTE)) >= requests:
+            high = middle
+        else:
+            low = middle + 1
+    return low * MINUTE / HOUR
+
+
 def _hour_line(results: Results, hour: int, share: float, seconds: float) -> str:
     last = results.last()
     requests = sum(record["requests"] for record in last)
     full = sum(record["collections"][2] for record in last)
     floor = sum(record["floor"]["bytes"] for record in last) / 2**20
-    planned = f" of {results.requests / results.rate / HOUR:.0f}" if results.requests is not None else ""
+    planned = "" if results.requests is None else f" of {planned_hours(results.requests, results.rate):.0f}"
     return (
         f"hour {hour}{planned}: {requests / 1e6:.1f} million requests, {requests / seconds:,.0f}/s, checks passed, "
         f"floor {floor:.1f} MiB, {full} full collections{_left(share, seconds)}"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from synthex_fast import PooledExpertQuery, PooledExpertResponse, ResponseBuffer
 from synthex_fast.validate import corpus, process_memory
@@ -64,6 +65,7 @@ class Player:
         self._send, self._stopped = send, stopped
         self._corpus = corpus.make(plan.seed)
         self._traffic = Traffic(plan.seed, plan.worker, plan.rate, len(self._corpus))
+        self._counts, self._arriving = self._traffic.counts(), self._traffic.requests()
         self._clock = Clock()
         # Imported on first use otherwise, and counted as growth.
         ResponseBuffer(1, 1).columns()
@@ -92,11 +94,11 @@ class Player:
     def _play(self) -> tuple[list[checks.Failure], bool]:
         """The failures of a check, and whether the plan's end was reached."""
         plan, clock, service = self._plan, self._clock, self.service
-        handle, requests, arriving = service.handle, self._corpus, self._traffic.requests()
+        handle, requests, arriving = service.handle, self._corpus, self._arriving
         left = float("inf") if plan.requests is None else plan.requests
         deadline = self._begin + (float("inf") if plan.seconds is None else plan.seconds)
         next_progress = 0.0
-        for second, count in enumerate(self._traffic.counts()):
+        for second, count in enumerate(self._counts):
             clock.now = begin = float(second)
             if second == WARM or (second and second % HOUR == 0 and left > 0):
                 failures = self._check("warm" if second == WARM else "hour")
@@ -121,8 +123,10 @@ class Player:
     def _check(self, kind: str) -> list[checks.Failure]:
         failures = checks.accounts_and_limits(self.service)
         record = self._record(kind)
-        floor = checks.floor(self.service)
+        floor = checks.floor(self.service, self._release)
         record["floor"] = floor._asdict()
+        # Last of all: it imports parts of numpy, which would be seen as growth.
+        record["leak"] = self.service.leak() if kind == "end" else ""
         if self._first_floor is None:
             if kind != "end":
                 self._first_floor = floor
@@ -130,6 +134,11 @@ class Player:
             failures += checks.floor_moved(self._first_floor, floor)
         self._send({"record": record})
         return failures
+
+    def _release(self) -> None:
+        """In the copy in which the floor is measured: what has been drawn and has yet to arrive is no growth."""
+        self._counts.close()
+        self._arriving.close()
 
     def _record(self, kind: str) -> dict:
         service = self.service
@@ -162,8 +171,6 @@ class Player:
             "monitor_samples": service.samples,
             "monitor_cpu": service.sample_cpu,
             "monitor_bytes": service.monitor.nbytes,
-            # Only then, because what numpy keeps for reuse would be seen to grow.
-            "leak": service.leak() if kind == "end" else "",
         }
 
 
@@ -181,5 +188,6 @@ def run(plan: Plan, connection: Connection) -> None:
         # Nobody is left to be told.
         return
     except Exception as error:
-        traceback.print_exc()
-        connection.send({"error": f"{type(error).__name__}: {error}"})
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}, line {where.lineno}"
+        connection.send({"error": f"{type(error).__name__}: {error} ({place})"})

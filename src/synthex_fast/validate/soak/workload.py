@@ -9,7 +9,7 @@ sessions fall idle.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,18 @@ def zipf(items: int, exponent: float = 1.0) -> np.ndarray:
     return cumulative / cumulative[-1]
 
 
+def arrived(rate: float, seconds: float) -> float:
+    """How many requests the daily cycle has brought by that time, at an average of `rate` a second.
+
+    >>> round(arrived(1_000, DAY)), round(arrived(1_000, 8 * HOUR)) < 8 * HOUR * 1_000
+    (86400000, True)
+    """
+    # The integral of 1 - CYCLE * cos(angle * (t - QUIETEST)) from 0 on.
+    angle = 2 * math.pi / DAY
+    cycle = math.sin(angle * (seconds - QUIETEST)) + math.sin(angle * QUIETEST)
+    return rate * (seconds - CYCLE / angle * cycle)
+
+
 class Traffic:
     """The requests of one worker, second by second. Two with the same arguments are the same."""
 
@@ -79,22 +91,11 @@ class Traffic:
             place += count
         self._extras = extras
 
-    def arrived(self, seconds: float) -> float:
-        """How many requests the daily cycle has brought by that time.
-
-        >>> round(Traffic(1, 0, 500.0, 1).arrived(DAY)) == 500 * DAY
-        True
-        """
-        # The integral of 1 - CYCLE * cos(angle * (t - QUIETEST)) from 0 on.
-        angle = 2 * math.pi / DAY
-        cycle = math.sin(angle * (seconds - QUIETEST)) + math.sin(angle * QUIETEST)
-        return self._rate * (seconds - CYCLE / angle * cycle)
-
-    def counts(self) -> Iterator[int]:
+    def counts(self) -> Generator[int, None, None]:
         """How many requests arrive in each second, without end."""
         minute = 0
         while True:
-            before, after = (round(self.arrived(MINUTE * n)) for n in (minute, minute + 1))
+            before, after = (round(arrived(self._rate, MINUTE * n)) for n in (minute, minute + 1))
             yield from self._minute(after - before)
             minute += 1
 
@@ -107,7 +108,7 @@ class Traffic:
         arrived = np.rint(count * shares.cumsum()).astype(np.int64)
         return np.diff(arrived, prepend=0).tolist()
 
-    def requests(self) -> Iterator[Arrival]:
+    def requests(self) -> Generator[Arrival, None, None]:
         """What the requests are, without end."""
         first = 0
         while True:
