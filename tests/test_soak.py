@@ -194,7 +194,9 @@ class TestReport:
     @staticmethod
     def results(grown, hours=24):
         found = run.Results(1, 1_000, 1, None, 60.0)
-        floors = [{"blocks": 200_000 + grown * n // 24, "objects": 30_000, "bytes": 50 << 20} for n in range(hours)]
+        floors = [
+            {"blocks": 200_000 + grown * n // 24, "objects": 30_000, "bytes": 50 << 20} for n in range(hours)
+        ]
         found.records[0] = [
             {"kind": "hour", "simulated": (n + 1) * HOUR, "floor": floor} for n, floor in enumerate(floors)
         ]
@@ -304,7 +306,10 @@ class TestCommand:
         monkeypatch.setattr(run, "run", fail)
         assert cli.main(["soak", "--processes", "1"]) == 1
         shown = capsys.readouterr()
-        assert shown.err == "synthex-fast soak: pool: idle: expected 3, found 4, in worker 1 at simulated hour 2.00\n"
+        assert (
+            shown.err
+            == "synthex-fast soak: pool: idle: expected 3, found 4, in worker 1 at simulated hour 2.00\n"
+        )
         assert "failed checks" in shown.out
 
 

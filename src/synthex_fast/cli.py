@@ -495,7 +495,9 @@ def _add_soak(commands) -> None:
         default=1_000,
         help="requests a second of simulated time, all processes together (default: 1000)",
     )
-    soak.add_argument("--seed", type=_seed, metavar="N", default=1, help="random seed of the traffic (default: 1)")
+    soak.add_argument(
+        "--seed", type=_seed, metavar="N", default=1, help="random seed of the traffic (default: 1)"
+    )
     soak.add_argument(
         "--processes",
         type=_count(256),
@@ -503,7 +505,9 @@ def _add_soak(commands) -> None:
         default=min(2, os.cpu_count() or 1),
         help="workers that share the traffic, each in a process (default: 2, or 1 on a single core)",
     )
-    soak.add_argument("--json", type=_writable, metavar="FILE", help="also write all records to FILE, as JSON")
+    soak.add_argument(
+        "--json", type=_writable, metavar="FILE", help="also write all records to FILE, as JSON"
+    )
     soak.set_defaults(run=lambda parsed, arguments: _soak(soak, parsed, arguments))
 
 

@@ -6,9 +6,9 @@ that the service has set.
 The floor is what remains when everything that the service keeps is released: caches cleared, buffer flushed, pool
 emptied, garbage collected. Measuring it in the running service would end every session and restart every TTL, so it is
 measured in a forked copy, which then ends (where a system can't fork, in the service itself). Three figures tell it:
-memory blocks that the interpreter's allocator has given out, objects that the garbage collector tracks, and resident
-bytes. Blocks and objects are exact: a leak of one object in 100,000 requests shows within hours. Resident bytes also
-show what no allocator of the interpreter knows of.
+memory blocks that the interpreter's allocator has given out (free records not counted), objects that the garbage
+collector tracks, and resident bytes. Blocks and objects are exact: a leak of one object in 100,000 requests shows within
+hours. Resident bytes also show what no allocator of the interpreter knows of.
 """
 
 import contextlib
@@ -19,10 +19,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from synthex_fast import PooledExpertQuery, PooledExpertResponse, TTLDict
-from synthex_fast import _pressure
+from synthex_fast import PooledExpertQuery, PooledExpertResponse, TTLDict, _pressure
 from synthex_fast.validate import process_memory
 from synthex_fast.validate.soak.service import MAX_BATCH, Kept, Service, live_records
 
@@ -84,7 +83,7 @@ def _dict(kept: Kept) -> list[Failure]:
     name, found = kept.name, kept.dict.stats
     removed = sum(kept.removed.values())
     # A dict without limits, so that nothing is evicted while it is filled; the order of iteration is of no matter.
-    fresh: TTLDict = TTLDict(sweep=False)
+    fresh: TTLDict[Any, Any] = TTLDict(sweep=False)
     fresh.update(kept.dict)
     failures = _equal(f"{name}: nbytes, counted afresh", fresh.nbytes, kept.dict.nbytes)
     for reason, count in kept.removed.items():
@@ -96,7 +95,9 @@ def _dict(kept: Kept) -> list[Failure]:
     failures += _equal(f"{name}: hits", kept.hits, found["hits"])
     failures += _at_most(f"{name}: entries", kept.dict.max_size, len(kept.dict))
     failures += _at_most(f"{name}: bytes", kept.dict.memory_limit, kept.dict.nbytes)
-    return failures + _at_most(f"{name}: bytes under the governor's cap", kept.dict.memory_cap, kept.dict.nbytes)
+    return failures + _at_most(
+        f"{name}: bytes under the governor's cap", kept.dict.memory_cap, kept.dict.nbytes
+    )
 
 
 def _expectations(service: Service) -> list[Failure]:
@@ -155,7 +156,9 @@ def _records(service: Service) -> list[Failure]:
 def _monitor(service: Service) -> list[Failure]:
     found, now = service.monitor.stats, service.clock.now
     failures = _equal("monitor: samples", service.samples, found["samples"])
-    failures += _equal("monitor: samples in its history", service.samples, int(service.monitor.history()["samples"].sum()))
+    failures += _equal(
+        "monitor: samples in its history", service.samples, int(service.monitor.history()["samples"].sum())
+    )
     # The first was taken at 0, and each sets the time of the next.
     least = int(service.sample_due / 60.0)
     most = int(service.sample_due / 5.0) + 1
@@ -197,7 +200,9 @@ def _drained(service: Service) -> Floor:
     gc.collect()
     gc.collect()
     _pressure.malloc_trim()
-    return Floor(sys.getallocatedblocks(), len(gc.get_objects()), anonymous())
+    # Free records stay with their types, up to a limit, as many as were ever alive at once.
+    free = int(PooledExpertQuery.stats["pool_size"] + PooledExpertResponse.stats["pool_size"])
+    return Floor(sys.getallocatedblocks() - free, len(gc.get_objects()), anonymous())
 
 
 def _floor_of_a_copy(service: Service, release: Callable[[], None]) -> Floor:

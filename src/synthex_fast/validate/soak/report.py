@@ -81,10 +81,10 @@ def rows(results: Results) -> list[Row]:
     short = f"needs {FEWEST_HOURS:g} simulated hours"
     floors = f"needs {FEWEST_FLOORS} hourly floors in {FEWEST_HOURS:g} simulated hours"
 
-    def total(read: Callable[[dict], float]) -> float:
+    def total(read: Callable[[dict[str, Any]], float]) -> float:
         return sum(read(record) for record in last)
 
-    def rate(read: Callable[[dict], float]) -> float | None:
+    def rate(read: Callable[[dict[str, Any]], float]) -> float | None:
         return total(read) / worker_hours if long_enough else None
 
     def reuse(what: str) -> float | None:
@@ -103,13 +103,28 @@ def rows(results: Results) -> list[Row]:
     served = total(lambda record: record["requests"])
     cpu = total(lambda record: record["cpu"])
     day_of_work = DAY * results.rate
-    samples, monitor_cpu = (
-        rate(lambda record: record[f"monitor_{what}"]) for what in ("samples", "cpu")
-    )
+    samples = rate(lambda record: record["monitor_samples"])
+    monitor_cpu = rate(lambda record: record["monitor_cpu"])
     return [
-        Row("growth_bytes", "growth of resident memory a day", "%", growth(results, "bytes"), *_GROWTH, floors),
-        Row("growth_blocks", "growth of allocated blocks a day", "%", growth(results, "blocks"), *_GROWTH, floors),
-        Row("growth_objects", "growth of live objects a day", "%", growth(results, "objects"), *_GROWTH, floors),
+        Row(
+            "growth_bytes", "growth of resident memory a day", "%", growth(results, "bytes"), *_GROWTH, floors
+        ),
+        Row(
+            "growth_blocks",
+            "growth of allocated blocks a day",
+            "%",
+            growth(results, "blocks"),
+            *_GROWTH,
+            floors,
+        ),
+        Row(
+            "growth_objects",
+            "growth of live objects a day",
+            "%",
+            growth(results, "objects"),
+            *_GROWTH,
+            floors,
+        ),
         Row("failures", "failed checks", "", float(len(results.failures)), None, Bound("0", 0.5)),
         Row(
             "leaks",
@@ -150,10 +165,15 @@ def rows(results: Results) -> list[Row]:
             1e3 * max(max(record["longest_pauses"]) for record in last),
             Bound("20-40 ms", 40.0),
         ),
-        Row("throughput", "requests/s, all workers", "", served / seconds, None, Bound("> 48,000", 48_000.0, False)),
         Row(
-            "cpu_per_request", "CPU per request", "µs", 1e6 * cpu / max(1.0, served)
+            "throughput",
+            "requests/s, all workers",
+            "",
+            served / seconds,
+            None,
+            Bound("> 48,000", 48_000.0, False),
         ),
+        Row("cpu_per_request", "CPU per request", "µs", 1e6 * cpu / max(1.0, served)),
         Row(
             "day_on_two_cores",
             "CPU for a day, shared by two cores",
@@ -235,10 +255,11 @@ def title(results: Results) -> str:
 def footnotes(results: Results) -> list[str]:
     """What the table leaves out, and what it can't say."""
     notes = []
-    if missing := {row.note: [] for row in rows(results) if row.value is None}:
-        for row in rows(results):
-            if row.value is None:
-                missing[row.note].append(row.label)
+    missing: dict[str, list[str]] = {}
+    for row in rows(results):
+        if row.value is None:
+            missing.setdefault(row.note, []).append(row.label)
+    if missing:
         notes += [f"Can't be told yet: {'; '.join(labels)} ({why})." for why, labels in missing.items()]
     last = results.last()
     if last:
@@ -254,7 +275,9 @@ def footnotes(results: Results) -> list[str]:
             f"{sum(record['batches_paused'] for record in last):,} while the governor had paused the buffer."
         )
     if results.simulated and not is_whole_days(results):
-        notes.append("Not a whole day: traffic follows a daily cycle, so that its rate was not yet the average.")
+        notes.append(
+            "Not a whole day: traffic follows a daily cycle, so that its rate was not yet the average."
+        )
     return notes
 
 

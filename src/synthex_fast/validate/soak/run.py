@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from synthex_fast.validate.soak import worker
 from synthex_fast.validate.soak.workload import DAY, HOUR, MINUTE, arrived
@@ -31,14 +32,14 @@ class Results:
     processes: int
     requests: int | None
     seconds: float | None
-    records: list[list[dict]] = field(default_factory=list)  # of each worker, in order of time
+    records: list[list[dict[str, Any]]] = field(default_factory=list)  # of each worker, in order of time
     failures: list[str] = field(default_factory=list)
     complete: bool = False
 
     def __post_init__(self) -> None:
         self.records = [[] for _ in range(self.processes)]
 
-    def last(self) -> list[dict]:
+    def last(self) -> list[dict[str, Any]]:
         """Each worker's last record, of those that have any."""
         return [records[-1] for records in self.records if records]
 

@@ -1,10 +1,10 @@
 """The service under load: the operations of the arm `synthex_fast`, and what else a service does in a day.
 
-Each request makes a query and five responses, keeps the query among the active ones until it is withdrawn or its life is
-over, adds the responses to the buffer as a batch, keeps them per query and reads their consensus. In addition it looks
-up its user's session and profile, reads an item of a catalog, polls for the answers to a recent query, and works in a
-pooled scratch buffer. Some withdraw a query, leave a reference cycle behind, are reviewed by a `ResponseCollector`, or
-add a batch of as many responses as the buffer takes at once, or of more.
+Each request makes a query and five responses, keeps the query among the active ones until it is withdrawn or its life
+is over, adds the responses to the buffer as a batch, keeps them per query and reads their consensus. In addition it
+looks up its user's session and profile, reads an item of a catalog, polls for the answers to a recent query, and works
+in a pooled scratch buffer. Some withdraw a query, leave a reference cycle behind, are reviewed by a
+`ResponseCollector`, or add a batch of as many responses as the buffer takes at once, or of more.
 
 By the clock: the catalog is loaded every quarter of an hour, and all of it expires at once just before; sessions end
 after five minutes without a request; the monitor takes a sample when it is due, and the governor acts on it; four times
@@ -18,6 +18,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from synthex_fast import (
     AdaptiveMemoryMonitor,
@@ -45,7 +46,6 @@ from synthex_fast.validate.corpus import Request
 from synthex_fast.validate.soak import workload
 from synthex_fast.validate.soak.workload import (
     CYCLIC,
-    ENDLESS_BATCH,
     FULL_BATCH,
     HOUR,
     LARGE_BATCH,
@@ -108,19 +108,21 @@ class Kept:
 
     __slots__ = ("added", "deleted", "dict", "hits", "lookups", "name", "removed", "sets")
 
-    def __init__(self, name: str, clock: Clock, max_size: int | None, ttl: float | None, **more) -> None:
+    def __init__(self, name: str, clock: Clock, max_size: int | None, ttl: float | None, **more: Any) -> None:
         self.name = name
         self.removed = removed = {"expired": 0, "idle": 0, "full": 0, "memory": 0}
 
         def on_evict(_key: object, _value: object, reason: str) -> None:
             removed[reason] += 1
 
-        self.dict: TTLDict = TTLDict(max_size, ttl, timer=lambda: clock.now, on_evict=on_evict, **more)
+        self.dict: TTLDict[Any, Any] = TTLDict(
+            max_size, ttl, timer=lambda: clock.now, on_evict=on_evict, **more
+        )
         # `sets` counts all, `added` those of a key that was not there.
         self.sets = self.added = self.deleted = self.lookups = self.hits = 0
 
 
-def live_records(kind: type) -> int:
+def live_records(kind: Any) -> int:
     """How many records of a type are in use: all that were made, except those freed or kept for reuse."""
     found = kind.stats
     return int(found["created"] - found["discarded"] - found["aliased"] - found["pool_size"])
@@ -185,7 +187,9 @@ class Expectations:
         found = timed.dict.get(probed) is not None
         timed.hits += found
         if found != (probed in alive):
-            self.wrong = f"entry {probed} is {'still' if found else 'no longer'} there after {second - probed} s"
+            self.wrong = (
+                f"entry {probed} is {'still' if found else 'no longer'} there after {second - probed} s"
+            )
         self._visit((second * second) % self.KEYS, now)
 
     def _visit(self, key: int, now: float) -> None:
@@ -195,7 +199,9 @@ class Expectations:
         idle.hits += found
         last = last_use.get(key, -self.IDLE)
         if found != (now - last < self.IDLE):
-            self.wrong = f"entry {key} is {'still' if found else 'not'} there after {now - last:g} s without use"
+            self.wrong = (
+                f"entry {key} is {'still' if found else 'not'} there after {now - last:g} s without use"
+            )
         if not found:
             idle.dict[key] = now
             idle.sets += 1
@@ -230,11 +236,20 @@ class Service:
             return clock.now + (time.perf_counter() - began)
 
         # Others of this process, which are none of the service's.
-        self.queries_before, self.responses_before = map(live_records, (PooledExpertQuery, PooledExpertResponse))
+        self.queries_before, self.responses_before = map(
+            live_records, (PooledExpertQuery, PooledExpertResponse)
+        )
         self.active = Kept("active queries", clock, ACTIVE_QUERIES, ACTIVE_SECONDS)
-        self.responses = Kept("responses", clock, RESPONSE_QUERIES, RESPONSE_SECONDS, memory_limit=CACHE_LIMIT)
+        self.responses = Kept(
+            "responses", clock, RESPONSE_QUERIES, RESPONSE_SECONDS, memory_limit=CACHE_LIMIT
+        )
         self.sessions = Kept(
-            "sessions", clock, workload.USERS, SESSION_SECONDS, idle=SESSION_IDLE, memory_limit=4 * CACHE_LIMIT
+            "sessions",
+            clock,
+            workload.USERS,
+            SESSION_SECONDS,
+            idle=SESSION_IDLE,
+            memory_limit=4 * CACHE_LIMIT,
         )
         self.profiles = Kept("profiles", clock, PROFILES, PROFILE_SECONDS, memory_limit=CACHE_LIMIT)
         self.catalog = Kept("catalog", clock, CATALOG, CATALOG_SECONDS)
@@ -259,7 +274,12 @@ class Service:
         self._recent = [""] * RECENT
         self._items = [f"item-{number}" for number in range(CATALOG)]
         self.requests = self.acquired = self.pressure_calls = self.reloads = 0
-        self.samples, self.sample_cpu, self.sample_interval_least, self.sample_interval_most = 0, 0.0, 1e9, 0.0
+        self.samples, self.sample_cpu, self.sample_interval_least, self.sample_interval_most = (
+            0,
+            0.0,
+            1e9,
+            0.0,
+        )
         self.sample_due = 0.0
         # Of the tuner's runs before its last start.
         self.longest_in_request = 0.0
@@ -326,7 +346,12 @@ class Service:
         self.active.dict.set(query_id, query, life)
         responses = [
             PooledExpertResponse(
-                query_id, answer.expert_id, answer.content, answer.confidence, answer.reasoning, answer.metadata
+                query_id,
+                answer.expert_id,
+                answer.content,
+                answer.confidence,
+                answer.reasoning,
+                answer.metadata,
             )
             for answer in request.answers
         ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from synthex_fast import PooledExpertQuery, PooledExpertResponse, ResponseBuffer
 from synthex_fast.validate import corpus, process_memory
@@ -59,7 +60,7 @@ class Player:
     """Plays a plan. `send` gets what is to be told; `stopped` is asked a few times a second."""
 
     def __init__(
-        self, plan: Plan, send: Callable[[dict], None], stopped: Callable[[], bool] = lambda: False
+        self, plan: Plan, send: Callable[[dict[str, Any]], None], stopped: Callable[[], bool] = lambda: False
     ) -> None:
         self._plan = plan
         self._send, self._stopped = send, stopped
@@ -140,7 +141,7 @@ class Player:
         self._counts.close()
         self._arriving.close()
 
-    def _record(self, kind: str) -> dict:
+    def _record(self, kind: str) -> dict[str, Any]:
         service = self.service
         records = [PooledExpertQuery.stats, PooledExpertResponse.stats]
         pool = service.scratch.stats
