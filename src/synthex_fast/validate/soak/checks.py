@@ -7,8 +7,8 @@ The floor is what remains when everything that the service keeps is released: ca
 emptied, garbage collected. Measuring it in the running service would end every session and restart every TTL, so it is
 measured in a forked copy, which then ends (where a system can't fork, in the service itself). Three figures tell it:
 memory blocks that the interpreter's allocator has given out (free records not counted), objects that the garbage
-collector tracks, and resident bytes. Blocks and objects are exact: a leak of one object in 100,000 requests shows within
-hours. Resident bytes also show what no allocator of the interpreter knows of.
+collector tracks, and resident bytes. Blocks and objects are exact: a leak of one object in 100,000 requests shows
+within hours. Resident bytes also show what no allocator of the interpreter knows of.
 """
 
 import contextlib

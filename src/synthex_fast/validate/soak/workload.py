@@ -9,6 +9,7 @@ sessions fall idle.
 """
 
 import math
+import random
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -80,7 +81,8 @@ class Traffic:
     def __init__(self, seed: int, worker: int, rate: float, corpus_size: int) -> None:
         self._rate = rate
         self._corpus_size = corpus_size
-        self._random, self._random_requests = np.random.default_rng((seed, worker)).spawn(2)
+        self._bursts = random.Random(f"{seed} {worker}")
+        self._random = np.random.default_rng((seed, worker))
         self._users = [f"user-{number:05}" for number in range(USERS)]
         self._user_shares = zipf(USERS)
         self._rank_shares = zipf(RECENT)
@@ -100,13 +102,20 @@ class Traffic:
             minute += 1
 
     def _minute(self, count: int) -> list[int]:
-        shares = np.full(MINUTE, 1 / MINUTE)
-        if self._random.integers(MINUTES_PER_BURST) == 0:
-            shares[:] = (1 - BURST_SHARE) / (MINUTE - BURST_SECONDS)
-            begin = int(self._random.integers(MINUTE - BURST_SECONDS + 1))
-            shares[begin : begin + BURST_SECONDS] = BURST_SHARE / BURST_SECONDS
-        arrived = np.rint(count * shares.cumsum()).astype(np.int64)
-        return np.diff(arrived, prepend=0).tolist()
+        # In plain Python, since numpy keeps the memory of small arrays, which would be seen as growth.
+        burst = 0.0
+        begin = 0
+        if self._bursts.randrange(MINUTES_PER_BURST) == 0:
+            burst = BURST_SHARE / BURST_SECONDS
+            begin = self._bursts.randrange(MINUTE - BURST_SECONDS + 1)
+        steady = (1 - burst * BURST_SECONDS) / (MINUTE - BURST_SECONDS if burst else MINUTE)
+        counts, share, before = [], 0.0, 0
+        for second in range(MINUTE):
+            share += burst if burst and begin <= second < begin + BURST_SECONDS else steady
+            after = round(count * share)
+            counts.append(after - before)
+            before = after
+        return counts
 
     def requests(self) -> Generator[Arrival, None, None]:
         """What the requests are, without end."""
@@ -117,7 +126,7 @@ class Traffic:
             first += BLOCK
 
     def _draw(self, first: int) -> tuple[list, ...]:
-        draw, users = self._random_requests, self._users
+        draw, users = self._random, self._users
         # In turns, as `validate` has it. Drawn at random they would come out of main memory, where a service finds the
         # request that it has just parsed in the processor's cache.
         asked = [place % self._corpus_size for place in range(first, first + BLOCK)]
