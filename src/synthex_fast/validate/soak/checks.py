@@ -189,7 +189,7 @@ def floor_moved(first: Floor, now: Floor) -> list[Failure]:
     """A failure for each figure that has risen above `first` by more than is allowed."""
     failures = []
     for name, before, after in zip(Floor._fields, first, now, strict=True):
-        limit = int(before * (1 + FLOOR_SHARE)) + FLOOR_SLACK[name]
+        limit = before + int(before * FLOOR_SHARE) + FLOOR_SLACK[name]
         failures += _at_most(f"floor of memory, {name}", limit, after)
     return failures
 
