@@ -14,6 +14,7 @@ much memory that the caches must give theirs up.
 Whatever the service does it counts itself, in plain attributes, so that `checks` can compare.
 """
 
+import gc
 import heapq
 import itertools
 import time
@@ -235,7 +236,8 @@ class Service:
             # Collections take real time, in the middle of the simulated.
             return clock.now + (time.perf_counter() - began)
 
-        # Others of this process, which are none of the service's.
+        # Others of this process, which are none of the service's. Those that are garbage would be freed later.
+        gc.collect()
         self.queries_before, self.responses_before = map(
             live_records, (PooledExpertQuery, PooledExpertResponse)
         )
