@@ -114,6 +114,7 @@ class TestChecks:
         known._visit((1_999 * 1_999) % known.KEYS, 2_000.0)
         assert known.wrong.endswith("is not there after 1 s without use")
 
+    @needs_fork
     def test_a_planted_leak_moves_the_floor(self, monkeypatch):
         kept, handle = [], service.Service.handle
 
@@ -166,6 +167,19 @@ class TestChecks:
             assert "sessions: nbytes, counted afresh" in found
         finally:
             made.close()
+
+    def test_without_fork_there_is_no_floor_and_all_else_is_checked(self, monkeypatch):
+        report = pytest.importorskip("synthex_fast.validate.soak.report", exc_type=ImportError)
+        monkeypatch.setattr(checks, "CAN_FORK", False)
+        monkeypatch.setattr(report, "CAN_FORK", False)
+        sent = play(plan(3_000))
+        assert sent[-1] == {"done": True}, lines_of(sent)
+        results = run.Results(1, 4, 1, 3_000, None)
+        results.records[0] = [message["record"] for message in sent if "record" in message]
+        assert [record["floor"] for record in results.records[0]] == [None, None]
+        rows = {row.key: row for row in report.rows(results)}
+        assert rows["growth_bytes"].value is None
+        assert rows["growth_bytes"].note == "needs a system that can fork"
 
     def test_a_floor_may_only_rise_within_its_tolerance(self):
         first = checks.Floor(100_000, 30_000, 50 << 20)

@@ -5,7 +5,7 @@ that the service has set.
 
 The floor is what remains when everything that the service keeps is released: caches cleared, buffer flushed, pool
 emptied, garbage collected. Measuring it in the running service would end every session and restart every TTL, so it is
-measured in a forked copy, which then ends (where a system can't fork, in the service itself). Three figures tell it:
+measured in a forked copy, which then ends (where a system can't fork, it is not measured). Three figures tell it:
 memory blocks that the interpreter's allocator has given out (free records not counted), objects that the garbage
 collector tracks, and resident bytes. Blocks and objects are exact: a leak of one object in 100,000 requests shows
 within hours. Resident bytes also show what no allocator of the interpreter knows of.
@@ -177,12 +177,12 @@ def _monitor(service: Service) -> list[Failure]:
 # ---- The floor ----
 
 
-def floor(service: Service, release: Callable[[], None] = lambda: None) -> Floor:
-    """Measure the floor, without disturbing the service where the system can fork.
+def floor(service: Service, release: Callable[[], None] = lambda: None) -> Floor | None:
+    """Measure the floor without disturbing the service; None where the system can't fork.
 
-    There, `release` is called in the copy first: it lets go of what the player of the traffic holds.
+    `release` is called in the copy first: it lets go of what the player of the traffic holds.
     """
-    return _floor_of_a_copy(service, release) if CAN_FORK else _drained(service)
+    return _floor_of_a_copy(service, release) if CAN_FORK else None
 
 
 def floor_moved(first: Floor, now: Floor) -> list[Failure]:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from synthex_fast.monitor import theil_sen
 from synthex_fast.validate.report import environment, number
+from synthex_fast.validate.soak.checks import CAN_FORK
 from synthex_fast.validate.soak.run import Results, Show, duration, is_whole_days
 from synthex_fast.validate.soak.workload import DAY, HOUR
 
@@ -61,7 +62,7 @@ def growth(results: Results, figure: str) -> float | None:
     """
     slopes = []
     for records in results.records:
-        floors = [record for record in records if record["kind"] != "warm"]
+        floors = [record for record in records if record["kind"] != "warm" and record["floor"]]
         if len(floors) < FEWEST_FLOORS or floors[-1]["simulated"] < FEWEST_HOURS * HOUR:
             return None
         times = np.array([record["simulated"] for record in floors])
@@ -80,6 +81,8 @@ def rows(results: Results) -> list[Row]:
     long_enough = hours >= FEWEST_HOURS
     short = f"needs {FEWEST_HOURS:g} simulated hours"
     floors = f"needs {FEWEST_FLOORS} hourly floors in {FEWEST_HOURS:g} simulated hours"
+    if not CAN_FORK:
+        floors = "needs a system that can fork"
 
     def total(read: Callable[[dict[str, Any]], float]) -> float:
         return sum(read(record) for record in last)

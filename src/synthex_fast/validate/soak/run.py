@@ -230,11 +230,12 @@ def _hour_line(results: Results, hour: int, share: float, seconds: float) -> str
     last = results.last()
     requests = sum(record["requests"] for record in last)
     full = sum(record["collections"][2] for record in last)
-    floor = sum(record["floor"]["bytes"] for record in last) / 2**20
+    floors = [record["floor"]["bytes"] / 2**20 for record in last if record["floor"]]
+    floor = f"floor {sum(floors):.1f} MiB, " if floors else ""
     planned = "" if results.requests is None else f" of {planned_hours(results.requests, results.rate):.0f}"
     return (
         f"hour {hour}{planned}: {requests / 1e6:.1f} million requests, {requests / seconds:,.0f}/s, checks passed, "
-        f"floor {floor:.1f} MiB, {full} full collections{_left(share, seconds)}"
+        f"{floor}{full} full collections{_left(share, seconds)}"
     )
 
 

@@ -125,13 +125,12 @@ class Player:
         failures = checks.accounts_and_limits(self.service)
         record = self._record(kind)
         floor = checks.floor(self.service, self._release)
-        record["floor"] = floor._asdict()
+        record["floor"] = None if floor is None else floor._asdict()
         # Last of all: it imports parts of numpy, which would be seen as growth.
         record["leak"] = self.service.leak() if kind == "end" else ""
         if self._first_floor is None:
-            if kind != "end":
-                self._first_floor = floor
-        else:
+            self._first_floor = floor
+        elif floor is not None:
             failures += checks.floor_moved(self._first_floor, floor)
         self._send({"record": record})
         return failures
