@@ -205,7 +205,7 @@ def _what(results: Results, workers: list[_Worker], share: float, seconds: float
     requests = sum(each.requests for each in workers)
     simulated = min(each.simulated for each in workers)
     return (
-        f"simulated {simulated / HOUR:.1f} h, {requests / 1e6:.1f} million requests, "
+        f"simulated {simulated / HOUR:.2f} h, {requests:,} requests, "
         f"{requests / max(seconds, 1e-9):,.0f}/s{_left(share, seconds)}"
     )
 
@@ -234,7 +234,7 @@ def _hour_line(results: Results, hour: int, share: float, seconds: float) -> str
     floor = f"floor {sum(floors):.1f} MiB, " if floors else ""
     planned = "" if results.requests is None else f" of {planned_hours(results.requests, results.rate):.0f}"
     return (
-        f"hour {hour}{planned}: {requests / 1e6:.1f} million requests, {requests / seconds:,.0f}/s, checks passed, "
+        f"hour {hour}{planned}: {requests:,} requests, {requests / seconds:,.0f}/s, checks passed, "
         f"{floor}{full} full collections{_left(share, seconds)}"
     )
 
