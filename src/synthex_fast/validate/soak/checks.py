@@ -27,9 +27,9 @@ from synthex_fast.validate.soak.service import MAX_BATCH, Kept, Service, live_re
 
 CAN_FORK = hasattr(os, "fork")
 
-# How far the floor may rise above its first measurement. Blocks and objects: 0.1 % is the growth allowed in a day, and a
-# few dozen come with what happens for the first time later (pressure, a reload, code that its specialiser warms up).
-# Bytes: an arena of the allocator is 1 MiB, and one surviving block keeps all of it.
+# How far the floor may rise above its first measurement. Blocks and objects: 0.1 % is the growth allowed in a day, and
+# a few dozen come with what happens for the first time later (pressure, a reload, code that the interpreter
+# specialises). Bytes: an arena of the allocator is 1 MiB, and one surviving block keeps all of it.
 FLOOR_SHARE = 0.001
 FLOOR_SLACK = {"blocks": 500, "objects": 100, "bytes": 4 << 20}
 # More than a record type keeps.
