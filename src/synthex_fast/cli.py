@@ -1,4 +1,4 @@
-"""The command ``synthex-fast``: ``validate``, ``top`` and ``node-flags``.
+"""The command ``synthex-fast``: ``validate``, ``soak``, ``top`` and ``node-flags``.
 
 An invalid argument ends it with status 2 and one line on stderr. Each command imports what only it needs.
 """
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"synthex-fast {synthex_fast.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_validate(commands)
+    _add_soak(commands)
     _add_top(commands)
     _add_node_flags(commands)
     return parser
@@ -503,12 +504,18 @@ def _write_results(parser: argparse.ArgumentParser, parsed: argparse.Namespace, 
         (parsed.html, lambda: _page(found)),
     ):
         if path is not None:
-            try:
-                _write_whole(path, make())
-            except OSError as error:
-                print(f"{parser.prog}: can't write {str(path)!r}: {error.strerror}", file=sys.stderr)
-                status = 1
+            status = _write(parser, path, make()) or status
     return status
+
+
+def _write(parser: argparse.ArgumentParser, path: Path, text: str) -> int:
+    """Write a file, whole or not at all; return the exit status."""
+    try:
+        _write_whole(path, text)
+    except OSError as error:
+        print(f"{parser.prog}: can't write {str(path)!r}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _page(found: dict) -> str:
@@ -561,6 +568,94 @@ def _revisit(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int
     except compare.CompareError as error:
         parser.error(str(error))
     return 0
+
+
+def _add_soak(commands) -> None:
+    soak = commands.add_parser(
+        "soak",
+        help="play a day of traffic as fast as possible and check that nothing is lost, exceeded or leaked",
+        description="Plays the traffic of a service on a clock that it advances itself, so that every TTL, idle limit "
+        "and monitor interval happens. At each simulated hour it checks accounts, limits and the floor of memory. "
+        "Plays for 60 seconds unless told otherwise; --requests 86400000 is a day at 1,000 requests a second.",
+        allow_abbrev=False,
+    )
+    length = soak.add_mutually_exclusive_group()
+    length.add_argument("--requests", type=_count(2**53), metavar="N", help="how many requests to play")
+    length.add_argument("--seconds", type=_seconds, metavar="S", help="how long to play, in real seconds")
+    soak.add_argument(
+        "--rate",
+        type=_count(1_000_000),
+        metavar="N",
+        default=1_000,
+        help="requests a second of simulated time, all processes together (default: 1000)",
+    )
+    soak.add_argument(
+        "--seed", type=_seed, metavar="N", default=1, help="random seed of the traffic (default: 1)"
+    )
+    soak.add_argument(
+        "--processes",
+        type=_count(256),
+        metavar="N",
+        default=min(2, os.cpu_count() or 1),
+        help="workers that share the traffic, each in a process (default: 2, or 1 on a single core)",
+    )
+    soak.add_argument(
+        "--json", type=_writable, metavar="FILE", help="also write all records to FILE, as JSON"
+    )
+    soak.set_defaults(run=lambda parsed, arguments: _soak(soak, parsed, arguments))
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = 0
+        if not 1 <= number <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most:,}, not {text!r}")
+        return number
+
+    return count
+
+
+def _soak(parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]) -> int:
+    if find_spec("rich") is None:
+        parser.error("needs rich: pip install synthex-fast[validate]")
+    if parsed.requests is not None and parsed.requests < parsed.processes:
+        parser.error(f"argument --requests: must be at least 1 for each of {parsed.processes} processes")
+
+    from rich.console import Console
+
+    from synthex_fast.validate.soak import report, run
+
+    seconds = run.DEFAULT_SECONDS if parsed.requests is None and parsed.seconds is None else parsed.seconds
+    results = run.Results(parsed.seed, parsed.rate, parsed.processes, parsed.requests, seconds)
+    status = 0
+    with _terminated_in_order():
+        try:
+            with report.progress(Console(stderr=True)) as show:
+                run.run(results, show)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        except _Terminated:
+            status = TERMINATED
+        except run.SoakError as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            status = 1
+        if not results.last():
+            if status != 1:
+                print(f"{parser.prog}: interrupted before anything was checked", file=sys.stderr)
+            return status
+        report.show(results, _table_console())
+        for failure in results.failures:
+            print(f"{parser.prog}: {failure}", file=sys.stderr)
+        status = status or bool(results.failures)
+        if parsed.json is not None:
+            from json import dumps
+
+            text = dumps(report.as_json(results, arguments), indent=1, allow_nan=False) + "\n"
+            status = _write(parser, parsed.json, text) or status
+    return status
 
 
 def _table_console():
