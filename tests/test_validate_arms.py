@@ -1,10 +1,15 @@
-"""The fourth arm of `validate`: checks the same as the current system, and stays within its limits."""
+"""The fourth arm of `validate`: checks the same as the current system, and stays within its limits.
+
+With it, the simulated day of memory samples.
+"""
 
 import gc
+from itertools import pairwise
 
 import pytest
 
-from synthex_fast.validate import corpus
+from synthex_fast import AdaptiveMemoryMonitor
+from synthex_fast.validate import _allocations, corpus, process_memory, simulated_day
 from synthex_fast.validate.arms import ARMS, NEEDS
 
 for _needed in {name for names in NEEDS.values() for name in names}:
@@ -112,3 +117,80 @@ class TestCollector:
             assert gc.get_freeze_count() >= frozen
         finally:
             gc.unfreeze()
+
+
+class TestSimulatedDay:
+    def test_every_interval_of_the_day_is_lived_through(self):
+        seen = []
+
+        def sample():
+            seen.append(1)
+            return 30.0 if len(seen) % 2 else 10.0
+
+        found = simulated_day.measure(sample, 1)
+        # The first is before the day; then 20 s each on average.
+        assert len(seen) - 1 == found["samples_taken"] == found["samples_a_day"] == 86_400 / 20
+        assert found["interval"] == 20
+        assert (found["shortest_interval"], found["longest_interval"]) == (10, 30)
+
+    def test_of_very_many_an_even_share_is_taken_and_all_are_counted(self):
+        taken = 0
+
+        def sample():
+            nonlocal taken
+            taken += 1
+            return 0.5
+
+        found = simulated_day.measure(sample, 1)
+        assert found["samples_taken"] == taken - 1 == pytest.approx(simulated_day.FEWER_SAMPLES, abs=1)
+        assert found["samples_a_day"] == pytest.approx(172_800, rel=0.001)
+
+    def test_bytes_are_those_of_the_samples_alone(self):
+        def sample():
+            bytearray(10_000)
+            return 60.0
+
+        assert simulated_day.measure(sample, 1)["bytes"] == pytest.approx(10_000, rel=0.05)
+
+    def test_resident_memory_follows_the_day(self):
+        ballast = simulated_day.Ballast()
+        before = process_memory.resident()
+        ballast.resize(60 << 20)
+        assert process_memory.resident() - before > 55 << 20
+        ballast.resize(0)
+        assert process_memory.resident() - before < 20 << 20
+
+    def test_the_day_has_a_quiet_and_a_busy_time_and_jobs(self):
+        day = simulated_day.Day(1)
+        sizes = [day.nbytes(float(second)) for second in range(0, 86_400, 60)]
+        assert min(sizes) < 2 << 20
+        assert max(sizes) > simulated_day.DAILY_SWING
+        assert max(abs(one - two) for one, two in pairwise(sizes)) > simulated_day.JOB_BYTES / 2
+        assert len(set(sizes)) > len(sizes) / 2
+
+    def test_an_adaptive_monitor_is_rarer_when_memory_rests(self):
+        monitor = AdaptiveMemoryMonitor(clock=lambda: clock)
+        clock = 0.0
+
+        def sample():
+            nonlocal clock
+            seconds = monitor.calculate_next_interval(monitor.sample().rss)
+            clock += seconds
+            return seconds
+
+        found = simulated_day.measure(sample, 1)
+        assert found["shortest_interval"] == 5
+        assert found["longest_interval"] == 60
+
+
+class TestPausedCounting:
+    def test_nothing_is_counted_in_a_pause(self):
+        _allocations.start()
+        _allocations.pause()
+        bytearray(1_000_000)
+        _allocations.resume()
+        bytearray(10_000)
+        _allocations.pause()
+        seen, blocks = _allocations.stop()
+        assert 10_000 <= seen < 11_000
+        assert 1 <= blocks <= 3

@@ -9,6 +9,7 @@ What happens when ``synthex-fast validate`` runs, and where to read it:
 - `arms` holds the four versions of the service: as the report found it, as the report recommends, as a good
   engineer tunes it by hand, and with this package.
 - `worker` is an arm's process: it makes the corpus, waits for commands, runs rounds and returns measurements.
+- `simulated_day` takes a day of memory samples on a clock of its own.
 - `rounds` starts the processes and has them take turns, one at a time, so that drift affects all arms alike.
 - `figures` turns the rounds into rows: medians and spread next to the report's figures and targets.
 - `report` prints the table and writes the JSON.

@@ -24,6 +24,6 @@ cdef extern from "Python.h":
 cdef PyMemAllocatorEx original[3]       # by domain: raw, mem, obj
 cdef uint64_t requested                 # bytes
 cdef uint64_t blocks
-cdef bint inside                        # the counted thread is in an allocator already
+cdef bint inside                        # the counted thread is in an allocator already, or counting pauses
 cdef unsigned long counted_thread
 cdef bint installed

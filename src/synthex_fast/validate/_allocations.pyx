@@ -101,6 +101,27 @@ def start() -> None:
         PyMem_SetAllocator(domain_at(place), &counting)
 
 
+def pause() -> None:
+    """Don't count until `resume`, and leave the hooks where they are: they can't be moved often and safely.
+
+    >>> start()
+    >>> pause()
+    >>> data = bytearray(100_000)
+    >>> resume()
+    >>> requested, blocks = stop()
+    >>> requested < 100_000
+    True
+    """
+    global inside
+    inside = True
+
+
+def resume() -> None:
+    """Count again, what is requested from now on."""
+    global inside
+    inside = False
+
+
 def stop() -> tuple:
     """``(bytes, blocks)`` requested since `start`. Raises `RuntimeError` if nothing is being counted."""
     global installed

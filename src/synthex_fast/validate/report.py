@@ -145,9 +145,14 @@ def footnotes(results: Any) -> list[str]:
         )
     if results.sampling:
         notes.append(
-            "[5] With steady memory: the cost of a sample times the samples a day at the interval each version "
-            "settles on, without thread wake-ups. Bytes are those requested from Python's allocators; the "
-            "report's figure is an estimate of the size of its samples."
+            "[5] Over one simulated day in which memory follows the traffic and jobs come and go; without thread "
+            "wake-ups. Samples taken of those that the day has: "
+            + ", ".join(
+                f"{arm} {found['samples_taken']:,} of {found['samples_a_day']:,.0f}"
+                for arm, found in results.sampling.items()
+            )
+            + ". Bytes are those requested from Python's allocators; the report's figure is an estimate of the size "
+            "of its samples."
         )
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append(

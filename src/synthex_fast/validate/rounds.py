@@ -223,15 +223,14 @@ def run(results: Results, seconds: float | None, say: Callable[[str, float], Non
             say(f"{arm}: counting allocations", 0.06)
             process.order(do="allocation")
             results.allocation[arm] = process.answer()[0]
+        # A round fills the caches before its load; counting allocations took that long and some more.
+        filling = FEWEST_ROUNDS * (time.monotonic() - counting)
         for arm, process in working.items():
-            say(f"{arm}: sampling memory", 0.08)
+            what = f"{arm}: a simulated day of memory samples"
             process.order(do="sampling")
-            results.sampling[arm] = process.answer()[0]
+            results.sampling[arm] = process.answer(tick=lambda what=what: say(what, 0.08))[0]
         if seconds is None:
-            now = time.monotonic()
-            # A round fills the caches before its load; counting allocations took that long and some more.
-            filling = FEWEST_ROUNDS * (now - counting)
-            left = DEFAULT_TOTAL - (now - began) - filling
+            left = DEFAULT_TOTAL - (time.monotonic() - began) - filling
             seconds = max(least_seconds(len(arms)), min(DEFAULT_LOAD, left))
         rounds, turn = plan(len(arms), seconds)
         results.planned_rounds, results.round_seconds = rounds, turn

@@ -17,7 +17,7 @@ import time
 import traceback
 from array import array
 
-from synthex_fast.validate import _allocations, corpus, process_memory
+from synthex_fast.validate import _allocations, corpus, process_memory, simulated_day
 from synthex_fast.validate.arms import service
 from synthex_fast.validate.background import Background
 
@@ -25,8 +25,6 @@ from synthex_fast.validate.background import Background
 MOST_REQUESTS = 600_000
 FIRST_REQUESTS = 5
 ALLOCATION_REQUESTS = 500
-# Until a monitor knows that memory is steady, and then as many as are measured.
-SETTLING_SAMPLES, MEASURED_SAMPLES = 20, 200
 # Enough to fill the larger cache and to evict from both.
 FILL_REQUESTS = 1_100
 
@@ -65,6 +63,7 @@ class Arm:
     """A service under load, and what is measured of it."""
 
     def __init__(self, name: str, seed: int):
+        self.seed = seed
         self.requests = corpus.make(seed)
         self.latencies = array(
             "q", bytes(8 * MOST_REQUESTS)
@@ -150,28 +149,8 @@ class Arm:
         return {"bytes": after - before, "account": self.service.account(), "requests": FILL_REQUESTS}
 
     def sampling(self) -> dict:
-        """What a sample of this version's memory monitor costs once memory is steady, and how often it takes
-        one.
-        """
-        sample = self.service.sampling()
-        for _ in range(SETTLING_SAMPLES):
-            sample()
-        gc.collect()
-        cpu = time.process_time_ns()
-        for _ in range(MEASURED_SAMPLES):
-            interval = sample()
-        cpu = time.process_time_ns() - cpu
-        _allocations.start()
-        try:
-            for _ in range(MEASURED_SAMPLES):
-                sample()
-        finally:
-            requested, _ = _allocations.stop()
-        return {
-            "interval": interval,
-            "cpu_seconds": cpu / 1e9 / MEASURED_SAMPLES,
-            "bytes": requested / MEASURED_SAMPLES,
-        }
+        """What this version's memory monitor costs in a simulated day."""
+        return simulated_day.measure(self.service.sampling(), self.seed)
 
     def round(self, seconds: float) -> tuple[dict, memoryview]:
         """Let everything expire, fill the caches again, then serve one request after the other for `seconds`.

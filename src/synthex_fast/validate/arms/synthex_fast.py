@@ -71,17 +71,19 @@ class Service:
         )
         query_id = query.id
         self._active[query_id] = query
-        responses = [
-            PooledExpertResponse(
-                query_id,
-                answer.expert_id,
-                answer.content,
-                answer.confidence,
-                answer.reasoning,
-                answer.metadata,
+        # Not a comprehension, which makes a function for each request before Python 3.12.
+        responses = []
+        for answer in request.answers:
+            responses.append(
+                PooledExpertResponse(
+                    query_id,
+                    answer.expert_id,
+                    answer.content,
+                    answer.confidence,
+                    answer.reasoning,
+                    answer.metadata,
+                )
             )
-            for answer in request.answers
-        ]
         self._buffer.add_batch(responses)
         self._responses[query_id] = responses
         row = self._buffer.consensus(query_id)
