@@ -88,6 +88,14 @@ def _add_validate(commands) -> None:
     validate.add_argument(
         "--json", type=_writable, metavar="FILE", help="also write all measurements to FILE, as JSON"
     )
+    validate.add_argument(
+        "--limit",
+        type=_size,
+        metavar="SIZE",
+        help="also run each arm at this memory limit, such as 256MB, which the current system outgrows: in a "
+        "control group where the system lets one be made (usually as root), else watched and killed; takes about "
+        "a minute more",
+    )
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
 
 
@@ -238,6 +246,15 @@ def _seed(text: str) -> int:
     return seed
 
 
+def _size(text: str) -> int:
+    from synthex_fast._readings import parse_size
+
+    try:
+        return parse_size(text, "size")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a size such as 256MB or 1GB, not {text!r}") from None
+
+
 def _writable(text: str) -> Path:
     """The path, if a file can be written there. An existing file stays as it is until there are results."""
     path = Path(text)
@@ -265,6 +282,13 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
 
     if parsed.seconds is not None and parsed.seconds < (least := rounds.least_seconds(len(parsed.arms))):
         parser.error(f"argument --seconds: must be at least {least:.2f} for {len(parsed.arms)} arms")
+    if parsed.limit is not None:
+        from synthex_fast.validate import limit
+
+        try:
+            limit.check(parsed.limit)
+        except ValueError as error:
+            parser.error(f"argument --limit: {error}")
 
     from rich.console import Console
 
@@ -276,6 +300,8 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
         try:
             with _progress(Console(stderr=True)) as show:
                 rounds.run(results, parsed.seconds, show)
+                if parsed.limit is not None:
+                    limit.run(results, parsed.limit, show)
         except KeyboardInterrupt:
             status = INTERRUPTED
         except _Terminated:

@@ -154,6 +154,10 @@ def footnotes(results: Any) -> list[str]:
             + ". Bytes are those requested from Python's allocators; the report's figure is an estimate of the size "
             "of its samples."
         )
+    if results.limit:
+        from synthex_fast.validate import limit
+
+        notes += limit.footnotes(results)
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append(
             "This system cannot reset the peak RSS: each round shows the peak since the process started."

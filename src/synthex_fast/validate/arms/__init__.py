@@ -11,6 +11,8 @@ A `Service` has
 - `flush()`: empties the response buffer, as its threshold does;
 - `sampling()`: a function that takes a sample as its memory monitor does and returns the seconds until the next
   one; on the monitor's clock, two calls are that far apart;
+- `guard(memory_limit)`: does what the version has against a memory limit of its container, in bytes, beyond the limits
+  of its caches: nothing, but for this package;
 - `close()`: restores what it changed for the whole process (the garbage collector's settings);
 - `made()`: `(reused, created)`, the records taken from a pool or freelist and the ones newly allocated;
 - `account()`: the bytes that the caches believe they hold;

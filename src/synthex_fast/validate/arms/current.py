@@ -308,6 +308,9 @@ class Service:
     def sampling(self):
         return MemoryMonitor().sample
 
+    def guard(self, memory_limit):
+        pass
+
     def close(self):
         pass
 

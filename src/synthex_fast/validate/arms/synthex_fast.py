@@ -10,11 +10,14 @@
 - Garbage collector: a `GCTuner`, to which a request lasts until its response has gone out. It freezes nothing
   here, since the harness has frozen what is its own in every arm.
 - Monitor: an `AdaptiveMemoryMonitor`, sampled as the other versions' are.
+- At a memory limit (`guard`): a `MemoryGovernor` with all of these registered. The caches' own limits are then those
+  of the container, which the governor shares out.
 """
 
 from synthex_fast import (
     AdaptiveMemoryMonitor,
     GCTuner,
+    MemoryGovernor,
     PooledExpertQuery,
     PooledExpertResponse,
     ResponseBuffer,
@@ -44,6 +47,7 @@ class Service:
         self._buffer = ResponseBuffer(BUFFER_CAPACITY)
         self._flush_size = int(BUFFER_CAPACITY * FLUSH_THRESHOLD)
         self._monitor = AdaptiveMemoryMonitor()
+        self._governor = None
         self._tuner = GCTuner()
         self._tuner.start()
         self._request = self._tuner.request()
@@ -112,7 +116,18 @@ class Service:
 
         return sample
 
+    def guard(self, memory_limit):
+        # The caches may have all of it, as far as the governor finds room.
+        self._active.resize(memory_limit=memory_limit)
+        self._responses.resize(memory_limit=memory_limit)
+        self._governor = MemoryGovernor(memory_limit)
+        for name in ("active", "responses", "buffer", "tuner", "monitor"):
+            self._governor.register(getattr(self, f"_{name}"), name=name)
+        self._governor.start()
+
     def close(self):
+        if self._governor is not None:
+            self._governor.stop()
         self._tuner.stop()
 
     def flush(self):

@@ -239,6 +239,9 @@ class Service:
     def sampling(self):
         return MemoryMonitor().sample
 
+    def guard(self, memory_limit):
+        pass
+
     def close(self):
         gc.set_threshold(*self._thresholds)
         if self._froze:
