@@ -1,6 +1,6 @@
 """The fourth arm of `validate`: checks the same as the current system, and stays within its limits.
 
-With it, the simulated day of memory samples.
+With it, the simulated day of memory samples, and the counts of allocations and collections.
 """
 
 import gc
@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 
 from synthex_fast import AdaptiveMemoryMonitor
-from synthex_fast.validate import _allocations, corpus, process_memory, simulated_day
-from synthex_fast.validate.arms import ARMS, NEEDS
+from synthex_fast.validate import _allocations, corpus, garbage, process_memory, rounds, simulated_day
+from synthex_fast.validate.arms import ARMS, NEEDS, service
 
 for _needed in {name for names in NEEDS.values() for name in names}:
     pytest.importorskip(_needed)
@@ -194,3 +194,98 @@ class TestPausedCounting:
         seen, blocks = _allocations.stop()
         assert 10_000 <= seen < 11_000
         assert 1 <= blocks <= 3
+
+
+class TestGarbage:
+    def test_what_a_request_keeps_is_told_from_what_it_frees(self):
+        kept = []
+
+        def handle(size):
+            kept.append(bytearray(size))
+            bytearray(3 * size)
+
+        sizes = [10_000] * 600
+        found = garbage.allocated(handle, sizes)
+        assert found["bytes"] == pytest.approx(40_000, rel=0.02)
+        assert 4 <= found["blocks"] <= 6
+        assert garbage.kept(handle, sizes) == pytest.approx(10_000, rel=0.02)
+        assert gc.isenabled()
+
+    def test_the_package_allocates_a_twentieth_of_the_current_systems(self):
+        requests, found = corpus.make(3), {}
+        for arm in ("current", "synthex_fast"):
+            made = service(arm)()
+            for request in requests:
+                made.handle(request)
+            found[arm] = garbage.allocated(made.handle, requests)
+            made.close()
+        assert found["synthex_fast"]["bytes"] < found["current"]["bytes"] / 10
+
+    def test_collections_are_counted_by_generation_and_place(self):
+        class Collecting:
+            """One young collection inside every second request, a full one after every third."""
+
+            def __init__(self):
+                self.number = 0
+
+            handle = close = lambda *_: None
+
+            def answer(self, request):
+                self.number += 1
+                if not self.number % 2:
+                    gc.collect(0)
+
+            def sent(self):
+                if not self.number % 3:
+                    gc.collect(2)
+
+        thresholds = gc.get_threshold()
+        gc.disable()
+        try:
+            found = garbage.count_collections(Collecting, ["request"], 0.1, 1_000)
+        finally:
+            gc.enable()
+        served = found["requests"]
+        assert gc.get_threshold() == thresholds
+        assert found["by_generation"] == [served // 2, 0, served // 3]
+        assert found["inside_requests"] == [served // 2, 0, 0]
+        assert found["longest_pause"] > 0
+        assert found["an_hour"][2]["rate"] == pytest.approx(3_600_000 / 3, rel=0.05)
+
+    def test_a_rate_has_the_exact_limits_of_its_count(self):
+        # Of tables of the Poisson distribution.
+        for count, low, high in (
+            (0, 0.0, 3.689),
+            (1, 0.0253, 5.572),
+            (10, 4.795, 18.390),
+            (100, 81.36, 121.63),
+        ):
+            found = garbage.rate(count, 3_600_000)
+            assert found["rate"] == count
+            assert found["low"] == pytest.approx(low, rel=0.001)
+            assert found["high"] == pytest.approx(high, rel=0.001)
+        large = garbage.rate(10_000, 3_600_000)
+        assert (large["low"], large["high"]) == pytest.approx((9_805, 10_198), rel=0.001)
+
+    def test_a_long_lived_heap_is_as_many_objects_as_asked_for(self):
+        gc.collect()
+        before = len(gc.get_objects())
+        heap = garbage.long_lived(20_000)
+        gc.collect()
+        assert len(gc.get_objects()) - before == pytest.approx(20_000, rel=0.01)
+        assert len(heap) == 5_000
+
+    @pytest.mark.slow
+    def test_each_arm_is_counted_in_a_process_of_its_own(self):
+        results = rounds.Results(("tuned_by_hand", "synthex_fast"), 3)
+        garbage.run(results, 0.3, lambda what, share: None, objects=50_000)
+        for found in results.garbage.values():
+            assert found["requests"] >= 200
+            assert found["heap_objects"] == 50_000
+            assert sum(found["inside_requests"]) <= sum(found["by_generation"])
+        assert results.garbage["synthex_fast"]["inside_requests"][2] == 0
+        [note] = garbage.footnotes(results)
+        assert "tuned_by_hand 0 in" in note
+        bound = next(measure for measure in garbage.MEASURES if measure.key == "hourly_full_collections")
+        # None were seen in less than an hour's worth: that proves nothing.
+        assert bound.read(results, "synthex_fast")[0] > 5

@@ -96,6 +96,13 @@ def _add_validate(commands) -> None:
         "control group where the system lets one be made (usually as root), else watched and killed; takes about "
         "a minute more",
     )
+    validate.add_argument(
+        "--collections",
+        type=_seconds,
+        metavar="S",
+        help="also count collections beside a heap of 1,000,000 long-lived objects, S seconds for each arm; 100 are "
+        "enough to tell fewer than five full ones an hour",
+    )
     validate.set_defaults(run=lambda parsed, arguments: _validate(validate, parsed, arguments))
 
 
@@ -300,6 +307,10 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
         try:
             with _progress(Console(stderr=True)) as show:
                 rounds.run(results, parsed.seconds, show)
+                if parsed.collections is not None:
+                    from synthex_fast.validate import garbage
+
+                    garbage.run(results, parsed.collections, show)
                 if parsed.limit is not None:
                     limit.run(results, parsed.limit, show)
         except KeyboardInterrupt:

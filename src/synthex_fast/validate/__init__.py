@@ -11,6 +11,7 @@ What happens when ``synthex-fast validate`` runs, and where to read it:
 - `worker` is an arm's process: it makes the corpus, waits for commands, runs rounds and returns measurements.
 - `simulated_day` takes a day of memory samples on a clock of its own.
 - `rounds` starts the processes and has them take turns, one at a time, so that drift affects all arms alike.
+- `garbage` counts what a request allocates, and with `--collections` how often the collector runs.
 - `limit` runs each arm at a memory limit, with `--limit`.
 - `figures` turns the rounds into rows: medians and spread next to the report's figures and targets.
 - `report` prints the table and writes the JSON.

@@ -154,6 +154,10 @@ def footnotes(results: Any) -> list[str]:
             + ". Bytes are those requested from Python's allocators; the report's figure is an estimate of the size "
             "of its samples."
         )
+    if results.garbage:
+        from synthex_fast.validate import garbage
+
+        notes += garbage.footnotes(results)
     if results.limit:
         from synthex_fast.validate import limit
 

@@ -17,14 +17,13 @@ import time
 import traceback
 from array import array
 
-from synthex_fast.validate import _allocations, corpus, process_memory, simulated_day
+from synthex_fast.validate import corpus, garbage, process_memory, simulated_day
 from synthex_fast.validate.arms import service
 from synthex_fast.validate.background import Background
 
 # More than a round needs: it is at most three seconds, and 200,000 requests a second is beyond any arm.
 MOST_REQUESTS = 600_000
 FIRST_REQUESTS = 5
-ALLOCATION_REQUESTS = 500
 # Enough to fill the larger cache and to evict from both.
 FILL_REQUESTS = 1_100
 
@@ -102,23 +101,18 @@ class Arm:
         return [tuple(self.service.handle(request)) for request in self.requests[:count]]
 
     def allocation(self) -> dict:
-        """Bytes and blocks requested from Python's allocators by each of some further requests, on full
-        caches.
-        """
+        """What a request allocates: bytes and blocks, and how many of the bytes are kept."""
         self.service.expire()
+        kept = garbage.kept(self.service.handle, self.requests)
         self.fill()
-        handle, requests = self.service.handle, self.requests[:ALLOCATION_REQUESTS]
-        gc.collect()
-        # A collection may empty the interpreter's free lists, at a point that differs between the arms.
-        gc.disable()
-        _allocations.start()
-        try:
-            for request in requests:
-                handle(request)
-        finally:
-            requested, blocks = _allocations.stop()
-            gc.enable()
-        return {"bytes": requested / len(requests), "blocks": blocks / len(requests)}
+        return {**garbage.allocated(self.service.handle, self.requests), "kept_bytes": kept}
+
+    def count_collections(self, seconds: float, objects: int) -> dict:
+        """How often the collector runs beside a long-lived heap; the service is made anew, and nothing is frozen."""
+        self.service.close()
+        self.service = self.background = None
+        gc.unfreeze()
+        return garbage.count_collections(self.make_service, self.requests, seconds, objects)
 
     def held(self) -> dict:
         """Bytes that a service with full caches holds, by tracemalloc, and what its caches believe they hold.
@@ -267,6 +261,8 @@ def main(name: str, seed: int) -> None:
                     channel.send(arm.allocation())
                 case "held":
                     channel.send(arm.held())
+                case "collections":
+                    channel.send(arm.count_collections(command["seconds"], command["objects"]))
                 case "sampling":
                     channel.send(arm.sampling())
                 case "round":
