@@ -178,7 +178,7 @@ def footnotes(results: Any) -> list[str]:
     if "recommended" in results.arms:
         notes.append(
             "recommended skips validation, because the report's reset() sets values that its models would "
-            "reject; the other two arms validate every field."
+            "reject; the other arms validate every field."
         )
     notes.append("Not measured here: growth per day, leaks, out-of-memory errors.")
     return notes

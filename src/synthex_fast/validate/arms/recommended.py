@@ -8,7 +8,7 @@ the way that costs this version least:
   not a valid one.
 - How a pooled record is filled isn't shown. Here its attributes are assigned, as `reset` assigns them.
   pydantic doesn't validate assignments unless told to, and if told to refuses the ``title = ""`` of the
-  report's own `reset`; so this version skips the checks that the other two make, which is to its advantage.
+  report's own `reset`; so this version skips the checks that the others make, which is to its advantage.
 - When a record is released isn't shown either. Here it is when its cache drops it, the first moment at
   which nothing refers to it: in an `on_evict` callback, which the system's cache has.
 - 6C calls an ``_estimate_memory_usage`` that the report doesn't show; here it is the system's running
