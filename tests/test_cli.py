@@ -143,6 +143,7 @@ class TestArguments:
             (["validate", "--arms", "current,fastest"], "not 'fastest'"),
             (["validate", "--arms", ""], "not ''"),
             (["validate", "--arms", "current,current"], "each arm once"),
+            (["validate", "--collections", "0"], "above 0, not '0'"),
             (["validate", "--seed", "-1"], "whole number, 0 or more, not '-1'"),
             (["validate", "--seed", "1.5"], "whole number, 0 or more, not '1.5'"),
             (["validate", "--json", "/nowhere/at/all.json"], "can't write '/nowhere/at/all.json'"),

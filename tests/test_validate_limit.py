@@ -17,7 +17,7 @@ from synthex_fast.validate import limit, rounds
 from synthex_fast.validate.arms import NEEDS
 
 MB = 1 << 20
-LIMIT = 160 * MB
+LIMIT = 256 * MB
 
 for _needed in {name for names in NEEDS.values() for name in names}:
     pytest.importorskip(_needed)
@@ -63,12 +63,12 @@ class TestRun:
         assert left() == []
 
     def test_the_package_survives_with_more_cached_than_by_hand(self, how):
-        found = {arm: limit.one_run(arm, 1, LIMIT, count=800) for arm in ("tuned_by_hand", "synthex_fast")}
+        found = {arm: limit.one_run(arm, 1, LIMIT, count=700) for arm in ("tuned_by_hand", "synthex_fast")}
         for run in found.values():
             assert not run["killed"]
-            assert (run["requests"], run["errors"], run["first_error"]) == (800, 0, None)
+            assert (run["requests"], run["errors"], run["first_error"]) == (700, 0, None)
             assert run["peak"] < LIMIT
-        assert found["synthex_fast"]["cached_bytes"] > 1.5 * found["tuned_by_hand"]["cached_bytes"]
+        assert found["synthex_fast"]["cached_bytes"] > 2 * found["tuned_by_hand"]["cached_bytes"]
         assert left() == []
 
     def test_an_interrupt_leaves_nothing(self, how, monkeypatch):

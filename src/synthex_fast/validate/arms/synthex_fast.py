@@ -2,7 +2,7 @@
 
 - Records: `PooledExpertQuery` and `PooledExpertResponse`, by plain construction. They check the same fields
   as the current system's models, and recycle themselves, so there is no pool to acquire from and no release
-  to forget. They make their identifiers and times when they are first read, and nothing here reads an answer's.
+  to forget. Their identifiers are made when they are first read, and nothing here reads an answer's.
 - Caches: `TTLDict`s of the same sizes and TTLs, with the memory limit that the report asks for; here the
   account is deep.
 - Buffer: `ResponseBuffer` of the same capacity, which also gives the consensus. The service empties it at
