@@ -101,7 +101,8 @@ class Request:
 
     def __init__(self, tuner: Tuner) -> None:
         self._tuner = tuner
-        self._numbers: list[int] = []
+        # Never emptied, as a list that is frees its memory, and each request would allocate it again. No request is 0.
+        self._numbers: list[int] = [0, 0]
 
     def __enter__(self) -> None:
         self._numbers.append(self._tuner._begin_request())
@@ -112,7 +113,7 @@ class Request:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._numbers:
+        if len(self._numbers) > 2:
             self._tuner._end_request(self._numbers.pop())
 
     def __call__(self, function: Function) -> Function:

@@ -271,6 +271,12 @@ def footnotes(results: Any) -> list[str]:
         )
     if results.http:
         notes += over_http.footnotes(results)
+    if results.rounds:
+        notes.append(
+            "[6] Not measured, no Node is run: what V8 may use by its flags, the old space and three semi-spaces. The "
+            "report's flags are fixed; node_heap_flags() sizes them for a container of 5.1 GB, all memory after the "
+            "report's improvements, of which Node keeps its present share (6,336 MB of 9.25 GB)."
+        )
     if results.garbage:
         from synthex_fast.validate import garbage
 
@@ -279,12 +285,6 @@ def footnotes(results: Any) -> list[str]:
         from synthex_fast.validate import limit
 
         notes += limit.footnotes(results)
-    if results.rounds:
-        notes.append(
-            "[6] Not measured, no Node is run: what V8 may use by its flags, the old space and three semi-spaces. The "
-            "report's flags are fixed; node_heap_flags() sizes them for a container of 5.1 GB, all memory after the "
-            "report's improvements, of which Node keeps its present share (6,336 MB of 9.25 GB)."
-        )
     if any(not done["peak_rss_of_this_round"] for rounds in results.rounds.values() for done in rounds):
         notes.append(
             "This system cannot reset the peak RSS: each round shows the peak since the process started."
