@@ -454,9 +454,11 @@ class TestRun:
         assert json.loads(text)["environment"]["versions"]["uvicorn"]
 
     def test_the_notes_say_what_was_loaded(self, results):
+        from synthex_fast.validate.http import rounds
+
         notes = "\n".join(measures.footnotes(results))
         assert "20,000 long-lived objects" in notes
-        assert f" of {len(SCENARIOS) * len(ARMS) * 5} turns" in notes
+        assert f" of {len(SCENARIOS) * len(ARMS) * rounds.FEWEST_ROUNDS} turns" in notes
 
     def test_a_saturated_server_is_told(self, results):
         def notes(backlog):
@@ -598,7 +600,7 @@ class TestBadInput:
         with pytest.raises(SystemExit) as ended:
             monkeypatch.setattr(over_http, "FEWEST_REQUESTS", 20)
             cli.main(["validate", *arguments, "--rate", "0.5", "--seconds", "10"])
-        assert "argument --rate: must be at least 34 for turns of 0.6 s" in capsys.readouterr().err
+        assert "argument --rate: must be at least 47 for turns of 0.43 s" in capsys.readouterr().err
 
 
 class Running:

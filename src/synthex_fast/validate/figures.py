@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -483,12 +482,10 @@ def measures() -> Iterator[tuple[str, Measure]]:
     """All measures that there are, with their section, in the order of the table."""
     known = list(MEASURES)
     for part in PARTS:
-        package = f"{__package__}.{part.partition('.')[0]}"
-        if find_spec(package) is not None:
-            # Not at the top: they are made of what this module has.
-            module = import_module(f"{__package__}.{part}")
-            reach = getattr(module, "REACH", {})
-            known += [replace(each, reach=reach.get(each.key, each.reach)) for each in module.MEASURES]
+        # Not at the top: they are made of what this module has.
+        module = import_module(f"{__package__}.{part}")
+        reach = getattr(module, "REACH", {})
+        known += [replace(each, reach=reach.get(each.key, each.reach)) for each in module.MEASURES]
     by_key = {measure.key: measure for measure in known}
     for section, keys in SECTIONS.items():
         for key in keys:

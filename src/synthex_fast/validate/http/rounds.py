@@ -38,7 +38,7 @@ OPEN_CONNECTIONS, CLOSED_CONNECTIONS = 64, 16
 # Of the seconds of load. Open loops get more: their figures are about what is rare.
 SHARES = {"uvicorn-open": 0.4, "uvicorn-closed": 0.15, "gunicorn-open": 0.3, "gunicorn-closed": 0.15}
 DEFAULT_LOAD = 120.0
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 7
 LONGEST_TURN = 8.0
 SHORTEST_TURN = 0.3
 # Load at the beginning of a turn that is not counted.
@@ -272,8 +272,8 @@ def _generator(seed: int) -> Iterator[Generator]:
 def plan(arms: int, seconds: float) -> tuple[int, float]:
     """How many rounds of a scenario, and how long each arm's turn, for `seconds` of load.
 
-    >>> plan(4, 40.0)
-    (5, 2.0)
+    >>> plan(4, 42.0)
+    (7, 1.5)
     >>> plan(4, 400.0)
     (13, 7.6923076923076925)
     """
