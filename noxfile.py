@@ -49,6 +49,12 @@ def workflows(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def http(session: nox.Session) -> None:
+    """The tests of `synthex-fast validate --http`, with its servers."""
+    script(session, "run", "http")
+
+
+@nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
     """The documentation, without warnings, and its examples."""
     script(session, "docs")
