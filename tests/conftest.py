@@ -50,6 +50,23 @@ class SeededTable:
 
 sys.meta_path.insert(0, SeededTable)
 
+
+def without_opentelemetry(register_at_fork):
+    """`os.register_at_fork`, but not for OpenTelemetry's SDK: in each child, it has every provider of the process start
+    threads, which takes seconds when there are many, and tests leave them to the garbage collector."""
+
+    def register(**hooks):
+        if not any(
+            str(getattr(hook, "__module__", None)).startswith("opentelemetry.") for hook in hooks.values()
+        ):
+            register_at_fork(**hooks)
+
+    return register
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork = without_opentelemetry(os.register_at_fork)
+
 import support  # noqa: E402
 
 # No test may depend on how fast the machine is, so hypothesis has no deadline either.
