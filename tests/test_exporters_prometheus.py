@@ -673,6 +673,20 @@ def test_two_registries_of_a_process_count_it_once(registry, tmp_path):
 
 
 @needs_locks
+def test_a_process_that_leaves_and_comes_back_counts_nothing_twice(registry, tmp_path):
+    shown = Observed()
+    users = shown.add(TTLDict(), name="users")
+    users["a"] = 1
+    for hits in (1, 3, 5):
+        users.get("a")
+        collector = prometheus.register(registry, shown, directory=tmp_path)
+        for _ in range(2):
+            assert scrape(registry)[HITS] == hits
+        users.get("a")
+        collector.unregister()
+
+
+@needs_locks
 def test_a_full_disk_lets_no_counter_fall(registry, tmp_path, monkeypatch):
     shown = Observed()
     users = shown.add(TTLDict(), name="users")

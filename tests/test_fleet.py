@@ -493,6 +493,37 @@ def test_a_descriptor_that_now_is_another_file_is_not_read_nor_closed(path, tmp_
 
 @needs_locks
 @pytest.mark.parametrize(
+    "use",
+    [
+        lambda mine, siblings: mine.post(posting(7)),
+        lambda mine, siblings: mine.look(),
+        lambda mine, siblings: mine.watch(Watch(), siblings, 1.0),
+        lambda mine, siblings: mine.leave(),
+    ],
+    ids=["post", "look", "watch", "leave"],
+)
+def test_a_descriptor_that_now_is_another_file_is_not_written_to(path, tmp_path, sibling, use):
+    mine = fleet_file.FleetFile(path)
+    mine.post(posting(7))
+    sibling()
+    siblings = mine.look()
+    data = bytes(range(256)) * 100
+    (tmp_path / "other").write_bytes(data)
+    os.utime(tmp_path / "other", (1, 1))
+    other = os.open(tmp_path / "other", os.O_RDWR)
+    kept = os.dup(mine.fd)
+    os.dup2(other, mine.fd)
+    with contextlib.suppress(fleet_file.AloneError):
+        use(mine, siblings)
+    assert (tmp_path / "other").read_bytes() == data
+    assert os.fstat(other).st_mtime == 1
+    os.dup2(kept, mine.fd)
+    for each in (other, kept):
+        os.close(each)
+
+
+@needs_locks
+@pytest.mark.parametrize(
     "spoiled",
     [
         lambda data: data[:10] + bytes([data[10] ^ 1]) + data[11:],
@@ -844,7 +875,7 @@ class Member:
         self.posts += 1
         return self.look()
 
-    def look(self, brief=False):
+    def look(self):
         found = {
             worker.member.slot: worker.member.posted
             for worker in self.worker.board.workers
@@ -1143,10 +1174,11 @@ def steps_of(worker):
         lambda worker: setattr(worker, "most", worker.most + 20 * MB),
         lambda worker: worker.cache.update({("more", n): True for n in range(300)}),
         lambda worker: worker.cache.cap(1000 * worker.VALUE),
+        lambda worker: worker.cache.resize(memory_limit=2000 * worker.VALUE),
         lambda worker: worker.governor._components.remove(worker.governor._components.find(worker.cache)),
         lambda worker: setattr(worker.board, "limit", LIMIT // 2),
     ],
-    ids=["memory grows", "the cache grows", "another cap", "unregistered", "the container shrinks"],
+    ids=["memory grows", "the cache grows", "another cap", "another limit", "unregistered", "the container shrinks"],
 )
 def test_a_governor_at_rest_notices_what_changes(board, count, change):
     worker, *_ = [board.add(keys=100, sticky=True) for _ in range(count)]
@@ -1271,6 +1303,50 @@ def test_an_error_in_the_fleet_stops_no_governor(board, monkeypatch):
     assert one.held > 0
     assert board.most < 0.85 * LIMIT
     assert any(isinstance(error, MemoryError) for error in caught)
+
+
+@needs_locks
+def test_a_governor_whose_file_goes_joins_again_without_haste(container, monkeypatch):
+    governor = MemoryGovernor(readings=Readings(container.container[1]))
+    cache = governor.register(TTLDict())
+    with governor:
+        wait_for(lambda: governor.stats["fleet"]["state"] == "joined")
+        path = governor._sharing.member._file.path
+        other = Sibling(path)
+        try:
+            wait_for(lambda: governor.stats["fleet"]["workers"] == 2)
+            # At rest.
+            wait_for(lambda: governor._worker.due - time.monotonic() > 1.0)
+            looks = []
+            genuine = governor._rest
+            monkeypatch.setattr(governor, "_rest", lambda: looks.append(1) or genuine())
+            os.unlink(path)
+            wait_for(lambda: os.path.exists(path))
+            assert len(looks) < 20
+        finally:
+            other.kill()
+    del cache
+
+
+def test_a_watch_that_fails_ends_no_thread(monkeypatch):
+    governor = MemoryGovernor(readings=FakeReadings())
+    cache = governor.register(TTLDict())
+    with governor:
+        wait_for(lambda: governor.stats["looks"])
+        failed = []
+
+        def fail(*arguments):
+            failed.append(arguments)
+            raise MemoryError
+
+        monkeypatch.setattr(governor._sharing, "watch", fail)
+        governor._worker.plan(3600.0)
+        wait_for(lambda: failed)
+        looks = governor.stats["looks"]
+        governor._worker.plan(0.0)
+        wait_for(lambda: governor.stats["looks"] > looks)
+        assert governor._worker.thread.is_alive()
+    del cache
 
 
 def test_what_is_asked_for_is_not_put_off_because_siblings_are_quiet():
@@ -1409,6 +1485,35 @@ def test_a_watch_overlooks_nothing_that_happened_before_it_began(watching, other
     assert mine.watch(watch, now, 0.02)
     assert not watch.changed
     assert not watch.acquire(True, 0.1)
+
+
+@needs_locks
+def test_a_watch_is_content_once_all_is_as_before(watching, other):
+    mine, watch = watching
+    siblings = mine.look()
+    at = mine._place(other.slot)
+    data = os.pread(mine.fd, 128, at)
+    # Somebody joins and is gone again.
+    os.pwrite(mine.fd, bytes(128), at)
+    assert ends_early(watch)
+    os.pwrite(mine.fd, data, at)
+    assert mine.look() is siblings
+    assert mine.watch(watch, siblings, 0.02)
+    assert not watch.changed
+    began = time.monotonic()
+    assert not watch.acquire(True, 0.2)
+    assert time.monotonic() - began > 0.1
+
+
+@needs_locks
+def test_however_often_a_watch_is_released_it_returns_once(watching):
+    _, watch = watching
+    for _ in range(2):
+        for _ in range(3):
+            watch.release()
+        assert watch.acquire(True, 60.0)
+        assert not watch.acquire(True, 0.05)
+        watch.look_away()
 
 
 @needs_locks

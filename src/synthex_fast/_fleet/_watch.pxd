@@ -7,7 +7,8 @@ cdef class Watch:
     # Descriptors: what `release` rings, and where notices of the file arrive; -1 where none can be had.
     cdef int _bell
     cdef int _notices
-    cdef unsigned long long _inode
+    # Device and inode of the open file, of the bell and of the notices.
+    cdef unsigned long long[6] _identity
     # The open file, kept alive with its descriptor, and the bytes that it had, from `_start` on.
     cdef object _file
     cdef int _fd

@@ -14,6 +14,7 @@ The file is not trusted here either: its bytes are compared and never interprete
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport memcmp
 
 from synthex_fast._clock cimport monotonic_coarse
 
@@ -34,7 +35,7 @@ cdef extern from *:
       /* There are no record locks, so no process has siblings. */
       static int synthex_unchanged(int fd, const char* seen, long long size, long long start) { return 0; }
       static int synthex_locked(int fd, long long start) { return 0; }
-      static unsigned long long synthex_inode(int fd) { return 0; }
+      static int synthex_identify(int fd, unsigned long long* identity) { return 0; }
     #else
       #include <fcntl.h>
       #include <string.h>
@@ -56,10 +57,14 @@ cdef extern from *:
           return fstat(fd, &status) == 0 && status.st_nlink > 0;
       }
 
-      /* What distinguishes the file from others that may have got its number; 0 if it is closed. */
-      static unsigned long long synthex_inode(int fd) {
+      /* What distinguishes a file from others that may have got its number; 0 if it is closed. */
+      static int synthex_identify(int fd, unsigned long long* identity) {
           struct stat status;
-          return fstat(fd, &status) == 0 ? (unsigned long long)status.st_ino : 0;
+          if (fstat(fd, &status) != 0)
+              return 0;
+          identity[0] = (unsigned long long)status.st_dev;
+          identity[1] = (unsigned long long)status.st_ino;
+          return 1;
       }
 
       /* Whether another process has that byte locked. */
@@ -142,7 +147,7 @@ cdef extern from *:
     """
     int unchanged "synthex_unchanged"(int fd, const char* seen, long long size, long long start) noexcept nogil
     int locked "synthex_locked"(int fd, long long start) noexcept nogil
-    unsigned long long inode "synthex_inode"(int fd) noexcept nogil
+    bint identify "synthex_identify"(int fd, unsigned long long* identity) noexcept nogil
     int new_bell "synthex_new_bell"() noexcept nogil
     void ring "synthex_ring"(int bell) noexcept nogil
     void silence "synthex_silence"(int bell) noexcept nogil
@@ -190,13 +195,17 @@ cdef class Watch:
         self._end_notices()
 
     cdef void _begin_notices(self) noexcept:
-        self._inode = inode(self._fd)
+        if not identify(self._fd, &self._identity[0]):
+            return
         self._bell = new_bell()
         if self._bell >= 0:
             self._notices = new_notices(self._fd)
             if self._notices < 0:
                 close_descriptor(self._bell)
                 self._bell = -1
+            else:
+                identify(self._bell, &self._identity[2])
+                identify(self._notices, &self._identity[4])
 
     cdef void _end_notices(self) noexcept:
         if self._bell >= 0 and self._is_open():
@@ -206,9 +215,15 @@ cdef class Watch:
 
     cdef bint _is_open(self) noexcept nogil:
         """Turning into a daemon closes every descriptor, and the numbers may belong to other files by now. They are not
-        used unless the fleet's file still has its number.
+        used unless the fleet's file still has its number, and they are of their kind.
         """
-        return inode(self._fd) == self._inode
+        cdef unsigned long long[6] now
+        return (
+            identify(self._fd, &now[0])
+            and identify(self._bell, &now[2])
+            and identify(self._notices, &now[4])
+            and memcmp(now, self._identity, sizeof(now)) == 0
+        )
 
     def look_at(self, object file, int fd, bytes seen, long long start, list places, double period):
         """From the next `acquire` on, return every ``period`` seconds if the bytes from ``start`` on are no longer as
@@ -283,8 +298,9 @@ cdef class Watch:
         if self.changed:
             return False
         while left < 0 or now < end:
-            # Bounded, for the case that the descriptors are closed meanwhile.
-            heard = listen(self._bell, self._notices, _least(end - now if left >= 0 else 1e9))
+            # Bounded, for the case that the descriptors are closed meanwhile. And no notice comes of a death if another
+            # process has inherited the file, so it is looked for then too.
+            heard = listen(self._bell, self._notices, _least(end - now if left >= 0 else 1e9)) or 2
             now = monotonic_coarse()
             next_look = looked + self._period * 1e-6
             if left >= 0 and next_look > end:
@@ -316,8 +332,11 @@ cdef class Watch:
         return True
 
     def release(self):
-        """Make `acquire` return, or the next call of it."""
+        """Make `acquire` return, or the next call of it. However often it is called, that is one call of `acquire`."""
         if self._bell >= 0 and self._is_open():
             ring(self._bell)
         else:
+            # It is free if nobody has waited since it was last released. Releasing it twice would count twice, or be a
+            # fatal error, depending on the interpreter.
+            PyThread_acquire_lock_timed(self._lock, 0, 0)
             PyThread_release_lock(self._lock)

@@ -184,20 +184,19 @@ class FleetFile:
     def post(self, posting: Posting) -> None:
         """Tell the others. Raises OSError if it can't be written."""
         data = _packed(posting)
+        self._check_identity()
         if os.pwrite(self.fd, data, self._place(self.slot)) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._posted = data
 
-    def look(self, brief: bool = False) -> dict[int, Posting]:
+    def look(self) -> dict[int, Posting]:
         """The postings of the living siblings by slot; the same object as last time unless something has changed.
 
-        Raises `AloneError` if the file is no longer the one that others find, or the slot is no longer this process's;
-        a ``brief`` look leaves that to the next one.
+        Raises `AloneError` if the file is no longer the one that others find, or the slot is no longer this process's.
         """
         try:
             raw = os.pread(self.fd, SIZE - _HEADER.size, _HEADER.size)
-            if not brief:
-                self._check_again()
+            self._check_again()
         except OSError as error:
             raise AloneError(f"{self.path} can't be read: {error.strerror}") from error
         if len(raw) != SIZE - _HEADER.size:
@@ -211,7 +210,8 @@ class FleetFile:
             # Before the bytes: see `watch`.
             if found != self._seen:
                 self._seen = found
-            self._raw = raw
+        # Even if they are equal: a watch takes other bytes for a look.
+        self._raw = raw
         gone = [slot for slot in self._seen if not self._lives(slot)]
         if gone:
             self._seen = {slot: posting for slot, posting in self._seen.items() if slot not in gone}
@@ -227,15 +227,24 @@ class FleetFile:
         # Compared last: another thread may be looking. Bytes that are too old only end the wait.
         if not raw or self._seen is not siblings:
             return False
+        try:
+            self._check_identity()
+        except (AloneError, OSError):
+            return False
         places = [self._place(slot) for slot in siblings]
         watch.look_at(self, self.fd, raw, _HEADER.size, places, period)
         return True
 
-    def _check_again(self) -> None:
-        """Whether file and slot are still what they were."""
+    def _check_identity(self) -> os.stat_result:
+        """Nothing is written to another file that has got the number, as after turning into a daemon."""
         status = os.fstat(self.fd)
         if (status.st_dev, status.st_ino) != self._identity:
             raise AloneError(f"the descriptor of {self.path} was closed")
+        return status
+
+    def _check_again(self) -> None:
+        """Whether file and slot are still what they were."""
+        status = self._check_identity()
         if not status.st_nlink or status.st_size != SIZE:
             raise AloneError(f"{self.path} was removed or has changed its size")
         # Its own lock it gets in any case, unless another descriptor was closed and somebody else was faster.
@@ -295,7 +304,8 @@ class FleetFile:
             # The last one takes the file away. Whoever joins at this moment finds that it is gone, and joins again.
             if not self.look():
                 os.unlink(self.path)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AloneError):
+            self._check_identity()
             os.pwrite(self.fd, _EMPTY, self._place(self.slot))
             self._unlock(self._place(self.slot))
 

@@ -86,15 +86,14 @@ class Member:
         self._retry_at = now + RETRY_SECONDS
         return None
 
-    def look(self, brief: bool = False) -> dict[int, Posting] | None:
+    def look(self) -> dict[int, Posting] | None:
         """What the living siblings have posted, by slot; None if alone, or if it can't be read just now.
 
-        The same object as last time unless something has changed. A ``brief`` look takes about 2 microseconds and 1 for
-        each sibling; it may overlook that the file has been replaced.
+        The same object as last time unless something has changed. It takes about 5 microseconds and 1 for each sibling.
         """
         file = self._file
         try:
-            return None if file is None else file.look(brief)
+            return None if file is None else file.look()
         except (AloneError, OSError):
             # The next exchange finds the same, and leaves.
             return None

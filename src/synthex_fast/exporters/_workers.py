@@ -30,6 +30,7 @@ import os
 import re
 import stat
 import time
+import weakref
 from _queue import Empty
 from array import array
 from pathlib import Path
@@ -46,7 +47,7 @@ except ImportError:  # Windows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from synthex_fast.exporters._metrics import Column, Columns, Labels
@@ -70,6 +71,8 @@ _guard = RLock()
 # Over a fork.
 _held = False
 _members: dict[tuple[str, int], Member] = {}
+# What those that left had counted, which the files have already, in case the same is shared again.
+_former: dict[tuple[str, int], tuple[Callable[[], Observed | None], _Totals]] = {}
 _descriptors: dict[str, int] = {}
 
 
@@ -81,6 +84,9 @@ def join(name: str, directory: str | os.PathLike[str], observed: Observed) -> Me
         member = _members.get(key)
         if member is None:
             member = _members[key] = Member(folder, observed, key)
+            former = _former.get(key)
+            if former is not None and former[0]() is observed:
+                member.resume(former[1])
             try:
                 member.begin()
             except BaseException as error:
@@ -90,6 +96,7 @@ def join(name: str, directory: str | os.PathLike[str], observed: Observed) -> Me
                         name, directory, f"a directory to write to ({error.strerror})"
                     ) from error
                 raise
+            _former.pop(key, None)
         member.users += 1
     return member
 
@@ -134,6 +141,11 @@ class Member:
         self.write()
         self.start_thread()
 
+    def resume(self, totals: _Totals) -> None:
+        """What has been counted so far is that of a member of this process that left."""
+        totals.inherit()
+        self._totals = totals
+
     def leave(self) -> None:
         """For one user; the last one ends it. Its counters stay."""
         with _guard:
@@ -141,6 +153,7 @@ class Member:
             if self.users or _members.pop(self._key, None) is None:
                 return
             self._write_or_report()
+            _former[self._key] = weakref.ref(self._observed), self._totals
             fcntl.lockf(_descriptor(self.folder), fcntl.LOCK_UN, 1, self.token)
             thread = self._dismiss_thread()
         _threads.join(thread, 1.0)
@@ -303,7 +316,7 @@ class _Totals:
         return {name: column for name, column in found.items() if column[0]}
 
     def inherit(self) -> None:
-        """In a forked child: what has been counted so far is the parent's."""
+        """What has been counted so far is another member's: the parent's, in a forked child."""
         self._carried = {
             name: (labels, list(map(_minus, values))) for name, (labels, values) in self._last.items()
         }

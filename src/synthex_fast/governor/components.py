@@ -379,8 +379,10 @@ class ComponentState:
         limit = lower(self.own_limit, self.set_limit)
         if limit is not None and abs(self.read_size(obj) - self.nbytes) > noise * limit:
             return False
-        in_force = _read_if_possible(obj, "memory_cap" if self.capped else "memory_limit")
-        return in_force == (self.set_limit if self.capped or self.set_limit is not None else self.own_limit)
+        own = _read_if_possible(obj, "memory_limit")
+        if self.capped:
+            return own == self.own_limit and _read_if_possible(obj, "memory_cap") == self.set_limit
+        return own == (self.own_limit if self.set_limit is None else self.set_limit)
 
     @property
     def claim(self) -> Claim:

@@ -83,7 +83,7 @@ class Sharing:
         """Whether the siblings are as they were at the last step."""
         if not self.member.joined:
             return not self._joined
-        return self.member.look(True) is self._siblings
+        return self.member.look() is self._siblings
 
     def rest(self, now: float) -> float:
         """Seconds to the next look, if the siblings are as they were; 0 if memory is to be read first."""

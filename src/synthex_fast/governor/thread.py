@@ -210,7 +210,7 @@ class Worker:
                 wait = self.due - time.monotonic()
                 if wait > 0:
                     # Planned is the next look; where the watch looks, that can wait for what comes after.
-                    wait = max(wait, target._watch(watch))
+                    wait = max(wait, self._watch(target, watch))
                     self.state.wait(None if wait == math.inf else wait, watch)
                     if watch.changed:
                         self.due = min(self.due, time.monotonic())
@@ -229,6 +229,15 @@ class Worker:
                 with self.state:
                     self.due = min(self.due, time.monotonic() + policy.IDLE_SECONDS[WARNING])
                 _unraisable.report(error, target)
+
+    @staticmethod
+    def _watch(target: Target, watch: Watch) -> float:
+        try:
+            return target._watch(watch)
+        except Exception:
+            # Such as MemoryError. Nothing is watched, and the next look is the one that is planned.
+            watch.look_away()
+            return 0.0
 
 
 def join(thread: _threads.Thread | None) -> None:
