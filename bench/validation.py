@@ -37,7 +37,8 @@ works.
 
 Medians of the rounds with their 95 % intervals. An improvement is the median of the ratios to `current` in the same
 round. *Met* means that the whole interval is on the target's right side, *missed* that all of it is on the wrong side,
-and *unclear* that noise could decide, which counts as not met. A figure without an interval was measured once.
+and *unclear* that noise could decide, which counts as not met. A figure without an interval was measured once, or was
+the same in all rounds.
 
 {table}
 

@@ -341,6 +341,24 @@ class TestFigures:
         assert set(figures.SECTIONS["Memory"]) >= {"allocated_per_request", "cache_bytes", "reuse_rate"}
         assert [section for section, _ in figures.measures()].index(figures.DETAIL) > 10
 
+    def test_no_full_collection_in_a_short_run_is_not_few_an_hour(self):
+        def row(requests):
+            results = rounds.Results(("synthex_fast",), SEED)
+            results.started["synthex_fast"] = {"before_load_rss": 0}
+            results.rounds["synthex_fast"] = _rounds([requests] * 7)
+            (found,) = (
+                row for row in figures.rows(results) if row.measure.key == "full_collections_per_hour"
+            )
+            return found.figures["synthex_fast"], found.report["synthex_fast"], found.reach["synthex_fast"]
+
+        short, *verdicts = row(10_000)
+        assert (short.median, short.interval.low) == (0, 0)
+        assert short.interval.high == pytest.approx(3.689 * 3_600_000 / 70_000, rel=1e-3)
+        assert verdicts == [figures.UNCLEAR] * 2
+        long, *verdicts = row(400_000)
+        assert long.interval.high < 5
+        assert verdicts == [figures.MET] * 2
+
     def test_node_is_sized_and_not_run(self):
         results = rounds.Results(ARMS, SEED)
         assert figures.rows(results) == []

@@ -9,7 +9,15 @@ from itertools import pairwise
 import pytest
 
 from synthex_fast import AdaptiveMemoryMonitor
-from synthex_fast.validate import _allocations, corpus, garbage, process_memory, rounds, simulated_day
+from synthex_fast.validate import (
+    _allocations,
+    corpus,
+    figures,
+    garbage,
+    process_memory,
+    rounds,
+    simulated_day,
+)
 from synthex_fast.validate.arms import ARMS, NEEDS, service
 
 for _needed in {name for names in NEEDS.values() for name in names}:
@@ -88,6 +96,17 @@ class TestLimits:
         # Five texts of 100,000 characters each: 12 such entries fit into 5.8 MiB.
         assert len(tuned._responses._entries) == 12
         assert tuned._responses.account() <= tuned_by_hand.CACHE_LIMIT
+
+    def test_answers_larger_than_the_cache_are_served_and_not_kept(self, tuned):
+        request = with_content(corpus.make(3, 1)[0], tuned_by_hand.CACHE_LIMIT // 4)
+        assert tuned.handle(request).count == 5
+        assert len(tuned._responses._entries) == 0
+        tuned._responses["q"] = []
+        tuned._responses["q"] = [
+            tuned_by_hand.ExpertResponse("q", "e", "x" * 2 * tuned_by_hand.CACHE_LIMIT)
+        ]
+        # The old value would be wrong.
+        assert len(tuned._responses._entries) == 0
 
     def test_a_batch_over_the_cap_is_refused_whole(self, tuned):
         responses = [tuned_by_hand.ExpertResponse("q", "e")] * 101
@@ -286,6 +305,9 @@ class TestGarbage:
         assert results.garbage["synthex_fast"]["inside_requests"][2] == 0
         [note] = garbage.footnotes(results)
         assert "tuned_by_hand 0 in" in note
-        bound = next(measure for measure in garbage.MEASURES if measure.key == "hourly_full_collections")
+        row = next(row for row in figures.rows(results) if row.measure.key == "hourly_full_collections")
+        found = row.figures["synthex_fast"]
         # None were seen in less than an hour's worth: that proves nothing.
-        assert bound.read(results, "synthex_fast")[0] > 5
+        assert found.median == found.interval.low == 0
+        assert found.interval.high > 5
+        assert row.report["synthex_fast"] == row.reach["synthex_fast"] == figures.UNCLEAR

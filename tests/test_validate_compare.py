@@ -165,6 +165,10 @@ class TestCommand:
             ('{"format": 2, "rows": 3}', "is damaged"),
             ('{"format": 2, "rows": [{"arms": {"current": {"values": ["x"]}}}]}', "is damaged"),
             ("[" * 100_000, "is not JSON"),
+            (
+                '{"format": 2, "rows": [{"arms": {"current": {"values": [%s]}}}]}' % ("9" * 400),
+                "is damaged",
+            ),
         ],
     )
     def test_other_files_are_refused_in_one_line(self, files, capsys, content, complaint):
@@ -208,7 +212,17 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         "arguments",
-        [["--seconds", "3"], ["--json", "x.json"], ["--from", "x.json"]],
+        [
+            ["--seconds", "3"],
+            ["--json", "x.json"],
+            ["--from", "x.json"],
+            ["--limit", "256MB"],
+            ["--collections", "3"],
+            ["--http"],
+            ["--rate", "3"],
+            ["--heap-objects", "3"],
+            ["--port", "3"],
+        ],
     )
     def test_what_needs_a_run_is_refused_beside_it(self, arguments, files, capsys, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)

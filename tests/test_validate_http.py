@@ -1,6 +1,7 @@
 """`validate --http`: the application, the load generator, the servers, and what is made of their measurements."""
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from array import array
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 
 import psutil
@@ -182,6 +184,7 @@ class TestDigest:
             ],
         )
         assert found["collections"] == [1, 0, 2]
+        assert found["outside"] == {"collections": [0, 1, 2], "sum": pytest.approx(1.2)}
         assert found["full_inside"] == 1
         assert (found["pauses_count"], found["pauses_inside_count"]) == (3, 2)
         assert found["pauses_longest"] == pytest.approx(0.07)
@@ -463,7 +466,8 @@ class TestRun:
     def test_a_saturated_server_is_told(self, results):
         def notes(backlog):
             found = results.http["uvicorn-open"]["current"]
-            turns = [{**turn, "backlog": backlog, "rate": 200.0} for turn in found]
+            outside = {"collections": [0, 0, 0], "sum": 0.0}
+            turns = [{**turn, "backlog": backlog, "rate": 200.0, "outside": outside} for turn in found]
             made = in_process.Results(ARMS, SEED)
             made.http = {"settings": results.http["settings"], "uvicorn-open": {"current": turns}}
             return measures.footnotes(made)
@@ -693,9 +697,24 @@ class TestInterruption:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_gunicorn_is_configured_by_nobody_else(over_http, arm, tmp_path, monkeypatch):
+    """Such a file, where the command is run, would be read in some arms and not in others."""
+    (tmp_path / "gunicorn.conf.py").write_text("raise RuntimeError('it was read')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--no-such-option")
+    with over_http._servers("gunicorn", (arm,), None, 1000) as servers:
+        servers[arm].wait(lambda: None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
-def test_gunicorn_ends_with_whoever_started_it(over_http, stopped):
-    """Also while it waits for its turn, stopped."""
+@pytest.mark.parametrize(
+    "adopted",
+    [False, pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs prctl"))],
+)
+def test_gunicorn_ends_with_whoever_started_it(over_http, stopped, adopted):
+    """Also while it waits for its turn, stopped, and also if a process of the same session adopts it."""
     code = (
         "import os, signal, sys\n"
         "from synthex_fast.validate.http import rounds\n"
@@ -715,6 +734,21 @@ def test_gunicorn_ends_with_whoever_started_it(over_http, stopped):
     )
     left = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
     assert len(left) == 5
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.communicate()
-    wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in left))
+    with adopting() if adopted else nullcontext():
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.communicate()
+        wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in left))
+
+
+@contextmanager
+def adopting():
+    """This process adopts what its children leave, as the first one of a container does."""
+    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
+    assert prctl(set_child_subreaper, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
+    try:
+        yield
+    finally:
+        prctl(set_child_subreaper, *map(ctypes.c_ulong, (0, 0, 0, 0)))
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass

@@ -101,7 +101,11 @@ class TestRun:
         [note] = limit.footnotes(results)
         assert "a killed in 3 of 3 runs after 5 to 7 requests; b killed in 0 of 3 runs." in note
         killed, served = limit.MEASURES[:2]
-        assert (killed.read(results, "a"), killed.read(results, "b")) == ([100.0] * 3, [0.0] * 3)
+        assert (killed.read(results, "a"), killed.read(results, "b")) == ([100.0], [0.0])
+        # The median of the runs would be 0.
+        results.limit["b"][0]["killed"] = True
+        assert killed.read(results, "b") == [pytest.approx(100 / 3)]
+        assert killed.read(results, "c") == []
         assert served.read(results, "a") == pytest.approx([100 * n / 9 for n in (5, 6, 7)])
 
 

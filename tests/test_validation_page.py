@@ -136,6 +136,10 @@ class TestPage:
         assert text.count("</style>") == 1
         assert "&lt;img src=x onerror=alert(1)&gt;" in text
 
+    def test_attributes_are_quoted_where_they_hold_several_words(self, html):
+        assert not re.findall(r"<[^>]* class=[^\"]", html)
+        assert 'class="several ours"' in html
+
     def test_a_figure_is_never_shown_with_a_verdict_it_did_not_get(self, found):
         found = json.loads(json.dumps(found))
         for row in found["rows"]:
@@ -216,6 +220,9 @@ class TestCommand:
             (["--from", "RESULTS", "--html", "PAGE", "--json", "x.json"], "--from: not allowed with --json"),
             (["--from", "nowhere.json", "--html", "PAGE"], "can't read 'nowhere.json'"),
             (["--compare", "RESULTS", "RESULTS", "--html", "PAGE"], "--compare: not allowed with --html"),
+            (["--from", "RESULTS", "--html", "PAGE", "--limit", "1GB"], "--from: not allowed with --limit"),
+            (["--from", "RESULTS", "--html", "results.json"], "argument --html: is the file that --from reads"),
+            (["--json", "x.json", "--html", "./x.json"], "argument --html: is the file that --json writes"),
         ],
     )
     def test_what_makes_no_sense_is_refused(
@@ -230,6 +237,29 @@ class TestCommand:
         assert shown.err.count("\n") == 1
         assert complaint in shown.err
         assert os.listdir(tmp_path) == ["results.json"]
+
+    @pytest.mark.parametrize("lost", ["footnotes", "rounds", "environment", "complete", "http"])
+    def test_a_file_that_lacks_what_the_page_needs_is_refused(self, lost, found, tmp_path, capsys):
+        path, written = tmp_path / "damaged.json", tmp_path / "page.html"
+        path.write_text(json.dumps({key: value for key, value in found.items() if key != lost}))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["validate", "--from", str(path), "--html", str(written)])
+        assert ended.value.code == 2
+        shown = capsys.readouterr()
+        assert shown.err.count("\n") == 1
+        assert "is damaged" in shown.err
+        assert not written.exists()
+
+    @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+    def test_it_can_be_written_to_a_pipe(self, results, monkeypatch):
+        monkeypatch.setattr(page, "render", lambda _: "the page")
+        reading, writing = os.pipe()
+        try:
+            assert cli.main(["validate", "--from", results, "--html", f"/dev/fd/{writing}"]) == 0
+        finally:
+            os.close(writing)
+        with open(reading) as pipe:
+            assert pipe.read() == "the page"
 
     def test_without_matplotlib_the_extra_is_named(self, results, tmp_path, capsys, monkeypatch):
         there = cli.find_spec

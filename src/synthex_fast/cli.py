@@ -35,7 +35,7 @@ class _Terminated(BaseException):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failure, 2 for bad arguments, 130 after
-    Ctrl-C.
+    Ctrl-C, 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return parsed.run(parsed, arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except _Terminated:
+        # While results were shown or written.
+        return TERMINATED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -237,6 +240,8 @@ def _measure(parsed: argparse.Namespace, results: Any, show: Callable[[str, floa
         rounds.run(results, parsed.seconds, show)
     else:
         _measure_over_http(parsed, results, show)
+    # Each part says so when it is done, but an interruption of a later one is one of the run.
+    results.complete = False
     if parsed.collections is not None:
         from synthex_fast.validate import garbage
 
@@ -245,6 +250,7 @@ def _measure(parsed: argparse.Namespace, results: Any, show: Callable[[str, floa
         from synthex_fast.validate import limit
 
         limit.run(results, parsed.limit, show)
+    results.complete = True
 
 
 def _measure_over_http(parsed: argparse.Namespace, results: Any, show: Callable[[str, float], None]) -> None:
@@ -452,6 +458,8 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
         parser.error("argument --html: needs matplotlib: pip install synthex-fast[html]")
     if not runs:
         return _revisit(parser, parsed)
+    if parsed.json is not None and parsed.html is not None and _are_same(parsed.json, parsed.html):
+        parser.error("argument --html: is the file that --json writes")
 
     from synthex_fast.validate import rounds
 
@@ -526,48 +534,66 @@ def _page(found: dict) -> str:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that nobody ever finds half of it, unless its directory takes no other file."""
+    if path.exists() and not path.is_file():
+        # A pipe, a terminal: /dev/stdout, say. What it links to may have no path.
+        path.write_text(text, encoding="utf-8")
+        return
     path = path.resolve()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         file = unfinished.open("x", encoding="utf-8")
     except OSError:
-        # Also where it is no file, as /dev/stdout.
         path.write_text(text, encoding="utf-8")
         return
     try:
         with file:
             file.write(text)
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-        else:
-            unfinished.replace(path)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def _revisit(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
     """What is done with earlier results, without a run: --compare and --from."""
-    option, others = ("--compare", ("seconds", "json", "html", "source"))
-    if parsed.compare is None:
-        option, others = ("--from", ("seconds", "json"))
-        if parsed.html is None:
-            parser.error("argument --from: needs --html")
+    option, others = "--from", ["seconds", "json", "limit", "collections", "http", "rate", "heap_objects", "port"]
+    if parsed.compare is not None:
+        option, others = "--compare", [*others, "html", "source"]
+    elif parsed.html is None:
+        parser.error("argument --from: needs --html")
+    elif _are_same(parsed.source, parsed.html):
+        parser.error("argument --html: is the file that --from reads")
     for other in others:
         if getattr(parsed, other) is not None:
-            parser.error(
-                f"argument {option}: not allowed with --{'from' if other == 'source' else other}, as nothing is run"
-            )
+            name = "from" if other == "source" else other.replace("_", "-")
+            parser.error(f"argument {option}: not allowed with --{name}, as nothing is run")
 
     from synthex_fast.validate import compare
 
     try:
         if parsed.compare is None:
-            return _write_results(parser, parsed, compare.load(parsed.source))
+            return _write(parser, parsed.html, _page_of_file(parsed.source))
         first, second = map(compare.load, parsed.compare)
         compare.show(first, second, _table_console())
     except compare.CompareError as error:
         parser.error(str(error))
     return 0
+
+
+def _page_of_file(path: Path) -> str:
+    """The page of what --json wrote there. Raises `CompareError` for anything else."""
+    from synthex_fast.validate import compare
+
+    found = compare.load(path)
+    try:
+        return _page(found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise compare.CompareError(
+            f"{str(path)!r} is damaged: no page can be made of it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _are_same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
 
 
 def _add_soak(commands) -> None:

@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
         for _ in _rows(found):
             pass
         warnings(found, found)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise CompareError(f"{str(path)!r} is damaged: it lacks what --json writes") from None
     return found
 

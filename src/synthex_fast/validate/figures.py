@@ -47,9 +47,10 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measurement's values, one for each round."""
+    """A measurement's values, one for each round, and where it lies, if that is known otherwise than by their noise."""
 
     values: tuple[float, ...]
+    limits: Interval | None = None
 
     @property
     def median(self) -> float:
@@ -62,8 +63,8 @@ class Figure:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Where the median lies with 95 % confidence; None for a single value."""
-        return intervals.of_median(self.values)
+        """Where the median lies with 95 % confidence; None for a single value without limits."""
+        return intervals.of_median(self.values) if self.limits is None else self.limits
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,8 @@ class Measure:
     more_is_better: bool | None = False  # None: neither
     in_line: bool = False  # shown in the line of the measure before it
     reach: Target | None = None  # this package's own target
+    # Where the figure lies, of a count of what is rare: as many zeros as there are rounds have no noise.
+    limits: Callable[[Any, str], Interval | None] | None = None
 
 
 def _of_rounds(read: Callable[[dict], float]) -> Callable[[Any, str], list[float]]:
@@ -222,6 +225,15 @@ def _node_heap(results: Any, arm: str) -> list[float]:
     if arm != OURS:
         return [float(before)]
     return [float(node_heap(node_heap_flags(share=before / REPORT_TOTAL, readings=_Container())))]
+
+
+def _full_limits(results: Any, arm: str) -> Interval | None:
+    from synthex_fast.validate import garbage
+
+    done = results.rounds.get(arm, ())
+    if not done:
+        return None
+    return garbage.limits(sum(each["collections"][2] for each in done), sum(each["requests"] for each in done))
 
 
 def _longest(pauses: list[float]) -> float:
@@ -304,6 +316,7 @@ MEASURES = (
         "< 5",
         Target("below", 5),
         reach=Target("below", 5),
+        limits=_full_limits,
     ),
     Measure(
         "pause_p99",
@@ -505,7 +518,20 @@ def rows(results: Any) -> list[Row]:
 
 
 def _found(results: Any, measure: Measure) -> dict[str, Figure]:
-    return {arm: Figure(tuple(values)) for arm in results.arms if (values := measure.read(results, arm))}
+    return {
+        arm: _figure(measure, tuple(values), results, arm)
+        for arm in results.arms
+        if (values := measure.read(results, arm))
+    }
+
+
+def _figure(measure: Measure, values: tuple[float, ...], results: Any, arm: str) -> Figure:
+    limits = None if measure.limits is None else measure.limits(results, arm)
+    if limits is None:
+        return Figure(values)
+    # They are of all rounds together, whose median may be another figure.
+    middle = median(values)
+    return Figure(values, Interval(min(middle, limits.low), max(middle, limits.high)))
 
 
 def _row(section: str, measure: Measure, found: dict[str, Figure]) -> Row:

@@ -187,6 +187,8 @@ def number(value: float) -> str:
 def _cell(figure: Figure | None, plus_minus: str) -> str:
     if figure is None:
         return "-"
+    if figure.limits is not None:
+        return f"{number(figure.median)} ({number(figure.limits.low)}-{number(figure.limits.high)})"
     if len(figure.values) == 1 or figure.spread == 0:
         return number(figure.median)
     if figure.median == 0:
@@ -240,7 +242,8 @@ def footnotes(results: Any) -> list[str]:
             "[2] With full caches the workload frees everything it allocates and creates no cycles, so the "
             "collector rarely runs. It runs while the caches fill: once at the start, and again after the mass "
             "expiry that begins each round (1,100 requests each). One full collection under load in the "
-            f"whole run would show as: {one}. Pauses are those of refill and load."
+            f"whole run is this many an hour: {one}. The limits are the 95 % ones of the count in the whole run: "
+            "none in a short run does not mean few an hour. Pauses are those of refill and load."
         )
     if results.started:
         resident = ", ".join(

@@ -136,7 +136,11 @@ class Cache:
 
     def __setitem__(self, key, value):
         with self._lock:
-            self._entries[key] = value
+            try:
+                self._entries[key] = value
+            except ValueError:
+                # Larger than all of the cache: the request is served all the same.
+                self._entries.pop(key, None)
 
     def expire(self):
         with self._lock:

@@ -4,9 +4,12 @@ A request brings a query and its five answers as JSON. The application parses it
 leaves behind what requests leave in a service with an object mapper, and returns the consensus as JSON.
 """
 
+import ctypes
 import gc
 import json
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +30,17 @@ from synthex_fast.validate.http.watched import Watched
 
 # How the parent process says what is to be served: a server's workers get nothing else.
 SETTINGS = "SYNTHEX_FAST_VALIDATE_HTTP"
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, also while it is stopped.
+
+    A stopped process does not see its standard input end. A group of them is woken when it becomes an orphan, but where
+    the first process of a container is in the same session as its parent, it never does.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
 
 
 def create() -> Watched:
@@ -45,6 +59,8 @@ def create() -> Watched:
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         nonlocal serving
+        # Not inherited by a worker when it is forked.
+        end_with_parent()
         if installation is None:
             serving = make_service()
             Background(serving.tasks()).resume()

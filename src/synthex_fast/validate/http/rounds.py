@@ -443,7 +443,7 @@ class Comparison:
         server.resume()
         try:
             server.check()
-            server.pauses()
+            earlier = server.pauses()
             cpu = server.cpu_seconds()
             command = {"do": loop, "seconds": seconds + SETTLING}
             if loop == "open":
@@ -455,7 +455,7 @@ class Comparison:
             cpu = server.cpu_seconds() - cpu
             tick()
             pss = server.pss()
-            found = digest(answer, payload, server.pauses())
+            found = digest(answer, payload, earlier + server.pauses())
         finally:
             server.stop()
         found["cpu_seconds"] = cpu
@@ -506,6 +506,11 @@ def digest(answer: dict, payload: bytes, collections: list[Pause]) -> dict:
     inside = [pause for pause in met if pause.in_flight > 0]
     found["collections"] = [sum(pause.generation == each for pause in met) for each in range(3)]
     found["full_inside"] = sum(pause.generation == 2 for pause in inside)
+    outside = [pause for pause in collections if not begin <= pause.began < end]
+    found["outside"] = {
+        "collections": [sum(pause.generation == each for pause in outside) for each in range(3)],
+        "sum": sum(pause.nanoseconds for pause in outside) / 1e9,
+    }
     for name, which in (("pauses", met), ("pauses_inside", inside)):
         taken = [pause.nanoseconds / 1e9 for pause in which]
         found[f"{name}_count"] = len(taken)

@@ -12,7 +12,8 @@ import socket
 import sys
 import threading
 
-from synthex_fast.validate.http.application import SETTINGS
+from synthex_fast.validate.http import protocol
+from synthex_fast.validate.http.application import SETTINGS, end_with_parent
 
 FACTORY = "synthex_fast.validate.http.application:create"
 # Longer than any arm waits for its turn: gunicorn kills a worker that it has not heard of for that long.
@@ -31,6 +32,7 @@ def _end_with_input() -> None:
 
 def main(kind: str, fd: int, workers: int) -> None:
     os.setpgid(0, 0)
+    end_with_parent()
     threading.Thread(target=_end_with_input, name="input", daemon=True).start()
     if kind == "uvicorn":
         import uvicorn
@@ -52,8 +54,11 @@ def main(kind: str, fd: int, workers: int) -> None:
     sys.argv = ["gunicorn", f"{FACTORY}()", f"--bind=fd://{fd}", f"--workers={workers}", "--preload"]
     sys.argv += ["--worker-class=uvicorn_worker.UvicornWorker", f"--timeout={TIMEOUT}"]
     sys.argv += [f"--keep-alive={KEEP_ALIVE}", "--log-level=error"]
-    if json.loads(os.environ[SETTINGS])["arm"] == "synthex_fast":
-        sys.argv.append("--config=python:synthex_fast.integrations.gunicorn")
+    # Always one, since gunicorn would otherwise read a gunicorn.conf.py of the current directory, in some arms only.
+    is_ours = json.loads(os.environ[SETTINGS])["arm"] == "synthex_fast"
+    config = "synthex_fast.integrations.gunicorn" if is_ours else protocol.__name__
+    sys.argv.append(f"--config=python:{config}")
+    os.environ.pop("GUNICORN_CMD_ARGS", None)
     run()
 
 

@@ -144,17 +144,20 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
                 f"<span>{escape(row['our_target'])} {reached}</span>" if row["our_target"] else "",
             )
         )
-        drawn = "".join(
-            f'<td data-name="{escape(name)}"{f" class={kind}" if kind else ""}>{text}</td>'
-            if text
-            else "<td></td>"
-            for name, kind, text in cells
-        )
+        drawn = "".join(_cell(name, kind.strip(), text) for name, kind, text in cells)
         yield f'<tr id="row-{escape(row["key"])}"><th scope="row">{escape(row["label"])}{unit}</th>{drawn}</tr>'
     if section is not None:
         yield "</tbody>"
     yield "</table>"
     yield "</section>"
+
+
+def _cell(name: str, kind: str, text: str) -> str:
+    if not text:
+        return "<td></td>"
+    # Quoted: it may be several classes.
+    named_class = f' class="{kind}"' if kind else ""
+    return f'<td data-name="{escape(name)}"{named_class}>{text}</td>'
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

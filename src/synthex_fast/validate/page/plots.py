@@ -599,17 +599,19 @@ def memory(found: dict[str, Any]) -> Drawing | None:
                     va="bottom",
                 )
             for arm, runs in found["limit"].items() if limit else ():
-                for run in runs:
-                    if run["killed"] and run["series"]:
-                        at, size = run["series"][-1]
-                        axes.plot([at], [size / 1e6], "X", color=COLOURS[arm], markersize=10, zorder=4)
-                        axes.annotate(
-                            "killed",
-                            (at, size / 1e6),
-                            xytext=(0, -14),
-                            textcoords="offset points",
-                            ha="center",
-                        )
+                ends = [run["series"][-1] for run in runs if run["killed"] and run["series"]]
+                for at, size in ends:
+                    axes.plot([at], [size / 1e6], "X", color=COLOURS[arm], markersize=10, zorder=4)
+                if ends:
+                    # Said once: the other runs end nearby.
+                    at, size = max(ends)
+                    axes.annotate(
+                        "killed",
+                        (at, size / 1e6),
+                        xytext=(0, -14),
+                        textcoords="offset points",
+                        ha="center",
+                    )
             most = max((max(y) for lines in series.values() for _, y in lines if y), default=1.0)
             axes.set_ylim(0, 1.12 * max(most, limit or 0))
             axes.set_xlabel(x_label)
