@@ -1178,7 +1178,14 @@ def steps_of(worker):
         lambda worker: worker.governor._components.remove(worker.governor._components.find(worker.cache)),
         lambda worker: setattr(worker.board, "limit", LIMIT // 2),
     ],
-    ids=["memory grows", "the cache grows", "another cap", "another limit", "unregistered", "the container shrinks"],
+    ids=[
+        "memory grows",
+        "the cache grows",
+        "another cap",
+        "another limit",
+        "unregistered",
+        "the container shrinks",
+    ],
 )
 def test_a_governor_at_rest_notices_what_changes(board, count, change):
     worker, *_ = [board.add(keys=100, sticky=True) for _ in range(count)]

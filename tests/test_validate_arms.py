@@ -102,9 +102,7 @@ class TestLimits:
         assert tuned.handle(request).count == 5
         assert len(tuned._responses._entries) == 0
         tuned._responses["q"] = []
-        tuned._responses["q"] = [
-            tuned_by_hand.ExpertResponse("q", "e", "x" * 2 * tuned_by_hand.CACHE_LIMIT)
-        ]
+        tuned._responses["q"] = [tuned_by_hand.ExpertResponse("q", "e", "x" * 2 * tuned_by_hand.CACHE_LIMIT)]
         # The old value would be wrong.
         assert len(tuned._responses._entries) == 0
 

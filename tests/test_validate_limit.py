@@ -40,16 +40,19 @@ def how(request, monkeypatch):
     return container.how
 
 
+@pytest.fixture
 def left():
-    return [
+    """A function that lists what a run has left behind."""
+    before = psutil.Process().children()
+    return lambda: [
         *Path("/sys/fs/cgroup").glob(f"**/synthex-fast-validate-{os.getpid()}-*"),
-        *psutil.Process().children(),
+        *(child for child in psutil.Process().children() if child not in before),
     ]
 
 
 @pytest.mark.slow
 class TestRun:
-    def test_the_current_system_is_killed_in_the_middle(self, how):
+    def test_the_current_system_is_killed_in_the_middle(self, how, left):
         ticks = []
         found = limit.one_run("current", 1, LIMIT, tick=lambda: ticks.append(1))
         assert found["how"] == how
@@ -62,7 +65,7 @@ class TestRun:
         assert ticks
         assert left() == []
 
-    def test_the_package_survives_with_more_cached_than_by_hand(self, how):
+    def test_the_package_survives_with_more_cached_than_by_hand(self, how, left):
         found = {arm: limit.one_run(arm, 1, LIMIT, count=700) for arm in ("tuned_by_hand", "synthex_fast")}
         for run in found.values():
             assert not run["killed"]
@@ -71,7 +74,7 @@ class TestRun:
         assert found["synthex_fast"]["cached_bytes"] > 2 * found["tuned_by_hand"]["cached_bytes"]
         assert left() == []
 
-    def test_an_interrupt_leaves_nothing(self, how, monkeypatch):
+    def test_an_interrupt_leaves_nothing(self, how, monkeypatch, left):
         def interrupt():
             raise KeyboardInterrupt
 
@@ -79,7 +82,7 @@ class TestRun:
             limit.one_run("synthex_fast", 1, LIMIT, tick=interrupt)
         assert left() == []
 
-    def test_an_arm_that_fails_says_how(self, how):
+    def test_an_arm_that_fails_says_how(self, how, left):
         with pytest.raises(
             rounds.ValidationError, match=r"ended with status 1: .*No module named .*unheard_of"
         ):

@@ -221,7 +221,10 @@ class TestCommand:
             (["--from", "nowhere.json", "--html", "PAGE"], "can't read 'nowhere.json'"),
             (["--compare", "RESULTS", "RESULTS", "--html", "PAGE"], "--compare: not allowed with --html"),
             (["--from", "RESULTS", "--html", "PAGE", "--limit", "1GB"], "--from: not allowed with --limit"),
-            (["--from", "RESULTS", "--html", "results.json"], "argument --html: is the file that --from reads"),
+            (
+                ["--from", "RESULTS", "--html", "results.json"],
+                "argument --html: is the file that --from reads",
+            ),
             (["--json", "x.json", "--html", "./x.json"], "argument --html: is the file that --json writes"),
         ],
     )

@@ -555,7 +555,10 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _revisit(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
     """What is done with earlier results, without a run: --compare and --from."""
-    option, others = "--from", ["seconds", "json", "limit", "collections", "http", "rate", "heap_objects", "port"]
+    option, others = (
+        "--from",
+        ["seconds", "json", "limit", "collections", "http", "rate", "heap_objects", "port"],
+    )
     if parsed.compare is not None:
         option, others = "--compare", [*others, "html", "source"]
     elif parsed.html is None:

@@ -233,7 +233,9 @@ def _full_limits(results: Any, arm: str) -> Interval | None:
     done = results.rounds.get(arm, ())
     if not done:
         return None
-    return garbage.limits(sum(each["collections"][2] for each in done), sum(each["requests"] for each in done))
+    return garbage.limits(
+        sum(each["collections"][2] for each in done), sum(each["requests"] for each in done)
+    )
 
 
 def _longest(pauses: list[float]) -> float:
