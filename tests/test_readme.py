@@ -65,9 +65,10 @@ def test_the_docstrings_examples_say_what_happens():
         try:
             module = import_module(f"synthex_fast.{name}")
         except ModuleNotFoundError as error:
-            # What `synthex-fast validate` needs may not be installable on a new interpreter, and what its servers need
-            # is not in the extra for tests.
-            assert error.name in ("cachetools", "msgspec", "pydantic", "rich", "starlette", "uuid_utils")
+            # What `synthex-fast validate` needs may not be installable on a new interpreter, and what its servers and
+            # its page need is not in the extra for tests.
+            needed = {"cachetools", "matplotlib", "msgspec", "pydantic", "rich", "starlette", "uuid_utils"}
+            assert error.name in needed
             continue
         # Of a compiled module's members doctest can't tell the origin, so those that it imports are tested as well.
         own = False if name in MODULES else module

@@ -41,6 +41,13 @@ cdef extern from *:
       #include <string.h>
       #include <sys/stat.h>
       #include <unistd.h>
+      #if defined(__linux__) && defined(__LP64__)
+        #include <sys/syscall.h>
+        /* glibc's function is newer (2.33) than the systems that a wheel is for. */
+        #define synthex_fstat(fd, status) syscall(SYS_fstat, fd, status)
+      #else
+        #define synthex_fstat(fd, status) fstat(fd, status)
+      #endif
 
       /* Whether the file, from `start`, still has these bytes and a name. */
       static int synthex_unchanged(int fd, const char* seen, long long size, long long start) {
@@ -54,13 +61,13 @@ cdef extern from *:
                   return 0;
               done += got;
           }
-          return fstat(fd, &status) == 0 && status.st_nlink > 0;
+          return synthex_fstat(fd, &status) == 0 && status.st_nlink > 0;
       }
 
       /* What distinguishes a file from others that may have got its number; 0 if it is closed. */
       static int synthex_identify(int fd, unsigned long long* identity) {
           struct stat status;
-          if (fstat(fd, &status) != 0)
+          if (synthex_fstat(fd, &status) != 0)
               return 0;
           identity[0] = (unsigned long long)status.st_dev;
           identity[1] = (unsigned long long)status.st_ino;
