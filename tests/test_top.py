@@ -476,12 +476,13 @@ def test_a_terminal_is_redrawn_until_told_to_stop(sleeper, how):
         stderr=follower,
         start_new_session=True,
     )
-    seen = bytearray()
-    reader = threading.Thread(target=read_all, args=(leader, seen))
+    # A list, which one thread may append to while another reads it.
+    parts = []
+    reader = threading.Thread(target=read_all, args=(leader, parts))
     reader.start()
     try:
-        wait_for(lambda: len(re.findall(rb"pid \d+", seen)) >= 2 or command.poll() is not None)
-        assert command.poll() is None, bytes(seen)
+        wait_for(lambda: len(re.findall(rb"pid \d+", b"".join(parts))) >= 2 or command.poll() is not None)
+        assert command.poll() is None, b"".join(parts)
         if how == "q":
             os.write(leader, b"xq")
         elif how == "interrupt":
@@ -497,6 +498,7 @@ def test_a_terminal_is_redrawn_until_told_to_stop(sleeper, how):
         os.close(follower)
         reader.join()
         os.close(leader)
+    seen = b"".join(parts)
     # The screen as it was before is shown again.
     assert seen.rfind(b"\x1b[?1049l") > seen.rfind(b"\x1b[?1049h") >= 0
     if how == "ended":
@@ -511,7 +513,7 @@ def read_all(descriptor, into):
             return
         if not part:
             return
-        into += part
+        into.append(part)
 
 
 def test_importing_the_package_imports_none_of_it():
