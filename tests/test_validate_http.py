@@ -14,6 +14,7 @@ import time
 from array import array
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -234,6 +235,16 @@ class TestPlan:
                     assert number * turn * arms == pytest.approx(seconds * share)
                     assert rounds.SHORTEST_TURN - 1e-9 <= turn <= rounds.LONGEST_TURN + 1e-9
 
+    def test_turns_are_longer_where_they_would_have_too_few_requests(self):
+        from synthex_fast.validate.http import rounds
+
+        number, turn = rounds.plan(4, 2_000.0, rate=50.0)
+        assert number >= rounds.FEWEST_ROUNDS
+        assert rounds.LONGEST_TURN < turn <= rounds.WANTED_REQUESTS / 50.0
+        assert number * turn * 4 == pytest.approx(2_000.0)
+        # Not at the price of rounds.
+        assert rounds.plan(4, 300.0, rate=50.0) == pytest.approx((7, 300 / 28))
+
 
 class Stalling(threading.Thread):
     """A server that answers at once, except that one request keeps it from doing anything for `seconds`."""
@@ -435,19 +446,38 @@ class TestRun:
 
     def test_the_table_has_a_row_for_every_measure(self, results):
         keys = {row.measure.key for row in figures.rows(results)}
-        assert {measure.key for measure in measures.MEASURES} - keys <= (
-            set() if sys.platform == "linux" else {"http_uvicorn_pss", "http_gunicorn_pss"}
-        )
+        missing = set() if sys.platform == "linux" else {"http_uvicorn_pss", "http_gunicorn_pss"}
+        for server in ("uvicorn", "gunicorn"):
+            turns = [turn for found in results.http[f"{server}-open"].values() for turn in found]
+            # One request in 100 or 1,000 says nothing of fewer.
+            for share, enough in (("p99", 100), ("p99.9", 1_000)):
+                if all(turn["requests"] < enough for turn in turns):
+                    missing.add(f"http_{server}_{share}")
+        assert {measure.key for measure in measures.MEASURES} - keys <= missing
         planned = results.http["settings"]["turns"]
         for row in figures.rows(results):
             server, _, key = row.measure.key.removeprefix("http_").partition("_")
             if server in ("uvicorn", "gunicorn"):
                 loop = "closed" if key in ("throughput", "cpu") else "open"
-                for arm in ARMS:
-                    assert len(row.figures[arm].values) == planned[f"{server}-{loop}"]["rounds"]
+                assert set(row.figures) == set(ARMS) or key in ("p99", "p99.9")
+                for figure in row.figures.values():
+                    assert len(figure.values) == planned[f"{server}-{loop}"]["rounds"]
+
+    @pytest.mark.parametrize(("key", "share", "enough"), [("p99", 99, 100), ("p99.9", 99.9, 1_000)])
+    def test_a_percentile_is_of_turns_with_enough_requests_only(self, results, key, share, enough):
+        turns = results.http["uvicorn-open"]["current"]
+        (measure,) = (each for each in measures.MEASURES if each.key == f"http_uvicorn_{key}")
+        for requests, expected in (
+            (enough, [1e3 * turn[f"latency_p{share}"] for turn in turns]),
+            (enough - 1, []),
+        ):
+            changed = [turn | {"requests": requests} for turn in turns]
+            found = SimpleNamespace(http={"uvicorn-open": {"current": changed}})
+            assert measure.read(found, "current") == expected
 
     def test_what_is_to_be_reached_is_of_measures_that_exist(self, results):
-        assert set(measures.REACH) <= {row.measure.key for row in figures.rows(results)}
+        known = {measure.key for _, measure in figures.measures()}
+        assert set(measures.REACH) <= known
 
     def test_the_json_has_all_of_it(self, results):
         from synthex_fast.validate import report

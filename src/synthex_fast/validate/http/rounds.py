@@ -40,6 +40,8 @@ SHARES = {"uvicorn-open": 0.4, "uvicorn-closed": 0.15, "gunicorn-open": 0.3, "gu
 DEFAULT_LOAD = 120.0
 FEWEST_ROUNDS = 7
 LONGEST_TURN = 8.0
+# Turns are longer at a low rate, as long as there are enough of them: a percentile is one of enough requests only.
+WANTED_REQUESTS = 1_000
 SHORTEST_TURN = 0.3
 # Load at the beginning of a turn that is not counted.
 SETTLING = 0.25
@@ -269,15 +271,18 @@ def _generator(seed: int) -> Iterator[Generator]:
         generator.end()
 
 
-def plan(arms: int, seconds: float) -> tuple[int, float]:
-    """How many rounds of a scenario, and how long each arm's turn, for `seconds` of load.
+def plan(arms: int, seconds: float, rate: float = math.inf) -> tuple[int, float]:
+    """How many rounds of a scenario, and how long each arm's turn, for `seconds` of load at `rate`.
 
     >>> plan(4, 42.0)
     (7, 1.5)
     >>> plan(4, 400.0)
     (13, 7.6923076923076925)
+    >>> plan(4, 400.0, rate=80.0)
+    (9, 11.11111111111111)
     """
-    rounds = max(FEWEST_ROUNDS, math.ceil(seconds / (arms * LONGEST_TURN)))
+    longest = max(LONGEST_TURN, WANTED_REQUESTS / rate)
+    rounds = max(FEWEST_ROUNDS, math.ceil(seconds / (arms * longest)))
     rounds += rounds % 2 == 0
     return rounds, seconds / (arms * rounds)
 
@@ -363,6 +368,7 @@ class Comparison:
         settings["capacity"][kind] = capacity
         rate = self._chosen_rate(kind, capacity)
         settings["rates"][kind] = rate
+        self._plan_again(kind, rate)
         self._to_start -= 1
         self._starting = time.monotonic() - began
         for loop in ("open", "closed"):
@@ -401,6 +407,13 @@ class Comparison:
                 f"behind {kind} here as fast as it can, not {self._rate:g}"
             )
         return self._rate
+
+    def _plan_again(self, kind: str, rate: float) -> None:
+        """Longer turns, and fewer of them, if `rate` leaves too few requests for each."""
+        scenario, arms = f"{kind}-open", len(self._results.arms)
+        planned, _ = self._plans[scenario]
+        self._plans[scenario] = plan(arms, self._seconds * SHARES[scenario], rate)
+        self._turns_left += (self._plans[scenario][0] - planned) * arms
 
     def _compare(self, kind: str, servers: dict[str, Server]) -> None:
         """The servers must answer alike."""
