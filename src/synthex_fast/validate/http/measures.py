@@ -31,7 +31,8 @@ def _milliseconds(key: str) -> Callable[[dict], float]:
 def _percentile(share: float) -> Callable[[dict], float | None]:
     """In milliseconds, of turns with enough requests for one to be slower than that."""
     key = f"latency_p{share:g}"
-    return lambda turn: 1e3 * turn[key] if turn["requests"] * (1 - share / 100) >= 1 else None
+    enough = round(100 / (100 - share))
+    return lambda turn: 1e3 * turn[key] if turn["requests"] >= enough else None
 
 
 def _open(server: str, title: str) -> list[Measure]:
