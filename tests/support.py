@@ -26,6 +26,44 @@ ROOT = Path(synthex_fast.__file__).parents[1]
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 POLICIES = ["fifo", "lru", "sieve", "s3fifo"]
 
+# Of the command line; a subcommand follows.
+COMMAND = [sys.executable, "-m", "synthex_fast.cli"]
+
+
+class Running:
+    """A `synthex-fast` command under way, what it has said on stderr, and the processes that it had then."""
+
+    def __init__(self, *arguments):
+        from synthex_fast.validate.rounds import _environment
+
+        self.popen = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+        )
+        self.said = []
+
+    def wait_for(self, words):
+        """Read what it says until a line has these words."""
+        import psutil
+
+        for line in self.popen.stderr:
+            self.said.append(line)
+            if words in line:
+                break
+        else:
+            raise AssertionError("".join(self.said))
+        self.children = psutil.Process(self.popen.pid).children(recursive=True)
+
+    def no_child_is_left(self):
+        import psutil
+
+        assert self.children
+        return not psutil.wait_procs(self.children, timeout=10)[1]
+
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 # CPython 3.12 and later warn about every fork of a process with threads.
 quiet_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

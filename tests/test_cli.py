@@ -8,21 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
-import psutil
 import pytest
-from support import FREE_THREADED, run
+from support import COMMAND, FREE_THREADED, Running, run
 
 from synthex_fast import cli
 from synthex_fast.gc_tuner import INCREMENTAL, collector_kind
-from synthex_fast.validate import figures, garbage
+from synthex_fast.validate import figures, garbage, rounds
 from synthex_fast.validate.arms import ARMS, NEEDS
 from synthex_fast.validate.rounds import _environment
 
 pytest.importorskip("rich")
-
-COMMAND = [sys.executable, "-m", "synthex_fast.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +302,6 @@ class TestParts:
         pytest.importorskip("matplotlib")
         import validation_results
 
-        from synthex_fast.validate import rounds
-
         def run(results, *_):
             results.__dict__.update(validation_results.made(http=False, limit=False).__dict__)
 
@@ -326,6 +322,39 @@ class TestParts:
         assert "interrupted" not in capsys.readouterr().out
         assert json.loads(path.read_text())["complete"] is True
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="has no /dev/stdout")
+    def test_json_to_where_the_table_goes_comes_after_it(self, tmp_path):
+        printed = tmp_path / "printed"
+        code = """
+            from pathlib import Path
+            from synthex_fast import cli
+            print("the table")
+            cli._write_whole(Path("/dev/stdout"), "the results")
+        """
+        with printed.open("w") as file:
+            subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(code)], stdout=file, check=True, env=_environment()
+            )
+        assert printed.read_text() == "the table\nthe results"
+
+    def test_a_failure_of_a_later_one_leaves_what_is_finished(self, ended, tmp_path, monkeypatch, capsys):
+        def failing(*_):
+            raise rounds.ValidationError("the process of arm 'current' exited with status 3")
+
+        written, page = tmp_path / "results.json", tmp_path / "page.html"
+        monkeypatch.setattr(garbage, "run", failing)
+        arguments = ["validate", "--collections", "9", "--json", str(written), "--html", str(page)]
+        assert cli.main(arguments) == 1
+        shown = capsys.readouterr()
+        assert "it failed, finished rounds only" in shown.out
+        assert shown.err.splitlines()[-1] == (
+            "synthex-fast validate: the process of arm 'current' exited with status 3"
+        )
+        found = json.loads(written.read_text())
+        assert found["complete"] is False
+        assert found["failure"] == "the process of arm 'current' exited with status 3"
+        assert "This run failed: the process of arm &#x27;current&#x27;" in page.read_text()
+
     @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as POSIX has them")
     def test_sigterm_while_results_are_written_ends_in_order(self, ended, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(cli, "_page", lambda _: os.kill(os.getpid(), signal.SIGTERM))
@@ -334,32 +363,9 @@ class TestParts:
         assert not path.exists()
 
 
-class Running:
-    """The command under way on one arm, its children known."""
-
-    def __init__(self, *arguments):
-        self.popen = subprocess.Popen(
-            [*COMMAND, "validate", "--arms", "synthex_fast", "--seconds", "10", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(),
-        )
-        self.said = []
-
-    def wait_for(self, words):
-        for line in self.popen.stderr:
-            self.said.append(line)
-            if words in line:
-                break
-        else:
-            raise AssertionError("".join(self.said))
-        self.children = psutil.Process(self.popen.pid).children(recursive=True)
-
-    def no_child_is_left(self):
-        assert self.children
-        _, alive = psutil.wait_procs(self.children, timeout=10)
-        return not alive
+def running(*arguments):
+    """The comparison under way, on one arm."""
+    return Running("validate", "--arms", "synthex_fast", "--seconds", "10", *arguments)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as POSIX has them")
@@ -367,12 +373,12 @@ class Running:
 class TestInterruption:
     def test_ctrl_c_shows_what_is_finished_and_leaves_no_process(self, tmp_path):
         path = tmp_path / "partial.json"
-        running = Running("--json", str(path))
-        running.wait_for("round 2 of")
-        running.popen.send_signal(signal.SIGINT)
-        shown, complaints = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 130
-        assert running.no_child_is_left()
+        command = running("--json", str(path))
+        command.wait_for("round 2 of")
+        command.popen.send_signal(signal.SIGINT)
+        shown, complaints = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 130
+        assert command.no_child_is_left()
         assert "interrupted, finished rounds only" in shown
         assert "Traceback" not in complaints
         found = json.loads(path.read_text())
@@ -381,38 +387,38 @@ class TestInterruption:
         assert "medians of 1 round," in shown
 
     def test_ctrl_c_before_anything_is_measured(self):
-        running = Running()
-        running.wait_for("filling the caches")
-        running.popen.send_signal(signal.SIGINT)
-        shown, complaints = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 130
+        command = running()
+        command.wait_for("filling the caches")
+        command.popen.send_signal(signal.SIGINT)
+        shown, complaints = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 130
         assert shown == ""
         assert "interrupted before anything was measured" in complaints
 
     def test_sigterm_ends_in_order_too(self):
-        running = Running()
-        running.wait_for("round 1 of")
-        running.popen.send_signal(signal.SIGTERM)
-        shown, _ = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 143
-        assert running.no_child_is_left()
+        command = running()
+        command.wait_for("round 1 of")
+        command.popen.send_signal(signal.SIGTERM)
+        shown, _ = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 143
+        assert command.no_child_is_left()
         assert "bytes in caches and pools" in shown
 
     def test_sigkill_leaves_no_orphan(self):
-        running = Running()
-        running.wait_for("round 1 of")
-        running.popen.kill()
-        running.popen.communicate(timeout=30)
-        assert running.no_child_is_left()
+        command = running()
+        command.wait_for("round 1 of")
+        command.popen.kill()
+        command.popen.communicate(timeout=30)
+        assert command.no_child_is_left()
 
     def test_a_worker_that_dies_is_a_clear_error(self):
-        running = Running()
-        running.wait_for("round 1 of")
+        command = running()
+        command.wait_for("round 1 of")
         time.sleep(0.1)
-        for child in running.children:
+        for child in command.children:
             child.kill()
-        shown, complaints = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 1
+        shown, complaints = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 1
         assert shown == ""
         assert "validate: the process of arm 'synthex_fast' was killed by signal 9" in complaints
         assert "Traceback" not in complaints

@@ -478,6 +478,29 @@ def test_whichever_worker_is_scraped_answers_for_all(workers, tmp_path):
 
 
 @needs_locks
+@pytest.mark.parametrize("file", ["other's", "dead.json"])
+def test_a_scrape_that_can_open_no_file_fails_and_loses_nothing(workers, tmp_path, file):
+    one, other = workers
+    other.do("users['a'] = 1; users.get('a'); gc.collect()")
+    wait_for(lambda: (seen := one.scrape())[HITS] == 1 == seen.get(FULL))
+    other.end()
+    if file == "dead.json":
+        one.scrape()
+    name = file if file == "dead.json" else next(name for name in files(tmp_path) if name.startswith(other.pid))
+    one.do(
+        "import os, errno; plain = os.open; "
+        f"os.open = lambda path, *flags: plain(path, *flags) if {name!r} not in str(path) "
+        "else (_ for _ in ()).throw(OSError(errno.EMFILE, 'Too many open files'))"
+    )
+    failed = one.do(
+        "exec('try: generate_latest(registry)\\nexcept OSError as error: print(error.errno == errno.EMFILE)')"
+    )
+    assert failed == "True\n"
+    one.do("os.open = plain")
+    assert one.scrape()[HITS] == 1
+
+
+@needs_locks
 def test_a_killed_workers_counters_stay_and_its_gauges_go(workers, tmp_path):
     one, other = workers
     other.do("users['a'] = 1; users.get('a'); gc.collect()")

@@ -6,16 +6,14 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
-from support import needs_fork, quiet_fork
+from support import COMMAND, Running, needs_fork, quiet_fork
 
 from synthex_fast import cli
 from synthex_fast.validate.rounds import _environment
 from synthex_fast.validate.soak import checks, run, service, worker, workload
 from synthex_fast.validate.soak.workload import DAY, HOUR, Clock, Traffic
 
-COMMAND = [sys.executable, "-m", "synthex_fast.cli", "soak"]
 # An hour of simulated time, at a rate so low that it takes seconds.
 RATE = 4.0
 
@@ -241,7 +239,7 @@ class TestCommand:
         path = tmp_path / "soak.json"
         arguments = ["--rate", "6", "--requests", "18000", "--seed", "5", "--json", str(path)]
         finished = subprocess.run(
-            [*COMMAND, *arguments], capture_output=True, text=True, env=_environment(), timeout=300
+            [*COMMAND, "soak", *arguments], capture_output=True, text=True, env=_environment(), timeout=300
         )
         assert finished.returncode == 0, finished.stderr
         assert "Traceback" not in finished.stderr
@@ -268,22 +266,12 @@ class TestCommand:
     def test_it_says_what_it_has_when_stopped(self, number, status, tmp_path):
         pytest.importorskip("rich")
         path = tmp_path / "soak.json"
-        popen = subprocess.Popen(
-            [*COMMAND, "--rate", "4", "--requests", "400000", "--json", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(),
-        )
-        for line in popen.stderr:
-            if line.startswith("hour 1 of"):
-                break
-        children = psutil.Process(popen.pid).children(recursive=True)
-        popen.send_signal(number)
-        shown, complaints = popen.communicate(timeout=100)
-        assert popen.returncode == status
-        assert children
-        assert not psutil.wait_procs(children, timeout=10)[1]
+        command = Running("soak", "--rate", "4", "--requests", "400000", "--json", str(path))
+        command.wait_for("hour 1 of")
+        command.popen.send_signal(number)
+        shown, complaints = command.popen.communicate(timeout=100)
+        assert command.popen.returncode == status
+        assert command.no_child_is_left()
         assert "ended early" in shown
         assert "requests/s" in shown
         assert "Traceback" not in complaints
@@ -294,22 +282,14 @@ class TestCommand:
     @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as POSIX has them")
     def test_a_worker_that_dies_is_a_clear_error(self):
         pytest.importorskip("rich")
-        popen = subprocess.Popen(
-            [*COMMAND, "--rate", "4", "--requests", "400000"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(),
-        )
-        for line in popen.stderr:
-            if line.startswith("hour 1 of"):
-                break
-        children = psutil.Process(popen.pid).children(recursive=True)
+        command = Running("soak", "--rate", "4", "--requests", "400000")
+        command.wait_for("hour 1 of")
         # Beside the workers, multiprocessing has a process of its own.
-        next(child for child in children if "spawn_main" in "".join(child.cmdline())).kill()
-        _, complaints = popen.communicate(timeout=100)
-        assert popen.returncode == 1
-        assert not psutil.wait_procs(children, timeout=10)[1]
+        next(child for child in command.children if "spawn_main" in "".join(child.cmdline())).kill()
+        shown, complaints = command.popen.communicate(timeout=100)
+        assert command.popen.returncode == 1
+        assert "failed checks (a worker died)" in " ".join(shown.split())
+        assert command.no_child_is_left()
         assert "was killed by signal 9" in complaints
         assert "Traceback" not in complaints
 

@@ -222,6 +222,8 @@ class TestCommand:
             ["--rate", "3"],
             ["--heap-objects", "3"],
             ["--port", "3"],
+            ["--arms", "current"],
+            ["--seed", "1"],
         ],
     )
     def test_what_needs_a_run_is_refused_beside_it(self, arguments, files, capsys, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from support import wait_for
+from support import COMMAND, Running, wait_for
 
 from synthex_fast import cli
 from synthex_fast.validate import figures
@@ -546,12 +546,9 @@ def test_arms_that_answer_differently_end_the_run(over_http, monkeypatch):
         comparison._compare("uvicorn", {arm: Answering() for arm in ARMS})
 
 
-COMMAND = [sys.executable, "-m", "synthex_fast.cli", "validate"]
-
-
 def command(*arguments):
     return subprocess.run(
-        [*COMMAND, *arguments],
+        [*COMMAND, "validate", *arguments],
         capture_output=True,
         text=True,
         env=in_process._environment(),
@@ -637,47 +634,24 @@ class TestBadInput:
         assert "argument --rate: must be at least 47 for turns of 0.43 s" in capsys.readouterr().err
 
 
-class Running:
-    """The command under way on one arm, and the processes that it has started."""
-
-    def __init__(self, *arguments):
-        self.popen = subprocess.Popen(
-            [
-                *(*COMMAND, "--http", "only", "--arms", "synthex_fast", "--seconds", "60"),
-                *("--heap-objects", "10000", *arguments),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=in_process._environment(),
-        )
-        self.said = []
-
-    def wait_for(self, words):
-        for line in self.popen.stderr:
-            self.said.append(line)
-            if words in line:
-                break
-        else:
-            raise AssertionError("".join(self.said))
-        self.children = psutil.Process(self.popen.pid).children(recursive=True)
-
-    def no_child_is_left(self):
-        assert self.children
-        _, alive = psutil.wait_procs(self.children, timeout=10)
-        return not alive
+def running(*arguments):
+    """The command under way on one arm."""
+    return Running(
+        *("validate", "--http", "only", "--arms", "synthex_fast", "--seconds", "60"),
+        *("--heap-objects", "10000", *arguments),
+    )
 
 
 @pytest.mark.slow
 class TestInterruption:
     def test_ctrl_c_shows_what_is_finished_and_leaves_no_process(self, tmp_path):
         path = tmp_path / "partial.json"
-        running = Running("--json", str(path))
-        running.wait_for("uvicorn-open, round 2 of")
-        running.popen.send_signal(signal.SIGINT)
-        shown, complaints = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 130
-        assert running.no_child_is_left()
+        command = running("--json", str(path))
+        command.wait_for("uvicorn-open, round 2 of")
+        command.popen.send_signal(signal.SIGINT)
+        shown, complaints = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 130
+        assert command.no_child_is_left()
         assert "interrupted" in shown
         assert "uvicorn: p99" in shown
         assert "Traceback" not in complaints
@@ -687,43 +661,43 @@ class TestInterruption:
         assert "gunicorn-open" not in found["http"]
 
     def test_sigterm_ends_in_order_too(self):
-        running = Running()
-        running.wait_for("uvicorn-open, round 2 of")
-        running.popen.send_signal(signal.SIGTERM)
-        shown, _ = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 143
-        assert running.no_child_is_left()
+        command = running()
+        command.wait_for("uvicorn-open, round 2 of")
+        command.popen.send_signal(signal.SIGTERM)
+        shown, _ = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 143
+        assert command.no_child_is_left()
         assert "uvicorn: p99" in shown
 
     def test_ctrl_c_before_anything_is_measured(self):
-        running = Running()
-        running.wait_for("starting uvicorn")
-        running.popen.send_signal(signal.SIGINT)
-        shown, complaints = running.popen.communicate(timeout=30)
-        assert running.popen.returncode == 130
+        command = running()
+        command.wait_for("starting uvicorn")
+        command.popen.send_signal(signal.SIGINT)
+        shown, complaints = command.popen.communicate(timeout=30)
+        assert command.popen.returncode == 130
         assert shown == ""
         assert complaints.endswith("interrupted before anything was measured\n")
 
     def test_a_server_that_dies_is_a_clear_error(self):
-        running = Running()
-        running.wait_for("uvicorn-open, round 1 of")
+        command = running()
+        command.wait_for("uvicorn-open, round 1 of")
         [server] = [
-            child for child in running.children if "synthex_fast.validate.http.server" in child.cmdline()
+            child for child in command.children if "synthex_fast.validate.http.server" in child.cmdline()
         ]
         server.kill()
-        shown, complaints = running.popen.communicate(timeout=60)
-        assert running.popen.returncode == 1
+        shown, complaints = command.popen.communicate(timeout=60)
+        assert command.popen.returncode == 1
         assert shown == ""
         assert "validate: the uvicorn of arm 'synthex_fast' was killed by signal 9" in complaints
         assert "Traceback" not in complaints
-        assert running.no_child_is_left()
+        assert command.no_child_is_left()
 
     def test_sigkill_leaves_no_orphan(self):
-        running = Running()
-        running.wait_for("uvicorn-open, round 1 of")
-        running.popen.kill()
-        running.popen.communicate(timeout=30)
-        assert running.no_child_is_left()
+        command = running()
+        command.wait_for("uvicorn-open, round 1 of")
+        command.popen.kill()
+        command.popen.communicate(timeout=30)
+        assert command.no_child_is_left()
 
 
 @pytest.mark.slow

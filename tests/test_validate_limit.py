@@ -112,6 +112,26 @@ class TestRun:
         assert served.read(results, "a") == pytest.approx([100 * n / 9 for n in (5, 6, 7)])
 
 
+def test_the_groups_of_a_run_that_was_killed_are_removed_by_the_next():
+    try:
+        first = limit.Container(LIMIT)
+    except OSError as error:
+        pytest.skip(f"needs the right to make memory control groups: {error}")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    left = first.path.with_name(f"synthex-fast-validate-{child.pid}-0")
+    left.mkdir()
+    try:
+        limit.Container(LIMIT).close()
+        assert not left.exists()
+        # This process lives.
+        assert first.path.exists()
+    finally:
+        first.close()
+        with suppress(OSError):
+            left.rmdir()
+
+
 class TestTraffic:
     def test_cached_answers_outgrow_the_limit_and_a_shallow_account_does_not_see_it(self):
         made = list(islice(limit.requests(3, LIMIT), 500))

@@ -218,6 +218,8 @@ class TestCommand:
             (["--from", "RESULTS"], "argument --from: needs --html"),
             (["--from", "RESULTS", "--html", "PAGE", "--seconds", "9"], "--from: not allowed with --seconds"),
             (["--from", "RESULTS", "--html", "PAGE", "--json", "x.json"], "--from: not allowed with --json"),
+            (["--from", "RESULTS", "--html", "PAGE", "--arms", "current"], "--from: not allowed with --arms"),
+            (["--from", "RESULTS", "--html", "PAGE", "--seed", "1"], "--from: not allowed with --seed"),
             (["--from", "nowhere.json", "--html", "PAGE"], "can't read 'nowhere.json'"),
             (["--compare", "RESULTS", "RESULTS", "--html", "PAGE"], "--compare: not allowed with --html"),
             (["--from", "RESULTS", "--html", "PAGE", "--limit", "1GB"], "--from: not allowed with --limit"),

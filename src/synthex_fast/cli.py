@@ -83,12 +83,9 @@ def _add_validate(commands) -> None:
         "--arms",
         type=_arms,
         metavar="A,B",
-        default=_known_arms(),
         help=f"the arms (versions) to run, separated by commas (default: {','.join(_known_arms())})",
     )
-    validate.add_argument(
-        "--seed", type=_seed, metavar="N", default=1, help="random seed of the requests (default: 1)"
-    )
+    validate.add_argument("--seed", type=_seed, metavar="N", help="random seed of the requests (default: 1)")
     validate.add_argument(
         "--json", type=_writable, metavar="FILE", help="also write all measurements to FILE, as JSON"
     )
@@ -451,13 +448,15 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
     from synthex_fast.validate.arms import NEEDS
 
     runs = parsed.compare is None and parsed.source is None
-    needed = dict.fromkeys(["rich", *(name for arm in parsed.arms for name in NEEDS[arm] if runs)])
+    arms = _known_arms() if parsed.arms is None else parsed.arms
+    needed = dict.fromkeys(["rich", *(name for arm in arms for name in NEEDS[arm] if runs)])
     if missing := [name for name in needed if find_spec(name) is None]:
         parser.error(f"needs {' and '.join(missing)}: pip install synthex-fast[validate]")
     if parsed.html is not None and find_spec("matplotlib") is None:
         parser.error("argument --html: needs matplotlib: pip install synthex-fast[html]")
     if not runs:
         return _revisit(parser, parsed)
+    parsed.arms = arms
     if parsed.json is not None and parsed.html is not None and _are_same(parsed.json, parsed.html):
         parser.error("argument --html: is the file that --json writes")
 
@@ -478,7 +477,7 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
     from synthex_fast.validate import report
 
     _check_http(parser, parsed)
-    results = rounds.Results(parsed.arms, parsed.seed)
+    results = rounds.Results(parsed.arms, 1 if parsed.seed is None else parsed.seed)
     status = 0
     with _terminated_in_order():
         try:
@@ -492,8 +491,12 @@ def _validate(parser: argparse.ArgumentParser, parsed: argparse.Namespace, argum
             parser.error(str(error))
         except rounds.ValidationError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
-            return 1
-        if not (results.complete or results.held or results.rounds or results.http.keys() - {"settings"}):
+            results.failure = str(error)
+            status = 1
+        compared = results.complete or results.rounds or results.http.keys() - {"settings"}
+        if results.failure and not compared:
+            return status
+        if not (compared or results.held):
             print(f"{parser.prog}: interrupted before anything was measured", file=sys.stderr)
             return status
         report.show(results, _table_console())
@@ -534,8 +537,14 @@ def _page(found: dict) -> str:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that nobody ever finds half of it, unless its directory takes no other file."""
+    for stream in (sys.stdout, sys.stderr):
+        if _is_open_as(path, stream):
+            # Another file in its place would be without what was printed there.
+            stream.write(text)
+            stream.flush()
+            return
     if path.exists() and not path.is_file():
-        # A pipe, a terminal: /dev/stdout, say. What it links to may have no path.
+        # A pipe or a terminal. What it links to may have no path.
         path.write_text(text, encoding="utf-8")
         return
     path = path.resolve()
@@ -553,11 +562,20 @@ def _write_whole(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _is_open_as(path: Path, stream: Any) -> bool:
+    """Whether the path, such as /dev/stdout, is what that stream writes to."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except (AttributeError, OSError, ValueError):
+        # No such file yet, or a stream of something that is no file.
+        return False
+
+
 def _revisit(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> int:
     """What is done with earlier results, without a run: --compare and --from."""
     option, others = (
         "--from",
-        ["seconds", "json", "limit", "collections", "http", "rate", "heap_objects", "port"],
+        ["arms", "seed", "seconds", "json", "limit", "collections", "http", "rate", "heap_objects", "port"],
     )
     if parsed.compare is not None:
         option, others = "--compare", [*others, "html", "source"]

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import errno
 import itertools
 import json
 import operator
@@ -460,7 +461,7 @@ def _expanded(values: Any) -> list[Any] | None:
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    """What the file holds, or None if it is not one of ours."""
+    """What the file holds, or None if it is not one of ours. `OSError` if this process can't open any file now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, encoding="utf-8") as file:
@@ -468,7 +469,12 @@ def _load(path: Path) -> dict[str, Any] | None:
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
                 return None
             content = json.load(file)
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            # Else a dead worker's file would be removed uncounted.
+            raise
+        return None
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 

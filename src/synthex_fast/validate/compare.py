@@ -76,7 +76,7 @@ def warnings(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     one, two = _conditions(first), _conditions(second)
     found = [f"different {name}: {one[name]} and {two[name]}" for name in one if one[name] != two[name]]
     found += [
-        f"the {place} file is of a run that was interrupted"
+        f"the {place} file is of a run that {'failed' if run.get('failure') else 'was interrupted'}"
         for place, run in (("first", first), ("second", second))
         if not run["complete"]
     ]

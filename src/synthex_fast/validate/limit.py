@@ -69,6 +69,7 @@ class Container:
             self.how, self.path = "control group, version 2", two / name
             files = {"memory.max": limit, "memory.swap.max": 0}
             self._names = "memory.current", "memory.peak", "memory.events"
+        _remove_abandoned(self.path.parent)
         self.path.mkdir()
         try:
             if not os.access(self.processes, os.W_OK):
@@ -121,6 +122,15 @@ class Container:
                 time.sleep(0.01)
             else:
                 return
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the groups of runs that were killed and could not do so themselves."""
+    for found in parent.glob("synthex-fast-validate-*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            if not Path("/proc", found.name.split("-")[3]).exists():
+                # Fails if anything still runs there.
+                found.rmdir()
 
 
 def check(limit: int) -> None:
@@ -318,7 +328,7 @@ def footnotes(results: Any) -> list[str]:
         said.append(f"{arm} killed in {len(killed)} of {len(found)} runs{after}")
     one = runs[0]
     return [
-        f"At the memory limit: {one['limit'] >> 20} MB, set by a {one['how']}; {one['planned']:,} requests a "
+        f"At the memory limit: {one['limit'] >> 20} MiB, set by a {one['how']}; {one['planned']:,} requests a "
         f"run with answers that fill the caches {OUTGROWN:g} times over. {'; '.join(said)}."
     ]
 

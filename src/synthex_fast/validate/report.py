@@ -152,7 +152,8 @@ def _lines(table: Iterable[Row]) -> list[list[Row]]:
 def _title(results: Any) -> str:
     if results.complete:
         return f"The report's workload, seed {results.seed}"
-    return f"The report's workload, seed {results.seed}: interrupted, finished rounds only"
+    how = "it failed" if getattr(results, "failure", "") else "interrupted"
+    return f"The report's workload, seed {results.seed}: {how}, finished rounds only"
 
 
 def _caption(results: Any, plus_minus: str) -> str:
@@ -391,6 +392,7 @@ def as_json(results: Any, arguments: list[str]) -> dict:
     return {
         "format": FORMAT,
         "complete": results.complete,
+        "failure": getattr(results, "failure", ""),
         "environment": environment(arguments),
         "seed": results.seed,
         "corpus": results.corpus,

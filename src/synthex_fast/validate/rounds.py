@@ -62,6 +62,7 @@ class Results:
     garbage: dict[str, dict] = field(default_factory=dict)
     compared: int = 0  # requests for which all arms returned the same result
     complete: bool = False
+    failure: str = ""  # why the run ended early, unless it was interrupted
 
     def finished(self) -> int:
         """Rounds that every arm has finished."""

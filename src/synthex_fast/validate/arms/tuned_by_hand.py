@@ -1,7 +1,7 @@
 """The service as a good engineer tunes it today without this package, with well-kept libraries and settings.
 
 It stands for no section of the report: it is what the report's recommendations have to beat, and this package too.
-Each part is the quickest of the usual choices that still does what the current system does.
+Each part is a well-kept and widely used choice that still does what the current system does.
 
 - Records: `msgspec.Struct`, which has slots, with the current system's checks in `__post_init__`, where msgspec
   documents that objects made by the program itself are checked. Its declared constraints apply to decoding only, and

@@ -63,7 +63,9 @@ def _header(found: dict[str, Any]) -> Iterator[str]:
         f"service, which take turns: {', '.join(arms)}.</p>"
     )
     if not found["complete"]:
-        yield '<p class="warning"><b>This run was interrupted.</b> Only what was finished is shown.</p>'
+        failure = found.get("failure")
+        how = f"failed: {escape(failure)}" if failure else "was interrupted."
+        yield f'<p class="warning"><b>This run {how}</b> Only what was finished is shown.</p>'
     if OURS in found["arms"]:
         yield '<dl class="sum">'
         for name, verdicts in (

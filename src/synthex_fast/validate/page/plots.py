@@ -6,6 +6,7 @@ the dashes of their lines.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -86,6 +87,11 @@ def amount(value: float) -> str:
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def _limit(megabytes: float) -> str:
+    """A memory limit as the axis has it, and as it is usually given."""
+    return f"{amount(megabytes)} MB ({megabytes * 1e6 / 2**20:,.0f} MiB)"
 
 
 def _panels(narrow: bool, titles: Sequence[str], height: float) -> tuple[Any, list[Any]]:
@@ -570,38 +576,44 @@ def memory(found: dict[str, Any]) -> Drawing | None:
             f"{named(arm)} {amount(max((max(y) for _, y in lines if y), default=0))} MB"
             for arm, lines in series.items()
         )
-        said.append(f"{title}: at most {peaks}" + (f", with a limit of {amount(limit)} MB" if limit else ""))
+        said.append(f"{title}: at most {peaks}" + (f", with a limit of {_limit(limit)}" if limit else ""))
 
     def draw(narrow: bool) -> Any:
         figure, axes_of = _panels(narrow, [panel[0] for panel in panels], 2.5 if narrow else 3.0)
         for axes, (_, x_label, series, limit) in zip(axes_of, panels, strict=True):
             for arm in (arm for arm in found["arms"] if arm in series):
                 for number, (x, y) in enumerate(series[arm]):
-                    axes.plot(
-                        x,
-                        y,
-                        color=COLOURS[arm],
-                        linestyle=DASHES[arm],
-                        linewidth=2.2 if arm == OURS else 1.5,
-                        marker=MARKERS[arm],
-                        markersize=3.4,
-                        markevery=max(1, len(x) // 8),
-                        label=named(arm) if number == 0 else None,
+                    # Only the first of several runs can be followed.
+                    look = (
+                        {"linewidth": 0.6, "alpha": 0.35}
+                        if number
+                        else {
+                            "linewidth": 2.2 if arm == OURS else 1.5,
+                            "marker": MARKERS[arm],
+                            "markersize": 3.4,
+                            "markevery": max(1, len(x) // 8),
+                            "label": named(arm),
+                            "zorder": 3,
+                        }
                     )
+                    axes.plot(x, y, color=COLOURS[arm], linestyle=DASHES[arm], **look)
             if limit:
                 axes.axhline(limit, color=COLOURS["ink"], linewidth=1.2)
                 axes.text(
                     1,
                     limit,
-                    f"limit {amount(limit)} MB",
+                    f"limit {_limit(limit)}",
                     transform=axes.get_yaxis_transform(),
                     ha="right",
                     va="bottom",
                 )
             for arm, runs in found["limit"].items() if limit else ():
-                ends = [run["series"][-1] for run in runs if run["killed"] and run["series"]]
+                # A process that dies is sampled while it gives its memory back.
+                ends = [
+                    max(run["series"], key=itemgetter(1)) for run in runs if run["killed"] and run["series"]
+                ]
                 for at, size in ends:
-                    axes.plot([at], [size / 1e6], "X", color=COLOURS[arm], markersize=10, zorder=4)
+                    axes.plot([at], [size / 1e6], "X", color=COLOURS[arm], markersize=8, zorder=4)
                 if ends:
                     # Said once: the other runs end nearby.
                     at, size = max(ends)
@@ -624,7 +636,12 @@ def memory(found: dict[str, Any]) -> Drawing | None:
     return Drawing(
         "memory",
         "Memory",
-        "Resident memory of each version's process or processes.",
+        "Resident memory of each version's process or processes."
+        + (
+            " At the limit, the first run of each stands out from the others."
+            if any(at_limit.values())
+            else ""
+        ),
         ". ".join(said) + ".",
         draw,
     )

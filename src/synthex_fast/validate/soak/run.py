@@ -35,6 +35,7 @@ class Results:
     records: list[list[dict[str, Any]]] = field(default_factory=list)  # of each worker, in order of time
     failures: list[str] = field(default_factory=list)
     complete: bool = False
+    broken: bool = False  # a worker has died or hangs, so that not all was checked
 
     def __post_init__(self) -> None:
         self.records = [[] for _ in range(self.processes)]
@@ -100,6 +101,7 @@ def run(results: Results, show: Show) -> None:
         try:
             _follow(results, workers, show, began, math.inf)
         except SoakError:
+            results.broken = True
             raise
         except BaseException:
             _stop(results, workers, show, began)
