@@ -199,6 +199,15 @@ def _held():
     return tracemalloc.get_traced_memory()[0], sys.getallocatedblocks()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_heap():
+    """Full collections need not look at what the modules before have made, which takes most of their time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def leaks_nothing():
     """``leaks_nothing(scenario, *, runs=3, windows=6)``: repeated runs leave no more references and blocks.

@@ -486,7 +486,9 @@ def test_a_scrape_that_can_open_no_file_fails_and_loses_nothing(workers, tmp_pat
     other.end()
     if file == "dead.json":
         one.scrape()
-    name = file if file == "dead.json" else next(name for name in files(tmp_path) if name.startswith(other.pid))
+    name = (
+        file if file == "dead.json" else next(name for name in files(tmp_path) if name.startswith(other.pid))
+    )
     one.do(
         "import os, errno; plain = os.open; "
         f"os.open = lambda path, *flags: plain(path, *flags) if {name!r} not in str(path) "

@@ -117,6 +117,8 @@ class TestLimits:
 
 class TestCollector:
     def test_it_freezes_what_is_there_and_collects_rarely_until_closed(self):
+        # Else all is frozen already.
+        gc.unfreeze()
         thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
         service = tuned_by_hand.Service()
         try:
