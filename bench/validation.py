@@ -10,7 +10,8 @@ else is written anew.
 import argparse
 import json
 import re
-from pathlib import Path
+import shlex
+from pathlib import Path, PurePath
 
 from synthex_fast.validate import compare
 from synthex_fast.validate.figures import OURS, RIVAL, Change
@@ -147,8 +148,19 @@ def soak_table(found):
             for cell in (target or "", {None: "", True: "met", False: "**missed**"}.get(met, str(met)))
         ]
         lines.append(f"| {row['label']} | {value} | {' | '.join(judged)} |")
-    command = "synthex-fast " + " ".join(found["environment"]["arguments"])
-    return f"## A day in minutes\n\n`{command}`:\n\n" + "\n".join(lines) + "\n\n"
+    environment = found["environment"]
+    commit = environment["commit"]
+    return (
+        f"## A day in minutes\n\n`{command(environment)}`{f', commit `{commit}`' if commit else ''}:\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+    )
+
+
+def command(environment):
+    """The command as it was given, without the directories of whoever ran it."""
+    words = ["synthex-fast", *(PurePath(word).name for word in environment["arguments"])]
+    return shlex.join(words)
 
 
 def main():
@@ -174,9 +186,10 @@ def main():
     page = given.directory / "validation.md"
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     kept = old.partition(BEGIN)[2].partition(END)[0] or BY_HAND
+    known = document.conditions(found) | {"command": command(found["environment"])}
     conditions = "\n".join(
         f"- {name}: `{value}`" if name in ("command", "commit") else f"- {name}: {value}"
-        for name, value in document.conditions(found).items()
+        for name, value in known.items()
     )
     page.write_text(
         FRAME.format(

@@ -437,6 +437,25 @@ class TestDocumentation:
             assert "var(" not in drawing
         assert "`synthex-fast validate --seed 1`" in text
 
+    def test_a_soak_is_shown_beside_it_and_nobodys_directories_are(self, make, found, tmp_path):
+        run, results = make
+        environment = found["environment"] | {"arguments": ["soak", "--json", "/home/ada/day 1.json"]}
+        rows = [
+            {"key": "a", "label": "growth", "unit": "%", "value": 0.5, "report": "< 1 %", "report_met": True}
+            | {"reach": "< 0.1 %", "reach_met": False, "note": ""},
+            {"key": "b", "label": "leaks", "unit": "", "value": None, "report": "none", "report_met": None}
+            | {"reach": None, "reach_met": None, "note": "needs a simulated day"},
+        ]
+        soaked = tmp_path / "soak.json"
+        soaked.write_text(json.dumps({"environment": environment, "rows": rows}))
+        finished, written = run(results, "--soak", str(soaked))
+        assert finished.returncode == 0, finished.stderr
+        text = written.read_text(encoding="utf-8")
+        assert "`synthex-fast soak --json 'day 1.json'`" in text
+        assert "/home" not in text
+        assert "| growth | 0.5 % | < 1 % | met | < 0.1 % | **missed** |" in text
+        assert "| leaks | needs a simulated day | none |  |  |  |" in text
+
     def test_what_is_written_by_hand_stays(self, make):
         run, results = make
         _, written = run(results)
