@@ -212,16 +212,14 @@ def test_what_on_discard_raises_reaches_the_hook_and_nothing_is_lost(monkeypatch
         raise OSError("no")
 
     seen = []
-    monkeypatch.setattr(
-        sys, "unraisablehook", lambda found: seen.append((str(found.exc_value), repr(found.object)))
-    )
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: seen.append(str(found.exc_value)))
     pool = ObjectPool(Thing, 3, prefill=3, on_discard=close)
     pool.clear()
     extra = Thing()
     for _ in range(3):
         pool.release(Thing())
     pool.release(extra)
-    assert seen == [("no", repr(close))] * 4
+    assert seen == ["no"] * 4
     assert len(pool) == 3
 
 

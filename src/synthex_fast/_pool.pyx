@@ -169,8 +169,22 @@ cdef extern from *:
         return search.found == Py_REFCNT(op) - own;
     #endif
     }
+
+    /* Free-threaded build: whether the collector has found the object to be unreachable and runs finalisers, apart from
+       `own` references. It holds one itself meanwhile. */
+    static int synthex_is_garbage(PyObject *op, Py_ssize_t own) {
+    #ifdef Py_GIL_DISABLED
+        enum { UNREACHABLE = 1 << 2 };  /* _PyGC_BITS_UNREACHABLE */
+        return PyObject_IS_GC(op) && (_Py_atomic_load_uint8_relaxed(&op->ob_gc_bits) & UNREACHABLE)
+            && Py_REFCNT(op) == own + 1;
+    #else
+        (void)op, (void)own;
+        return 0;
+    #endif
+    }
     """
     bint refers_to_itself_only "synthex_refers_to_itself_only"(PyObject*, Py_ssize_t own) noexcept
+    bint is_garbage_but_for "synthex_is_garbage"(PyObject*, Py_ssize_t own) noexcept
     int find_dict_place "synthex_find_dict_place"(object) except -1
 
 
@@ -197,7 +211,7 @@ cdef void discard_through(PyObject* on_discard, void* block) noexcept:
     cdef PyObject* obj = <PyObject*>block
     # Unlike `is_unshared` this may be asked by another thread than the object's own. All references are counted in one
     # of two words then, and only somebody who holds one can move them from one word to the other.
-    if Py_REFCNT(obj) == 1 or refers_to_itself_only(obj, 1):
+    if Py_REFCNT(obj) == 1 or refers_to_itself_only(obj, 1) or is_garbage_but_for(obj, 1):
         call_on_discard(on_discard, obj)
     Py_DECREF(obj)
 
