@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -614,14 +615,18 @@ for n in range(1, writes + 1):
         except redis.exceptions.ConnectionError:
             # The tests' server is being restarted.
             time.sleep(0.01)
-    # The server has told everybody by now, and will say so in order.
+    # The server has told everybody by now, and will say so in order. Nothing more is written until that is checked.
     if n % 20 == 0:
         print(n, flush=True)
+        sys.stdin.readline()
 """
 
 
 @pytest.mark.slow
-def test_no_read_is_older_than_the_last_invalidation_over_ten_thousand_writes_and_a_restart(mortal):
+def test_no_read_is_older_than_the_last_invalidation_over_ten_thousand_writes_and_a_restart(mortal, request):
+    # The threads that read must not keep the reader of the connection waiting.
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-5)
     writes, keys = 10_000, 10
     names = [str(n) for n in range(keys)]
     with cache_at(mortal, stale_if_error=0) as cache:
@@ -645,8 +650,10 @@ def test_no_read_is_older_than_the_last_invalidation_over_ten_thousand_writes_an
 
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(mortal.port), str(writes), str(keys)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            bufsize=1,
         ) as writer:
             failed = []
 
@@ -656,7 +663,7 @@ def test_no_read_is_older_than_the_last_invalidation_over_ten_thousand_writes_an
                 except BaseException as error:
                     failed.append(error)
 
-            threads = [threading.Thread(target=body) for _ in range(3)]
+            threads = [threading.Thread(target=body) for _ in range(2)]
             for thread in threads:
                 thread.start()
             try:
@@ -673,12 +680,14 @@ def test_no_read_is_older_than_the_last_invalidation_over_ten_thousand_writes_an
                         found = {name: cache.get(name) for name in names}
                     except ServerUnavailableError:
                         wait_for(lambda: cache.connected)
+                        writer.stdin.write("\n")
                         continue
                     # Everything up to `written` was acknowledged before the barrier.
                     for n in range(written - keys + 1, written + 1):
                         value = found[str(n % keys)]
                         assert (value is None and lost) or value >= n, (n, value)
                     lost = lost and None in found.values()
+                    writer.stdin.write("\n")
                     barriers += 1
             finally:
                 stop.set()
