@@ -33,8 +33,8 @@ RECORDS = (
     {"_freelist", "_codes"},
     {"_pool", "_consensus"},
     {"_records", "_ttl", "_async_flush"},
-    {"_slab"},
-    {"collector"},
+    {"_slab", "_tiered"},
+    {"collector", "tiered"},
 )
 MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})
 ABOVE = ({"validate", "exporters"}, {"integrations", "top"}, {"cli"})

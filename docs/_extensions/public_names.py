@@ -12,7 +12,7 @@ PACKAGE = Path(synthex_fast.__file__).parent
 IN_PRIVATE_MODULES = {
     "_ids": ("uuid4_text",),
     "_sizeof": ("sizeof", "sizeof_pair"),
-    "_pool": ("Lease",),
+    "_pool": ("Acquisition", "Lease"),
     "_records": ("RecordStats",),
     "_slab": ("Columns", "Aggregate", "AggregateRow"),
 }

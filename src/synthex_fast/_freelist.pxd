@@ -67,6 +67,7 @@ cdef extern from *:
 
 
 ctypedef void (*free_block)(void*) noexcept
+ctypedef void (*free_through)(PyObject* handler, void* block) noexcept
 
 
 cdef enum Count:
@@ -116,12 +117,19 @@ cdef struct Freelist:
     uint64_t attached         # how many times a magazine has been made or adopted
     Magazine* magazines
     Stack stack               # the depot; on the standard build, the only stack
+    PyObject* handler         # if not NULL, `dispose_through` disposes of blocks and gets it; guarded by the lock
+    free_through dispose_through
 
 
 # `pinned` keeps each block with the thread that pushed it, `timed` records when each went idle.
 cdef Freelist* freelist_new(Py_ssize_t limit, free_block dispose, bint pinned=*, bint timed=*) except NULL
 # Disposes of every idle block. No other thread may still be using the freelist.
 cdef void freelist_delete(Freelist* self) noexcept
+# From now on this function disposes of blocks. It gets the handler, to which the freelist keeps a reference. If that is
+# NULL, `dispose` does so again.
+cdef void freelist_handle(Freelist* self, free_through dispose, PyObject* handler) noexcept
+# Disposes of a block that the caller has taken out.
+cdef void freelist_dispose(Freelist* self, void* block) noexcept
 # Changes the limit and disposes of the coldest blocks beyond it. Returns their number.
 cdef Py_ssize_t freelist_resize(Freelist* self, Py_ssize_t limit) noexcept
 # Disposes of up to `blocks` idle blocks, coldest first. Returns their number.
@@ -140,7 +148,9 @@ cdef Py_ssize_t freelist_take_own(Freelist* self, void** out, Py_ssize_t number,
 cdef Py_ssize_t freelist_discard(Freelist* self, Py_ssize_t blocks, double before) noexcept
 # When the block that has been idle longest went idle; infinity if none is idle or the freelist is not timed.
 cdef double freelist_oldest(Freelist* self) noexcept nogil
-# Visits every idle block as an object, for a `tp_traverse`.
+# Whether this block is idle. O(idle blocks).
+cdef bint freelist_holds(Freelist* self, const void* block) noexcept nogil
+# Visits every idle block as an object, and the handler, for a `tp_traverse`.
 cdef int freelist_visit(Freelist* self, int (*visit)(PyObject*, void*) noexcept, void* arg) noexcept
 
 cdef struct Borrowed:

@@ -29,7 +29,8 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, PyDict_SetItem, PyErr_Fetch, PyErr_Restore, PyThreadState_GetDict, visitproc,
+    PY_SSIZE_T_MAX, PyDict_SetItem, PyErr_Fetch, PyErr_Restore, PyThreadState_GetDict, Py_DECREF, Py_XDECREF,
+    Py_XINCREF, visitproc,
 )
 from synthex_fast._sync cimport Lock, lock, unlock
 
@@ -308,6 +309,8 @@ cdef void magazine_end(uint64_t serial, size_t slot, Magazine* magazine) noexcep
     """The thread of this magazine has ended."""
     cdef Freelist* self
     cdef free_block dispose
+    cdef free_through dispose_through
+    cdef PyObject* handler = NULL
     cdef Stack* stack
     lock(&registry_lock)
     self = registry[slot]
@@ -323,14 +326,22 @@ cdef void magazine_end(uint64_t serial, size_t slot, Magazine* magazine) noexcep
     else:
         stack.counts[<int>DISCARDED] += stack_count(stack)
         magazine_unlink(self, magazine)
+        # The freelist may be deleted while the blocks are disposed of.
         dispose = self.dispose
+        dispose_through = self.dispose_through
+        handler = self.handler
+        Py_XINCREF(handler)
     unlock(&self.lock)
     unlock(&registry_lock)
     if magazine != NULL:
         while stack_count(stack):
             stack.top -= 1
-            dispose(stack.blocks[stack.top])
+            if handler != NULL:
+                dispose_through(handler, stack.blocks[stack.top])
+            else:
+                dispose(stack.blocks[stack.top])
         magazine_free(magazine)
+        Py_XDECREF(handler)
 
 
 cdef class ThreadGuard:
@@ -588,7 +599,34 @@ cdef void freelist_delete(Freelist* self) noexcept:
         magazine_unlink(self, magazine)
         magazine_free(magazine)
     PyMem_RawFree(self.stack.blocks)
+    Py_XDECREF(self.handler)
     PyMem_RawFree(self)
+
+
+cdef void freelist_handle(Freelist* self, free_through dispose, PyObject* handler) noexcept:
+    cdef PyObject* previous
+    Py_XINCREF(handler)
+    lock(&self.lock)
+    previous = self.handler
+    self.handler = handler
+    self.dispose_through = dispose
+    unlock(&self.lock)
+    Py_XDECREF(previous)
+
+
+cdef void freelist_dispose(Freelist* self, void* block) noexcept:
+    cdef PyObject* handler
+    cdef free_through dispose_through
+    lock(&self.lock)
+    handler = self.handler
+    dispose_through = self.dispose_through
+    Py_XINCREF(handler)
+    unlock(&self.lock)
+    if handler == NULL:
+        self.dispose(block)
+    else:
+        dispose_through(handler, block)
+        Py_DECREF(handler)
 
 
 cdef Py_ssize_t freelist_take(Freelist* self, void** out, Py_ssize_t number, double before) noexcept nogil:
@@ -627,7 +665,7 @@ cdef Py_ssize_t freelist_discard(Freelist* self, Py_ssize_t blocks, double befor
     while total < blocks:
         number = freelist_take(self, taken, min(<Py_ssize_t>64, blocks - total), before)
         for i in range(number):
-            self.dispose(taken[i])
+            freelist_dispose(self, taken[i])
         total += number
         if number == 0:
             break
@@ -705,6 +743,29 @@ cdef double freelist_oldest(Freelist* self) noexcept nogil:
     return oldest
 
 
+cdef bint stack_holds(const Stack* stack, const void* block) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(stack.base, stack.top):
+        if stack.blocks[i] == block:
+            return True
+    return False
+
+
+cdef bint freelist_holds(Freelist* self, const void* block) noexcept nogil:
+    cdef Magazine* magazine
+    cdef bint held
+    lock(&self.lock)
+    held = stack_holds(&self.stack, block)
+    magazine = self.magazines
+    while magazine != NULL and not held:
+        lock(&magazine.lock)
+        held = stack_holds(&magazine.stack, block)
+        unlock(&magazine.lock)
+        magazine = magazine.next
+    unlock(&self.lock)
+    return held
+
+
 cdef int stack_visit(const Stack* stack, visitproc visit, void* arg) noexcept:
     cdef Py_ssize_t i
     cdef int stopped
@@ -719,6 +780,8 @@ cdef int freelist_visit(Freelist* self, visitproc visit, void* arg) noexcept:
     # The collector has stopped all other threads, and a stopped thread holds no lock.
     cdef Magazine* magazine = self.magazines
     cdef int stopped = stack_visit(&self.stack, visit, arg)
+    if self.handler != NULL and not stopped:
+        stopped = visit(self.handler, arg)
     while magazine != NULL and not stopped:
         stopped = stack_visit(&magazine.stack, visit, arg)
         magazine = magazine.next
@@ -829,4 +892,4 @@ cdef void freelist_give_back(Freelist* self, Borrowed* borrowed) noexcept:
         self.stack.counts[<int>DISCARDED] += 1
     unlock(&self.lock)
     if not kept:
-        self.dispose(borrowed.block)
+        freelist_dispose(self, borrowed.block)

@@ -11,6 +11,12 @@ the only one, so each object stays with its thread.
 With `max_idle`, operations discard at most `MOST_EXPIRED` objects each, so that none pays for a mass expiry; methods
 that count or size idle objects discard all that have expired, and the package's sweeper does so in the background.
 
+`on_discard` is called with an object that the pool gives up: an idle one when it is disposed of (`discard_through`), a
+released one that is refused (`pool_let_go`). One that is still referenced elsewhere is not passed to it, as it may be
+in use; for a released object, to which the caller refers anyway, that means one that is idle already.
+
+A pool with `max_in_use` is bounded; `_pool_bounds.pxi` describes that.
+
 Resets, factories and finalisers may run any Python code, which may use the same pool. They run while no lock is held
 and the pool is in order.
 """
@@ -19,31 +25,39 @@ cimport cython
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport int64_t, uint64_t
 
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 
-from synthex_fast._arguments cimport check_callable, check_text, refuse_awaitable, seconds, size
+from synthex_fast._arguments cimport check_callable, check_text, real, refuse_awaitable, seconds, size
 from synthex_fast._clock cimport monotonic_coarse
+from synthex_fast._forks cimport forks_seen
 from synthex_fast._freelist cimport (
     ALIASED, Borrowed, COUNTS, DISCARDED, MADE, RELEASED, REUSED, freelist_borrow, freelist_count, freelist_delete,
-    freelist_discard, freelist_give_back, freelist_new, freelist_oldest, freelist_pop_as, freelist_push,
-    freelist_push_since, freelist_resize, freelist_stats, freelist_take, freelist_take_own, freelist_trim,
-    freelist_visit,
+    freelist_discard, freelist_dispose, freelist_give_back, freelist_handle, freelist_holds, freelist_new,
+    freelist_oldest, freelist_pop_as, freelist_push, freelist_push_since, freelist_resize, freelist_stats,
+    freelist_take, freelist_take_own, freelist_trim, freelist_visit,
 )
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, PyObject_CallNoArgs, PyObject_CallOneArg, PyObject_VectorcallMethod, PyTypeObject, Py_DECREF,
-    Py_INCREF, Py_None, Py_TYPE, _PyType_Lookup, defer_refcount, inquiry, owned, traverseproc, visitproc,
+    PY_SSIZE_T_MAX, PyErr_Fetch, PyErr_Restore, PyObject_CallNoArgs, PyObject_CallOneArg, PyObject_VectorcallMethod,
+    PyTypeObject, Py_DECREF, Py_INCREF, Py_None, Py_REFCNT, Py_TYPE, Py_XDECREF, _PyType_Lookup, defer_refcount,
+    inquiry, owned, traverseproc, visitproc,
 )
 from synthex_fast._sizeof cimport deep_sizeof
 from synthex_fast._sync cimport (
-    FREE_THREADED, likely, load_flag, load_u64, owned_by_this_thread, store_flag, store_u64, uniquely_referenced,
-    unlikely,
+    FREE_THREADED, likely, load_flag, load_u64, lock, owned_by_this_thread, store_flag, store_u64, uniquely_referenced,
+    unlikely, unlock,
 )
 
+import _thread
+from _weakref import ref
+from sys import modules
 from time import monotonic
 
-from synthex_fast.errors import ArgumentTypeError, FactoryError, SynthexFastError, type_error, value_error
+from synthex_fast.errors import (
+    ArgumentTypeError, FactoryError, PoolExhaustedError, SynthexFastError, type_error, value_error,
+)
 
-__all__ = ["Lease", "ObjectPool"]
+__all__ = ["Acquisition", "Lease", "ObjectPool"]
 
 
 cdef extern from *:
@@ -155,8 +169,22 @@ cdef extern from *:
         return search.found == Py_REFCNT(op) - own;
     #endif
     }
+
+    /* Free-threaded build: whether the collector has found the object to be unreachable and runs finalisers, apart from
+       `own` references. It holds one itself meanwhile. */
+    static int synthex_is_garbage(PyObject *op, Py_ssize_t own) {
+    #ifdef Py_GIL_DISABLED
+        enum { UNREACHABLE = 1 << 2 };  /* _PyGC_BITS_UNREACHABLE */
+        return PyObject_IS_GC(op) && (_Py_atomic_load_uint8_relaxed(&op->ob_gc_bits) & UNREACHABLE)
+            && Py_REFCNT(op) == own + 1;
+    #else
+        (void)op, (void)own;
+        return 0;
+    #endif
+    }
     """
     bint refers_to_itself_only "synthex_refers_to_itself_only"(PyObject*, Py_ssize_t own) noexcept
+    bint is_garbage_but_for "synthex_is_garbage"(PyObject*, Py_ssize_t own) noexcept
     int find_dict_place "synthex_find_dict_place"(object) except -1
 
 
@@ -176,6 +204,44 @@ cdef str reset_name = "reset"
 
 cdef void release_reference(void* block) noexcept:
     Py_DECREF(<PyObject*>block)
+
+
+cdef void discard_through(PyObject* on_discard, void* block) noexcept:
+    """Dispose of an idle object of a pool that has an `on_discard`. Steals the reference."""
+    cdef PyObject* obj = <PyObject*>block
+    # Unlike `is_unshared` this may be asked by another thread than the object's own. All references are counted in one
+    # of two words then, and only somebody who holds one can move them from one word to the other.
+    if Py_REFCNT(obj) == 1 or refers_to_itself_only(obj, 1) or is_garbage_but_for(obj, 1):
+        call_on_discard(on_discard, obj)
+    Py_DECREF(obj)
+
+
+cdef int report_unraisable(object error, object where) except -1:
+    # Imported here: it costs time, and most programs never need it.
+    from synthex_fast._unraisable import report
+    report(error, where)
+    return 0
+
+
+cdef void call_on_discard(PyObject* on_discard, PyObject* obj) noexcept:
+    cdef PyObject* error
+    cdef PyObject* value
+    cdef PyObject* trace
+    # The object may be disposed of while an exception is set.
+    PyErr_Fetch(&error, &value, &trace)
+    try:
+        refuse_awaitable("on_discard", owned(PyObject_CallOneArg(on_discard, obj)))
+    except BaseException as failure:
+        report_unraisable(failure, <object>on_discard)
+    PyErr_Restore(error, value, trace)
+
+
+cdef void pool_let_go(ObjectPool pool, PyObject* obj) noexcept:
+    """A released object is not kept: pass it to `on_discard`, unless it is idle because it was released twice."""
+    if pool.discards and not freelist_holds(pool.idle, obj):
+        on_discard = pool.on_discard
+        if on_discard is not None:
+            call_on_discard(<PyObject*>on_discard, obj)
 
 
 cdef Py_ssize_t object_size(object obj) noexcept:
@@ -222,7 +288,7 @@ cdef void pool_expire_some(ObjectPool pool, double now) noexcept:
     cdef Py_ssize_t i
     cdef Py_ssize_t number = freelist_take_own(pool.idle, due, MOST_EXPIRED, now - pool.idle_seconds)
     for i in range(number):
-        Py_DECREF(<PyObject*>due[i])
+        freelist_dispose(pool.idle, due[i])
 
 
 cdef inline void pool_expire_idle(ObjectPool pool) noexcept:
@@ -250,7 +316,7 @@ cdef object pool_acquire_timed(ObjectPool pool):
             due += 1
             freelist_count(pool.idle, REUSED, -1)
             freelist_count(pool.idle, DISCARDED, 1)
-            Py_DECREF(obj)
+            freelist_dispose(pool.idle, obj)
         elif is_unshared(obj):
             return owned(obj)
         else:
@@ -299,9 +365,24 @@ cdef int warn_of_held_objects(object cls) except -1:
 
 
 cdef object pool_acquire(ObjectPool pool):
+    if unlikely(pool.special):
+        return pool_acquire_special(pool, INFINITY)
+    return pool_acquire_plain(pool)
+
+
+cdef object pool_acquire_special(ObjectPool pool, double timeout):
+    if pool.bounds != NULL:
+        return bounded_acquire(pool, timeout)
+    return pool_acquire_timed(pool)
+
+
+cdef object pool_take(ObjectPool pool):
+    """An object, whatever is in use."""
+    return pool_acquire_timed(pool) if pool.timed else pool_acquire_plain(pool)
+
+
+cdef inline object pool_acquire_plain(ObjectPool pool):
     cdef PyObject* obj
-    if unlikely(pool.timed):
-        return pool_acquire_timed(pool)
     while True:
         # Spare the object released last: in `for ...: x = pool.acquire(); ...; pool.release(x)`, x still refers to it.
         obj = <PyObject*>freelist_pop_as(pool.idle, NULL, True)
@@ -316,7 +397,7 @@ cdef bint has_reset(ObjectPool pool, PyObject* obj, uint64_t version) except -1:
     """Whether the object's type has a `reset`. The pool remembers the answer until the type changes."""
     cdef PyObject* found = _PyType_Lookup(Py_TYPE(obj), "reset")
     cdef bint has = found != NULL and found != Py_None
-    if version != 0 and version == type_version(obj):
+    if version != 0 and version == type_version(obj) and pool.bounds == NULL:
         store_u64(&pool.seen_type, version << 1 | has)
     return has
 
@@ -335,18 +416,19 @@ cdef int pool_reset(ObjectPool pool, PyObject* obj) except -1:
         args[0] = obj
         answer = PyObject_VectorcallMethod(<PyObject*>reset_name, args, 1, NULL)
     if unlikely(answer != Py_None):
-        return pool_refuse_reset(pool, answer)
+        return pool_refuse_reset(pool, obj, answer)
     Py_DECREF(answer)
     return 0
 
 
-cdef int pool_refuse_reset(ObjectPool pool, PyObject* answer) except -1:
+cdef int pool_refuse_reset(ObjectPool pool, PyObject* obj, PyObject* answer) except -1:
     """Fail if the reset raised or has to be awaited. Steals the reference to its answer."""
     try:
         result = owned(answer)
         refuse_awaitable("reset", result)
     except BaseException:
         freelist_count(pool.idle, DISCARDED, 1)
+        pool_let_go(pool, obj)
         raise
     return 0
 
@@ -361,6 +443,7 @@ cdef inline bint pool_push(ObjectPool pool, PyObject* obj) noexcept:
         kept = freelist_push(pool.idle, obj)
     if unlikely(not kept):
         Py_DECREF(obj)
+        pool_let_go(pool, obj)
     return kept
 
 
@@ -372,11 +455,26 @@ cdef bint pool_release(ObjectPool pool, object obj) except -1:
             raise type_error("obj", None, "an object acquired from the pool")
         if not pool.ready:
             raise_not_ready()
+        if pool.bounds != NULL:
+            return bounded_release(pool, obj)
         pool_reset(pool, block)
     if FREE_THREADED and not owned_by_this_thread(block):
-        freelist_count(pool.idle, DISCARDED, 1)
-        return False
+        return pool_refuse_foreign(pool, block)
     return pool_push(pool, block)
+
+
+cdef bint pool_refuse_foreign(ObjectPool pool, PyObject* obj) noexcept:
+    freelist_count(pool.idle, DISCARDED, 1)
+    pool_let_go(pool, obj)
+    return False
+
+
+cdef bint pool_keep(ObjectPool pool, object obj) except -1:
+    """`pool_release`, whatever is in use."""
+    pool_reset(pool, <PyObject*>obj)
+    if FREE_THREADED and not owned_by_this_thread(<PyObject*>obj):
+        return pool_refuse_foreign(pool, <PyObject*>obj)
+    return pool_push(pool, <PyObject*>obj)
 
 
 cdef bint pool_push_timed(ObjectPool pool, PyObject* obj) noexcept:
@@ -399,8 +497,12 @@ cdef int raise_not_ready() except -1:
     raise SynthexFastError("this pool is not initialised: a subclass did not call ObjectPool.__init__")
 
 
+include "_pool_bounds.pxi"
+
+
 cdef class ObjectPool:
-    """ObjectPool(factory, max_size=1000, *, prefill=None, reset=None, max_idle=None, name=None)\n--\n
+    """ObjectPool(factory, max_size=1000, *, prefill=None, reset=None, max_idle=None, max_in_use=None, \
+on_discard=None, name=None)\n--\n
     Reuse released objects that are expensive to make.
 
     `factory()` makes an object when none is idle. At most `max_size` objects are kept idle, over all threads.
@@ -408,6 +510,20 @@ cdef class ObjectPool:
     object is released; None calls ``obj.reset()`` if the type has that method. An object idle for more than
     `max_idle` seconds is discarded by the pool's next operation or a background sweep (None: never). `name`
     identifies the pool in its repr.
+
+    `on_discard(obj)` is called for each object that the pool gives up, to close it: an idle object that expires
+    or that `clear`, `trim` or `resize` removes, those that are idle when the pool is freed (or, without the GIL,
+    when their thread ends), and a released one that is not kept because the pool is full, its reset raised or,
+    without the GIL, another thread made it. An idle object that is still referenced elsewhere is not passed to
+    it: whoever refers to it may be using it, and has to close it. It is called outside of any critical section
+    and may use the pool. What it raises goes to ``sys.unraisablehook``.
+
+    With `max_in_use`, at most so many objects are in use at a time: `acquire` waits, first come first served,
+    until one is released, and raises `PoolExhaustedError` (a TimeoutError) after its timeout; `aacquire` and
+    ``async with pool.lease()`` wait without blocking the event loop. Objects must be released then. One that is
+    dropped instead is discarded within a second of somebody's having to wait (without the GIL, only if that is
+    the thread that made it). A bounded pool keeps a reference to each object in use; releasing one that is not in
+    use does nothing and returns False. In a forked child nothing is in use at first.
 
     `acquire` never returns an object that is still referenced elsewhere: it discards that one and takes
     another. Releasing an object twice is therefore harmless. References from the object's own parts, such as
@@ -420,8 +536,9 @@ cdef class ObjectPool:
     second thread uses the pool, the garbage collector frees the pool, not the last reference. Objects that
     are weakly referenced are not reused there.
 
-    `acquire` and `release` take constant time and never wait for another thread's work. Invalid arguments
-    raise `ArgumentTypeError` or `ArgumentValueError`; a factory that returns None raises `FactoryError`.
+    `acquire` and `release` take constant time and, without `max_in_use`, never wait for another thread's work.
+    Invalid arguments raise `ArgumentTypeError` or `ArgumentValueError`; a factory that returns None raises
+    `FactoryError`.
 
     >>> from synthex_fast import ObjectPool
     >>> pool = ObjectPool(bytearray, max_size=10, prefill=1)
@@ -438,8 +555,11 @@ cdef class ObjectPool:
         self.seen_type = 1
         self.idle = freelist_new(0, release_reference, True, False)
 
-    def __init__(self, factory, max_size=1000, *, prefill=None, reset=None, max_idle=None, name=None):
-        cdef Py_ssize_t limit, filled, _i
+    def __init__(
+        self, factory, max_size=1000, *, prefill=None, reset=None, max_idle=None, max_in_use=None, on_discard=None,
+        name=None
+    ):
+        cdef Py_ssize_t limit, filled, in_use = 0, _i
         cdef double idle_seconds
         if self.ready:
             raise SynthexFastError("this pool is already initialised")
@@ -453,7 +573,12 @@ cdef class ObjectPool:
                 raise value_error("prefill", prefill, f"at most max_size, which is {limit}")
         check_callable("reset", reset, True)
         idle_seconds = seconds("max_idle", max_idle, True)
+        if max_in_use is not None:
+            in_use = size("max_in_use", max_in_use, 1)
+        check_callable("on_discard", on_discard, True)
         check_text("name", name, True)
+        if max_in_use is not None and self.bounds == NULL:
+            self.bounds = bounds_new(in_use)
         freelist_resize(self.idle, limit)
         self.factory = factory
         self.reset = reset
@@ -461,6 +586,11 @@ cdef class ObjectPool:
         self.idle_seconds = idle_seconds
         # No thread has pushed anything yet, so no stack exists that lacks the times.
         self.timed = self.idle.timed = isfinite(idle_seconds)
+        self.special = self.timed or self.bounds != NULL
+        self.discards = on_discard is not None
+        self.on_discard = on_discard
+        if self.discards:
+            freelist_handle(self.idle, discard_through, <PyObject*>on_discard)
         self.name = name
         self.ready = True
         try:
@@ -471,23 +601,58 @@ cdef class ObjectPool:
             self.ready = False
             raise
 
+    def __del__(self):
+        # While the fields are in order: `on_discard` may use the pool, or what a cycle consists of.
+        if self.discards:
+            pool_clear(self)
+
     def __dealloc__(self):
+        if self.bounds != NULL:
+            bounds_clear(self.bounds)
+            PyMem_RawFree(self.bounds)
         if self.idle != NULL:
             freelist_delete(self.idle)
 
-    # Without keywords these compile to METH_NOARGS and METH_O, which need no argument parsing.
-    @cython.always_allow_keywords(False)
-    def acquire(self):
+    def acquire(self, *, timeout=None):
         """Return an idle object, or a new one if none is idle. O(1).
 
         Exceptions from the factory propagate and leave the pool unchanged. `FactoryError` if it returns None.
 
+        If `max_in_use` objects are in use, it waits for one to be released, for up to `timeout` seconds: None for as
+        long as it takes, 0 not at all. `PoolExhaustedError` then. An exception while it waits, such as
+        KeyboardInterrupt, loses nothing. Without `max_in_use` it never waits.
+
         >>> pool = ObjectPool(dict, prefill=0)
         >>> pool.acquire()
         {}
+        >>> bounded = ObjectPool(dict, prefill=0, max_in_use=1)
+        >>> used = bounded.acquire()
+        >>> bounded.acquire(timeout=0.01)
+        Traceback (most recent call last):
+        synthex_fast.errors.PoolExhaustedError: all objects that may be in use are (1), none was released within 0.01 s
         """
-        return pool_acquire(self)
+        cdef double waiting
+        if timeout is None:
+            return pool_acquire(self)
+        waiting = timeout_seconds(timeout)
+        return pool_acquire_special(self, waiting) if self.special else pool_acquire_plain(self)
 
+    def aacquire(self, *, timeout=None):
+        """`acquire` for a coroutine of asyncio, to be awaited: other tasks run while it waits. O(1).
+
+        Without `max_in_use` it doesn't wait. An object may be released by any thread. If the awaiting task is
+        cancelled, its place in the queue goes to the next one.
+
+        >>> import asyncio
+        >>> pool = ObjectPool(dict, prefill=0, max_in_use=1)
+        >>> async def use():
+        ...     context = await pool.aacquire(timeout=5)
+        ...     pool.release(context)
+        >>> asyncio.run(use())
+        """
+        return acquisition_for(self, None, timeout_seconds(timeout))
+
+    # Without keywords it compiles to METH_O, which needs no argument parsing.
     @cython.always_allow_keywords(False)
     def release(self, obj, /):
         """Reset an object and keep it for reuse. True if it was kept, False if the pool is full. O(1).
@@ -501,9 +666,10 @@ cdef class ObjectPool:
         """
         return pool_release(self, obj)
 
-    @cython.always_allow_keywords(False)
-    def lease(self):
+    def lease(self, *, timeout=None):
         """A context manager that acquires an object on entry and releases it on exit, even if the body raises.
+
+        It works with ``with`` and, in a coroutine of asyncio, ``async with``. `timeout` is that of `acquire`.
 
         >>> pool = ObjectPool(list, prefill=0)
         >>> with pool.lease() as items:
@@ -513,6 +679,7 @@ cdef class ObjectPool:
         """
         cdef Lease lease = Lease.__new__(Lease)
         lease.pool = self
+        lease.timeout = INFINITY if timeout is None else timeout_seconds(timeout)
         return lease
 
     def __reduce__(self):
@@ -556,7 +723,8 @@ cdef class ObjectPool:
         left = freelist_stats(self.idle, NULL)
         while freed < wanted and left > 0 and freelist_take(self.idle, taken, 1, INFINITY):
             left -= 1
-            freed += object_size(owned(<PyObject*>taken[0]))
+            freed += object_size(<object>taken[0])
+            freelist_dispose(self.idle, taken[0])
         return freed
 
     def _sweep(self, double budget, now=None):
@@ -600,6 +768,11 @@ cdef class ObjectPool:
         return self.idle_seconds if self.timed else None
 
     @property
+    def max_in_use(self):
+        """How many objects may be in use at a time; None for any number."""
+        return None if self.bounds == NULL else self.bounds.most
+
+    @property
     def nbytes(self):
         """Estimated size of the idle objects in bytes, nested values included, from a sample of up to 64. O(1).
 
@@ -632,7 +805,8 @@ cdef class ObjectPool:
         that were kept. `discarded`: objects refused (no room, a reset that raised, another thread's) or removed
         (expired, cleared, trimmed). `aliased`: objects discarded because they were still referenced elsewhere.
         `pool_size`: idle objects now. `reuse_rate`: `reused` / (`created` + `reused`). `held_elsewhere`:
-        whether something besides the pool referred to the first object as soon as the factory returned it.
+        whether something besides the pool referred to the first object as soon as the factory returned it. With
+        `max_in_use` also `in_use` (objects in use, or about to be) and `waiting`: acquisitions that wait for one.
 
         >>> pool = ObjectPool(list, prefill=1)
         >>> pool.release(pool.acquire())
@@ -642,12 +816,13 @@ cdef class ObjectPool:
         """
         cdef int64_t counts[6]
         cdef int64_t made, reused
-        cdef Py_ssize_t idle
+        cdef Py_ssize_t idle, in_use, waiting
+        cdef Bounds* bounds
         pool_expire_idle(self)
         idle = freelist_stats(self.idle, counts)
         made = counts[<int>MADE]
         reused = counts[<int>REUSED]
-        return {
+        figures = {
             "created": made,
             "reused": reused,
             "released": counts[<int>RELEASED],
@@ -657,6 +832,15 @@ cdef class ObjectPool:
             "reuse_rate": <double>reused / <double>max(<int64_t>1, made + reused),
             "held_elsewhere": bool(self.held_elsewhere),
         }
+        if self.bounds != NULL:
+            bounds = bounds_of(self)
+            lock(&bounds.lock)
+            in_use = bounds.taken
+            waiting = bounds.waiting
+            unlock(&bounds.lock)
+            figures["in_use"] = in_use
+            figures["waiting"] = waiting
+        return figures
 
 
 @cython.final
@@ -669,31 +853,72 @@ cdef class Lease:
     @cython.always_allow_keywords(False)
     def __enter__(self):
         cdef ObjectPool pool = self.pool
-        cdef bint free
         if self.leased is not None:
             raise SynthexFastError("this lease already holds an object")
-        obj = pool_acquire(pool) if type(pool) is ObjectPool else pool.acquire()
-        with cython.critical_section(self):
-            free = self.leased is None
-            if free:
-                self.leased = obj
-        if free:
-            return obj
-        # Another thread has entered it in the meantime.
-        pool.release(obj)
-        raise SynthexFastError("this lease already holds an object")
+        if type(pool) is ObjectPool:
+            obj = pool_acquire_special(pool, self.timeout) if pool.special else pool_acquire_plain(pool)
+        elif self.timeout == INFINITY:
+            obj = pool.acquire()
+        else:
+            obj = pool.acquire(timeout=self.timeout)
+        lease_hold(self, pool, obj)
+        return obj
 
     def __exit__(self, kind=None, error=None, trace=None):
-        cdef ObjectPool pool = self.pool
-        with cython.critical_section(self):
-            obj = self.leased
-            self.leased = None
-        if obj is None:
-            return
+        lease_end(self)
+
+    @cython.always_allow_keywords(False)
+    def __aenter__(self):
+        if self.leased is not None:
+            raise SynthexFastError("this lease already holds an object")
+        return acquisition_for(self.pool, self, self.timeout)
+
+    def __aexit__(self, kind=None, error=None, trace=None):
+        lease_end(self)
+        return DONE
+
+
+cdef int lease_hold(Lease lease, ObjectPool pool, object obj) except -1:
+    cdef bint free
+    with cython.critical_section(lease):
+        free = lease.leased is None
+        if free:
+            lease.leased = obj
+    if free:
+        return 0
+    # Another thread or task has entered it in the meantime.
+    pool.release(obj)
+    raise SynthexFastError("this lease already holds an object")
+
+
+cdef int lease_end(Lease lease) except -1:
+    cdef ObjectPool pool = lease.pool
+    with cython.critical_section(lease):
+        obj = lease.leased
+        lease.leased = None
+    if obj is not None:
         if type(pool) is ObjectPool:
             pool_release(pool, obj)
         else:
             pool.release(obj)
+    return 0
+
+
+cdef object acquisition_for(ObjectPool pool, Lease lease, double timeout):
+    """What awaits an object of the pool; a lease also keeps the object."""
+    cdef Acquisition acquisition
+    if not pool.ready:
+        raise_not_ready()
+    acquisition = Acquisition.__new__(Acquisition)
+    acquisition.pool = pool
+    acquisition.lease = lease
+    acquisition.timeout = timeout
+    # A subclass may have its own.
+    if lease is not None and type(pool) is not ObjectPool:
+        acquisition.inner = True
+        own = pool.aacquire() if timeout == INFINITY else pool.aacquire(timeout=timeout)
+        acquisition.pending = own.__await__()
+    return acquisition
 
 
 # Cython's own traversal visits the pool's Python fields; these add the idle objects, which are in C memory.
@@ -703,6 +928,8 @@ cdef inquiry clear_fields = (<PyTypeObject*>ObjectPool).tp_clear
 
 cdef int traverse_pool(PyObject* self, visitproc visit, void* arg) noexcept:
     cdef int stopped = traverse_fields(self, visit, arg)
+    if (<ObjectPool>self).bounds != NULL and not stopped:
+        stopped = bounds_visit((<ObjectPool>self).bounds, visit, arg)
     # A collection may run before __cinit__ has made the freelist.
     if stopped or (<ObjectPool>self).idle == NULL:
         return stopped
@@ -710,7 +937,11 @@ cdef int traverse_pool(PyObject* self, visitproc visit, void* arg) noexcept:
 
 
 cdef int clear_pool(PyObject* self) noexcept:
+    if (<ObjectPool>self).bounds != NULL:
+        bounds_clear((<ObjectPool>self).bounds)
     if (<ObjectPool>self).idle != NULL:
+        # `__del__` has passed the idle objects to it. By now it may refer to objects that are no longer in order.
+        freelist_handle((<ObjectPool>self).idle, NULL, NULL)
         pool_clear(<ObjectPool>self)
     return clear_fields(self)
 

@@ -10,6 +10,8 @@ __all__ = [
     "CollectorClosedError",
     "FactoryError",
     "OwnerGoneError",
+    "PoolExhaustedError",
+    "ServerUnavailableError",
     "SynthexFastError",
     "TunerRunningError",
     "UnsupportedServerError",
@@ -61,6 +63,14 @@ class OwnerGoneError(SynthexFastError, ReferenceError):
 
 class FactoryError(ArgumentTypeError):
     """A pool's factory returned None."""
+
+
+class PoolExhaustedError(SynthexFastError, TimeoutError):
+    """As many objects of a bounded pool are in use as may be, and none was released within the ``timeout``."""
+
+
+class ServerUnavailableError(SynthexFastError, ConnectionError):
+    """The server of a tiered cache can't be reached, or didn't answer in time: a write may have reached it or not."""
 
 
 class TunerRunningError(SynthexFastError, RuntimeError):
