@@ -9,6 +9,7 @@ __all__ = [
     "BufferPausedError",
     "CollectorClosedError",
     "FactoryError",
+    "LoadCycleError",
     "OwnerGoneError",
     "SynthexFastError",
     "TunerRunningError",
@@ -61,6 +62,10 @@ class OwnerGoneError(SynthexFastError, ReferenceError):
 
 class FactoryError(ArgumentTypeError):
     """A pool's factory returned None."""
+
+
+class LoadCycleError(SynthexFastError, RuntimeError):
+    """The factory of a cached value asks for that very value, or several wait for each other's; none can be made."""
 
 
 class TunerRunningError(SynthexFastError, RuntimeError):
