@@ -94,6 +94,8 @@ TAKERS = {
     "buffer on_flush": ("on_flush", lambda f: ResponseBuffer(10, 10, on_flush=f)),
     "collector on_flush": ("on_flush", lambda f: ResponseCollector(on_flush=f)),
     "on_evict": ("on_evict", lambda f: TTLDict(on_evict=f)),
+    "on_remove": ("on_remove", lambda f: TTLDict(on_remove=f)),
+    "ttl": ("ttl", lambda f: TTLDict(ttl=f)),
     "sizeof": ("sizeof", lambda f: TTLDict(memory_limit=1000, sizeof=f)),
     "timer": ("timer", lambda f: TTLDict(timer=f)),
     "get_or_set": ("factory", lambda f: TTLDict().get_or_set("k", f)),

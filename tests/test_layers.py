@@ -30,8 +30,8 @@ GROUND = (
     {"_readings", "_ids", "_sizeof", "_sweeper"},
 )
 RECORDS = (
-    {"_freelist", "_codes"},
-    {"_pool", "_consensus"},
+    {"_freelist", "_codes", "_loads"},
+    {"_pool", "_consensus", "_async_loads"},
     {"_records", "_ttl", "_async_flush"},
     {"_slab", "_tiered"},
     {"collector", "tiered"},

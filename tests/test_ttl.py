@@ -16,6 +16,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Mapping, MutableMapping
+from datetime import timedelta
 
 import pytest
 from hypothesis import settings
@@ -235,6 +236,33 @@ class Model(RuleBasedStateMachine):
         if there is not None:
             del self.model[key]
 
+    @rule(keys=st.lists(KEYS, max_size=5))
+    def get_many(self, keys):
+        live = self.live()
+        found = self.d.get_many(keys)
+        assert found == {key: live[key] for key in keys if key in live}
+        for key in found:
+            self.model[key] = (*self.model[key][:2], self.clock.now)
+        self.apply_evictions()
+
+    @rule(keys=st.lists(KEYS, max_size=5))
+    def delete_many(self, keys):
+        gone = set(keys) & self.live().keys()
+        assert self.d.delete_many(keys) == len(gone)
+        self.apply_evictions()
+        for key in gone:
+            del self.model[key]
+
+    @precondition(lambda self: self.max_size is None and self.limit is None)
+    @rule(keys=st.lists(KEYS, max_size=20), ttl=TTLS)
+    def set_many(self, keys, ttl):
+        entries = [(key, (self.serial + n, n)) for n, key in enumerate(keys, 1)]
+        self.serial += len(keys)
+        self.d.set_many(entries, ttl)
+        for key, value in entries:
+            self.apply_evictions()
+            self.model[key] = (value, self.deadline(ttl), self.clock.now)
+
     @rule(key=KEYS, ttl=TTLS)
     def touch(self, key, ttl):
         there = key in self.live()
@@ -391,6 +419,7 @@ def test_signatures_can_be_inspected():
                 "idle": None,
                 "timer": None,
                 "on_evict": None,
+                "on_remove": None,
                 "sweep": True,
             },
             ResponseBuffer: {"capacity": 1000, "max_batch": 100, "flush_threshold": 0.8, "on_flush": None},
@@ -2017,6 +2046,7 @@ def test_nothing_leaks(leaks_nothing, policy):
 
 def entry_points():
     grow = {n: n for n in range(8)}
+    pairs = [(n, n) for n in range(-30, 3)]
     return {
         "construct": (lambda _: TTLDict(5, 5.0, memory_limit=100, idle=3, policy="lru"), {}),
         "insert": (lambda d: d.set("new", "value", ttl=7), grow),
@@ -2039,6 +2069,13 @@ def entry_points():
         "reduce": (lambda d: d.__reduce_ex__(4), grow),
         "wide": (lambda d: d.set(3, 2**30), grow),
         "cap": (lambda d: d.cap(10**6 + 1), grow),
+        "get_many": (lambda d: d.get_many([1, 2, "x"]), grow),
+        "set_many": (lambda d: d.set_many(pairs, ttl=7), grow),
+        "set_many wide": (lambda d: d.set_many([("a", 1), (3, 2**30)]), grow),
+        "delete_many": (lambda d: d.delete_many(["x", "y"]), grow),
+        "or": (lambda d: d | {3: 4, "new": 5}, grow),
+        "ror": (lambda d: {3: 4, "new": 5} | d, grow),
+        "fromkeys": (lambda d: TTLDict.fromkeys(range(30), ttl=5, sweep=False), grow),
     }
 
 
@@ -2092,6 +2129,302 @@ def test_without_memory_nothing_changes(fail_allocations, name, timed):
         assert len(d) == len(content) + 40
 
     assert fail_allocations(call, prepare=prepare, check=check) >= 0
+
+
+# ---- the rest of a mapping, and several keys at once
+
+
+def test_union_takes_the_left_settings():
+    clock = Clock()
+    left = TTLDict(10, 60, timer=clock)
+    left["a"] = 1
+    left.set("b", 2, ttl=5)
+    clock.now = 1.0
+    both = left | {"b": 3, "c": 4}
+    assert (type(both), dict(both), both.max_size) == (TTLDict, {"a": 1, "b": 3, "c": 4}, 10)
+    assert (both.expires_at("a"), both.expires_at("b"), dict(left)) == (60, 61, {"a": 1, "b": 2})
+    other = {"b": 3, "c": 4} | left
+    assert (type(other), dict(other)) == (TTLDict, {"a": 1, "b": 2, "c": 4})
+    assert (other.expires_at("b"), other.expires_at("c"), other.ttl) == (5, 61, 60)
+    assert dict(left | TTLDict.fromkeys("a", 9)) == {"a": 9, "b": 2}
+    same = left
+    left |= [("x", 1)]
+    assert left is same
+    assert left["x"] == 1
+    for bad in (3, [("a", 1)], None):
+        with pytest.raises(TypeError):
+            left | bad
+        with pytest.raises(TypeError):
+            bad | left
+    sub = Sub(5)
+    sub.note = "kept"
+    assert (type(sub | {}), (sub | {}).note, ({} | sub).note) == (Sub, "kept", "kept")
+
+
+def test_fromkeys():
+    made = TTLDict.fromkeys(iter("ab"), 0, ttl=60, max_size=5)
+    assert (dict(made), made.ttl, made.max_size) == ({"a": 0, "b": 0}, 60, 5)
+    assert type(Sub.fromkeys("a", owner=1)) is Sub
+    with pytest.raises(ArgumentValueError, match="ttl"):
+        TTLDict.fromkeys("a", ttl=0)
+
+
+def test_reversed_is_refused():
+    with pytest.raises(TypeError, match="not reversible"):
+        reversed(TTLDict.fromkeys("ab"))
+
+
+def test_defaults_by_keyword():
+    d = TTLDict()
+    assert (d.get("k", default=1), d.pop("k", default=2), d.setdefault("k", default=3)) == (1, 2, 3)
+    assert d.get("k", default=1) == 3
+    for arguments, keywords in [
+        ((), {}), (("k", 1, 2), {}), (("k", 1), {"default": 2}), (("k",), {"other": 1}),
+        ((), {"key": "k"}), ((), {"default": 1}),
+    ]:  # fmt: skip
+        for method in (d.get, d.pop):
+            with pytest.raises(TypeError):
+                method(*arguments, **keywords)
+    for method in (TTLDict.get, TTLDict.setdefault):
+        assert str(inspect.signature(method)) == "(self, key, /, default=None)"
+
+
+def test_missing_of_a_subclass():
+    class Doubling(TTLDict):
+        def __missing__(self, key):
+            self[key] = key * 2
+            return self[key]
+
+    d = Doubling()
+    assert (d["a"], d["a"], dict(d)) == ("aa", "aa", {"a": "aa"})
+    # As with a dict, nothing else asks it.
+    assert (d.get("b"), d.pop("b", None), "b" in d, d.get_many("b")) == (None, None, False, {})
+    with pytest.raises(KeyError):
+        del d["b"]
+
+
+def test_times_may_be_timedeltas():
+    clock = Clock()
+    d = TTLDict(ttl=timedelta(minutes=1), idle=timedelta(hours=1), timer=clock)
+    assert (d.ttl, d.idle) == (60.0, 3600.0)
+    d.set("set", 1, ttl=timedelta(seconds=3))
+    d.get_or_set("made", int, ttl=timedelta(milliseconds=500))
+    d.set_many({"many": 1}, ttl=timedelta(seconds=4))
+    d["touched"] = 1
+    d.touch("touched", timedelta(seconds=2))
+    assert [d.expires_at(key) for key in ("set", "made", "many", "touched")] == [3, 0.5, 4, 2]
+    assert create_memory_aware_ttl_dict(5, timedelta(seconds=9), 1).ttl == 9.0
+    for bad in (timedelta(0), timedelta(seconds=-1)):
+        with pytest.raises(
+            ArgumentValueError, match="ttl must be a positive number of seconds, a timedelta or None"
+        ):
+            TTLDict(ttl=bad)
+
+
+def test_a_ttl_may_depend_on_key_and_value():
+    clock = Clock(100.0)
+    d = TTLDict(ttl=lambda key, value: value, timer=clock, sweep=False)
+    d["plain"] = 5
+    d["never"] = None
+    d["delta"] = timedelta(seconds=7)
+    d.set("given", 5, ttl=1)
+    d.setdefault("default", 6)
+    assert d.get_or_set("made", lambda: 8) == 8
+    d.set_many({"many": 9, "forever": math.inf})
+    names = ["plain", "never", "delta", "given", "default", "made", "many", "forever"]
+    assert [d.expires_at(name) for name in names] == [105, math.inf, 107, 101, 106, 108, 109, math.inf]
+    clock.now = 101.0
+    assert d.touch("plain")
+    assert not d.touch("nobody")
+    assert d.expires_at("plain") == 106
+    assert "given" not in d
+    assert callable(d.ttl)
+    assert d.copy().ttl is d.ttl
+    for bad in (0, -1, "x", math.nan):
+        with pytest.raises((ArgumentValueError, ArgumentTypeError), match=r"ttl\(key, value\) must be"):
+            d["bad"] = bad
+        assert "bad" not in d
+
+    def fail(key, value):
+        raise ZeroDivisionError
+
+    failing = TTLDict(ttl=fail)
+    for store in (
+        lambda: failing.set("a", 1),
+        lambda: failing.set_many({"a": 1}),
+        lambda: failing.setdefault("a", 1),
+        lambda: failing.get_or_set("a", int),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            store()
+    assert len(failing) == 0
+
+
+def test_on_remove_hears_of_what_the_user_removes_and_on_evict_of_the_rest():
+    heard, clock = [], Clock()
+    d = TTLDict(
+        2,
+        10,
+        policy="lru",
+        timer=clock,
+        on_evict=lambda *e: heard.append(e),
+        on_remove=lambda *e: heard.append(e),
+    )
+    d["a"] = 1
+    d["a"] = 2
+    assert d.setdefault("a", 3) == 2
+    d.set_many({"a": 3})
+    assert d.pop("a") == 3
+    d["b"] = 1
+    del d["b"]
+    d["c"] = 1
+    assert d.popitem() == ("c", 1)
+    d.update(d=1, e=1)
+    assert d.delete_many(["d", "x"]) == 1
+    d["f"] = 1
+    d["g"] = 1
+    d.clear()
+    d["h"] = 1
+    clock.now = 10
+    assert len(d) == 0
+    assert heard == [
+        ("a", 1, "replaced"), ("a", 2, "replaced"), ("a", 3, "deleted"), ("b", 1, "deleted"), ("c", 1, "deleted"),
+        ("d", 1, "deleted"), ("e", 1, "full"), ("f", 1, "cleared"), ("g", 1, "cleared"), ("h", 1, "expired"),
+    ]  # fmt: skip
+    assert d.copy().__reduce_ex__(4)[2][0]["on_remove"] is not None
+
+
+def test_on_remove_may_use_the_dict_and_fail(monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    def on_remove(key, value, reason):
+        if value:
+            d[key] = value - 1
+        else:
+            raise ZeroDivisionError
+
+    d = TTLDict(on_remove=on_remove)
+    d["a"] = 3
+    assert d.pop("a") == 3
+    assert d["a"] == 2
+    d["a"] = 0
+    assert d["a"] in (0, 1)
+    d.clear()
+    d.pop("a", None)
+    assert [type(each.exc_value) for each in unraisable[:1]] == [ZeroDivisionError]
+
+
+def test_several_keys_at_once():
+    d = TTLDict()
+    d.set_many({n: str(n) for n in range(1000)})
+    assert d.get_many(range(-5, 1005)) == {n: str(n) for n in range(1000)}
+    assert (d.stats["hits"], d.stats["misses"], d.stats["sets"]) == (1000, 10, 1000)
+    d.set_many(((n, None) for n in range(500)), ttl=9)
+    assert d.get_many([0, 0, 999]) == {0: None, 999: "999"}
+    d.set_many(TTLDict.fromkeys("xyz"))
+    assert d.delete_many(range(1000)) == 1000
+    assert sorted(d) == ["x", "y", "z"]
+    assert (d.get_many([]), d.delete_many([]), d.set_many([])) == ({}, 0, None)
+    for bad in ([3], ["abc"], [(1, 2, 3)]):
+        with pytest.raises(
+            ArgumentTypeError, match=r"entries must be .* an iterable of \(key, value\) pairs"
+        ):
+            d.set_many(bad)
+    with pytest.raises(ZeroDivisionError):
+        d.get_many(1 / 0 for _ in range(1))
+
+
+def test_setting_several_at_once_is_all_or_nothing():
+    d = TTLDict(memory_limit=2000)
+    d["a"] = 1
+    with pytest.raises(ValueTooLargeError):
+        d.set_many([("a", 2), ("b", 3), ("c", bytes(5000))])
+    assert dict(d) == {"a": 1}
+    with pytest.raises(TypeError, match="unhashable"):
+        d.set_many([("a", 2), ([], 3)])
+    assert dict(d) == {"a": 1}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_setting_more_at_once_than_fits(policy):
+    gone = []
+    d = TTLDict(20, policy=policy, on_evict=lambda *entry: gone.append(entry))
+    d.set_many((n, n) for n in range(100))
+    assert len(d) == 20
+    assert len(gone) == 80
+    assert {reason for _, _, reason in gone} == {"full"}
+    assert {key for key, _, _ in gone} | set(d) == set(range(100))
+    capped = TTLDict(sizeof=lambda key, value: value, on_evict=lambda *entry: gone.append(entry))
+    capped.cap(500)
+    del gone[:]
+    capped.set_many({n: 1000 if n % 2 else 1 for n in range(30)})
+    assert capped.stats["over_cap"] == 15
+    assert len(gone) == 30 - len(capped)
+    assert 0 < capped.nbytes <= 500
+
+
+def test_one_reading_of_the_clock_for_several_keys():
+    readings = []
+    d = TTLDict(ttl=5, timer=lambda: readings.append(1) or 0.0)
+    d.set_many({1: 1, 2: 2})
+    del readings[:]
+    for call in (
+        lambda: d.set_many({1: 1, 2: 2, 3: 3}), lambda: d.get_many([1, 2, 3, 4]), lambda: d.delete_many([1, 2, 4])
+    ):  # fmt: skip
+        call()
+        assert len(readings) == 1
+        del readings[:]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d, keys: d.get_many(keys),
+        lambda d, keys: d.set_many([(key, 1) for key in keys]),
+        lambda d, keys: d.delete_many(keys),
+    ],
+    ids=["get", "set", "delete"],
+)
+def test_comparisons_may_do_anything_while_several_keys_are_handled(call):
+    first, second = same_hash(1, 2)
+    d = TTLDict()
+    d.update({"a": 0, first: "x", "b": 0})
+
+    def fail():
+        raise ZeroDivisionError
+
+    first.on_eq = fail
+    with pytest.raises(ZeroDivisionError):
+        call(d, ["a", second, "b"])
+    first.on_eq = None
+    assert d[first] == "x"
+    assert "b" in d
+
+    def clear():
+        first.on_eq = None
+        d.clear()
+
+    first.on_eq = clear
+    call(d, ["a", second, "b"])
+    assert first not in d
+    assert len(d) in (0, 2, 3)
+
+
+def test_several_keys_from_threads(hammer):
+    d = TTLDict(50)
+    keys = list(range(100))
+
+    def call(index):
+        if index % 3 == 0:
+            d.set_many((key, key) for key in keys)
+        elif index % 3 == 1:
+            assert all(key == value for key, value in d.get_many(keys).items())
+        else:
+            d.delete_many(keys[index::8])
+
+    hammer(6, call, iterations=100)
+    assert len(d) <= 50
 
 
 # ---- threads, fork, the sweeper

@@ -18,6 +18,7 @@ from synthex_fast._python cimport PY_SSIZE_T_MAX
 
 from _functools import partial
 from operator import index as to_index
+from sys import modules
 from types import FunctionType, MethodType
 
 from synthex_fast.errors import ArgumentTypeError, type_error, value_error
@@ -80,11 +81,25 @@ cdef double real(str name, object value, str allowed) except? -1.0:
 
 cdef double seconds(str name, object value, bint optional=False) except? -1.0:
     """A positive number of seconds. Infinity, and None if `optional`, mean forever; finite values must fit doubles."""
-    cdef double number
-    cdef str allowed = "a positive number of seconds or None" if optional else "a positive number of seconds"
     if value is None and optional:
         return INFINITY
-    number = real(name, value, allowed)
+    return _positive(name, value, "a positive number of seconds" + (" or None" if optional else ""))
+
+
+cdef double lifetime(str name, object value, bint optional=False) except? -1.0:
+    """Like `seconds`, and a timedelta is allowed as well."""
+    cdef str allowed = "a positive number of seconds, a timedelta" + (" or None" if optional else "")
+    if value is None and optional:
+        return INFINITY
+    # Whoever has a timedelta has imported its module, which takes milliseconds.
+    datetime = modules.get("datetime")
+    if datetime is not None and isinstance(value, datetime.timedelta):
+        value = datetime.timedelta.total_seconds(value)
+    return _positive(name, value, allowed)
+
+
+cdef double _positive(str name, object value, str allowed) except? -1.0:
+    cdef double number = real(name, value, allowed)
     if isnan(number) or number <= 0 or (number == INFINITY and not _is_infinite(value)):
         raise value_error(name, value, allowed)
     return number
@@ -122,13 +137,18 @@ cdef extern from *:
     bint is_plainly_sync "synthex_is_plainly_sync"(PyObject*) noexcept
 
 
-cdef int check_callable(str name, object value, bint optional=False, bint may_await=False) except -1:
+cdef int check_callable(
+    str name, object value, bint optional=False, bint may_await=False, str instead=""
+) except -1:
+    """`instead` says what takes an async callable."""
     if is_plainly_sync(<PyObject*>value):
         return 0
     if not (callable(value) or (optional and value is None)):
         raise type_error(name, value, "callable or None" if optional else "callable")
     if value is not None and not may_await and _is_async(value):
-        raise type_error(name, value, "a callable that isn't async, because its coroutine would never be awaited")
+        raise type_error(
+            name, value, "a callable that isn't async, because its coroutine would never be awaited" + instead
+        )
     return 0
 
 
@@ -185,7 +205,7 @@ cdef extern from *:
     bint is_async_generator "PyAsyncGen_CheckExact"(object) noexcept
 
 
-cdef int refuse_awaitable(str name, object result, bint kept=False) except -1:
+cdef int refuse_awaitable(str name, object result, bint kept=False, str instead="") except -1:
     """Raise if a callable returned what does nothing until it is awaited, and close that.
 
     If the result is `kept` as a value, only what can be awaited just once is refused. A Future or a Task runs by itself
@@ -209,7 +229,7 @@ cdef int refuse_awaitable(str name, object result, bint kept=False) except -1:
             # The error below says what is wrong.
             pass
     fate = "can be awaited only once, so it can't be kept" if kept else "nothing awaits"
-    raise ArgumentTypeError(f"{name} must not be async: it returned a {cls.__name__}, which {fate}")
+    raise ArgumentTypeError(f"{name} must not be async: it returned a {cls.__name__}, which {fate}{instead}")
 
 
 cdef int check_text(str name, object value, bint optional=False) except -1:

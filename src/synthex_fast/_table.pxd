@@ -270,46 +270,80 @@ cdef inline bint index_rebuild(Table* t, uint32_t size) noexcept nogil:
     return True
 
 
+cdef inline bint slots_grow(Table* t) noexcept nogil:
+    """Make room for more slots. False: allocation failed, no entry has moved."""
+    cdef uint32_t before = t.room
+    cdef uint32_t room = t.room + (t.room if t.room < 1024 else <uint32_t>(t.room >> 2)) + 8
+    if t.limit > t.room and room > t.limit:
+        room = t.limit
+    if room < t.room or room >= 0x7FFFFFFF:
+        return False
+    # If a later array can't grow, those before it stay larger than needed, which is harmless.
+    if not grow(<void**>&t.slots, before, room, sizeof(Slot)):
+        return False
+    if not grow(<void**>&t.links, before, room, sizeof(Link)):
+        return False
+    if t.idle != INFINITY and not grow(<void**>&t.touched, before, room, sizeof(double)):
+        return False
+    if t.wide != NULL and not grow(<void**>&t.wide, before, room, sizeof(uint64_t)):
+        return False
+    t.room = room
+    if t.index != NULL and (room + 1) >> t.slot_bits and not index_rebuild(t, t.index_size):
+        t.room = before
+        return False
+    return True
+
+
+cdef inline bint index_too_small(const Table* t, uint64_t live) noexcept nogil:
+    # At most 5/8 full: a removal then examines four entries to the right on average; at 6/8 it would examine nine.
+    return live * 8 > <uint64_t>t.index_size * 5
+
+
+cdef inline bint index_grow(Table* t) noexcept nogil:
+    """Make the index larger. False: allocation failed, nothing changed."""
+    cdef uint64_t size = <uint64_t>t.index_size * 2 + 16
+    if t.limit != NONE and <uint64_t>t.limit * 8 // 5 + 4 > t.index_size:
+        size = min(size, <uint64_t>t.limit * 8 // 5 + 4)
+    return size <= 0x7FFFFFFF and index_rebuild(t, <uint32_t>size)
+
+
 cdef inline bint reserve_slot(Table* t) noexcept nogil:
     """Make room for one more slot and index entry. False: allocation failed, no entry has moved."""
-    cdef uint32_t room, before = t.room
-    cdef uint64_t size
-    if t.free == NONE and t.used == t.room:
-        room = t.room + (t.room if t.room < 1024 else <uint32_t>(t.room >> 2)) + 8
-        if t.limit > t.room and room > t.limit:
-            room = t.limit
-        if room < t.room or room >= 0x7FFFFFFF:
+    if t.free == NONE and t.used == t.room and not slots_grow(t):
+        return False
+    return not index_too_small(t, <uint64_t>t.live + 1) or index_grow(t)
+
+
+cdef inline bint reserve_slots(Table* t, uint32_t count) noexcept nogil:
+    """`reserve_slot` for that many, which may be more than fit. Removed slots that are not released yet count
+    as free."""
+    cdef uint64_t live = <uint64_t>t.live + count
+    while t.room < live:
+        if not slots_grow(t):
             return False
-        # If a later array can't grow, those before it stay larger than needed, which is harmless.
-        if not grow(<void**>&t.slots, before, room, sizeof(Slot)):
-            return False
-        if not grow(<void**>&t.links, before, room, sizeof(Link)):
-            return False
-        if t.idle != INFINITY and not grow(<void**>&t.touched, before, room, sizeof(double)):
-            return False
-        if t.wide != NULL and not grow(<void**>&t.wide, before, room, sizeof(uint64_t)):
-            return False
-        t.room = room
-        if t.index != NULL and (room + 1) >> t.slot_bits and not index_rebuild(t, t.index_size):
-            t.room = before
-            return False
-    # At most 5/8 full: a removal then examines four entries to the right on average; at 6/8 it would examine nine.
-    if (<uint64_t>t.live + 1) * 8 > <uint64_t>t.index_size * 5:
-        size = <uint64_t>t.index_size * 2 + 16
-        if t.limit != NONE and <uint64_t>t.limit * 8 // 5 + 4 > t.index_size:
-            size = min(size, <uint64_t>t.limit * 8 // 5 + 4)
-        if size > 0x7FFFFFFF or not index_rebuild(t, <uint32_t>size):
+    while index_too_small(t, live):
+        if not index_grow(t):
             return False
     return True
 
 
 cdef inline bint reserve_node(Table* t) noexcept nogil:
     """Make room for one more node in the heap. False: allocation failed, nothing changed."""
-    cdef uint32_t room
     # A full table evicts before it inserts, so it never has more nodes than its limit.
-    if t.scheduled < t.heap_room or t.heap_room >= t.limit:
-        return True
-    room = t.heap_room + (t.heap_room if t.heap_room < 1024 else <uint32_t>(t.heap_room >> 2)) + 8
+    return t.scheduled < t.heap_room or t.heap_room >= t.limit or heap_grow(t)
+
+
+cdef inline bint reserve_nodes(Table* t, uint32_t count) noexcept nogil:
+    """`reserve_node` for that many."""
+    while t.heap_room < t.limit and t.heap_room < <uint64_t>t.scheduled + count:
+        if not heap_grow(t):
+            return False
+    return True
+
+
+cdef inline bint heap_grow(Table* t) noexcept nogil:
+    """Make room for more nodes in the heap. False: allocation failed, nothing changed."""
+    cdef uint32_t room = t.heap_room + (t.heap_room if t.heap_room < 1024 else <uint32_t>(t.heap_room >> 2)) + 8
     if room > t.limit:
         room = t.limit
     if not grow(<void**>&t.heap, t.heap_room, room, sizeof(Node)):

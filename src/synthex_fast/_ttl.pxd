@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cpython.object cimport PyObject
 
+from synthex_fast._loads cimport Load
 from synthex_fast._sync cimport Mutex
 from synthex_fast._table cimport Table
 
@@ -13,12 +14,20 @@ cdef enum Reason:
     IDLE = 1
     FULL = 2
     MEMORY = 3
+    # In addition, entries that the user removes. `on_remove` hears of those with a name.
+    SILENT = 4
+    DELETED = 5
+    REPLACED = 6
+    CLEARED = 7
 
 
 cdef enum Presence:
     REPLACE = 0               # store: the new value wins
     KEEP = 1                  # store: a value that is present stays
     OFFER = 2                 # like KEEP, and a value over the own memory limit is returned but not stored
+    # Within _ttl.pyx only:
+    LOADED = 3                # like OFFER, unless the load was forgotten
+    MANY = 4                  # like REPLACE, one of several entries
 
 
 cdef struct Stripe:
@@ -44,7 +53,7 @@ cdef class TTLDict:
     cdef Stripe* stripes
     cdef void* stripes_block
     cdef uint32_t generation      # `forks_seen` when the locks were last known to be sound; see _forks.pxd
-    cdef double ttl_seconds       # infinity: entries live until evicted
+    cdef double ttl_seconds       # infinity: entries live until evicted; NaN: `life_of` decides
     # Limits in bytes; all bits set: none. The first, the lower of the two others, is in force.
     cdef uint64_t most_bytes
     cdef uint64_t own_bytes       # `memory_limit`: the user's setting
@@ -64,13 +73,32 @@ cdef class TTLDict:
     cdef object size_of
     cdef object clock
     cdef object on_evict
+    cdef object on_remove
+    cdef object life_of           # the function given as `ttl`, or None
     cdef str policy_name
     cdef Copying* copies          # NULL: none is under way
+    # Loads under way: those of threads and, apart from them, those of event loops. See _ttl_loading.pxi.
+    cdef PyObject* loading
+    cdef PyObject* loading_async
+    cdef uint32_t loads_listed    # counts the changes of the first list
+    cdef object flights           # for each event loop what it loads, by key
+    cdef int64_t loads            # calls of a factory that have ended
+    cdef int64_t load_failures    # those that raised
+    cdef int64_t load_waits       # calls that waited for another's load
+    cdef double load_seconds
 
     # The value as a new reference; NULL without an error if the key is missing.
     cdef PyObject* lookup(self, PyObject* key) except? NULL
-    # Returns whether the key was new. `life` is in seconds; infinity: until evicted. `present`, unless
-    # NULL, receives a new reference to the value that is stored afterwards.
+    # Returns whether the key was new. `life` is in seconds; infinity: until evicted; NaN: as the dict's
+    # `ttl` function says, if it has one. `present`, unless NULL, receives a new reference to the value that
+    # is stored afterwards.
     cdef int store(self, PyObject* key, PyObject* value, double life, Presence mode, PyObject** present) except -1
     # Like lookup, and removes the entry.
     cdef PyObject* take(self, PyObject* key) except? NULL
+
+
+# The load that a call begins which has found the key missing; it is not under way yet.
+cdef Load load_of(TTLDict self, object key)
+# The key's value, once that load or the one that is under way has ended. `name` is the factory's in errors, `instead`
+# says what takes an async one. `life` is as for `store`, unless the result says (`Aged`).
+cdef object load_value(TTLDict self, Load mine, object factory, double life, str name, str instead)

@@ -8,6 +8,8 @@ the hot paths inline, and reads in this order:
 - ``_ttl_lookup.pxi``: the clock, the search for a key, reads;
 - ``_ttl_eviction.pxi``: removal, release of references, expiry, eviction, the sweeper;
 - ``_ttl_storing.pxi``: entry sizes and the one function that stores;
+- ``_ttl_loading.pxi``: missing values that are made once for all who ask;
+- ``_ttl_many.pxi``: several keys at once;
 - ``_ttl_views.pxi``: iterators, views, snapshots;
 - this file: the class, its construction, and its part in garbage collection.
 
@@ -33,21 +35,24 @@ free all that are due (`expire_due`). An operation that runs inside a callback o
 """
 
 cimport cython
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject
 
-from synthex_fast._arguments cimport check_callable, check_choice, integer, real, refuse_awaitable, seconds, unwrapped
+from synthex_fast._arguments cimport check_callable, check_choice, integer, lifetime, real, refuse_awaitable, unwrapped
 from synthex_fast._arguments cimport size as byte_count
 from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
+from synthex_fast._loads cimport Aged, Load, abandoned, end, new_load, raise_error_of, wait_for
 from synthex_fast._python cimport (
     PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_REFCNT, Py_ReprEnter, Py_ReprLeave, Py_XDECREF,
-    PyErr_WriteUnraisable, PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyList_GET_SIZE, PyObject_CallFunctionObjArgs,
-    PyObject_RichCompareBool, PySequence_Fast_ITEMS, PyTuple_GET_ITEM, PyTypeObject, PyUnicode_CheckExact,
+    PyErr_WriteUnraisable, PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyDict_SetItemString, PyList_GET_SIZE,
+    PyObject_CallFunctionObjArgs,
+    PyObject_RichCompareBool, PySequence_Fast_ITEMS, PyTuple_GET_ITEM, PyTuple_GET_SIZE,
+    PyType_Modified, PyTypeObject, PyUnicode_CheckExact,
     defer_refcount, hash_of, inquiry, owned, same_text, traverseproc, visitproc,
 )
 from synthex_fast._sizeof cimport pair_sizeof
@@ -57,10 +62,10 @@ from synthex_fast._sync cimport (
 )
 from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
-    ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, mix_hash, queue_push, queue_unlink,
-    reserve_node, reserve_slot, reserve_wide, slot_accessed, slot_due, slot_free, slot_schedule, slot_set_size,
-    slot_size, table_bytes, table_free, table_init, table_insert, table_probe, table_remove, table_victim,
-    tick_at_or_after, tick_at_or_before,
+    ghost_remember, heap_find_due, heap_next_due, heap_rebuild, index_home, index_too_small, mix_hash, queue_push,
+    queue_unlink, reserve_node, reserve_nodes, reserve_slot, reserve_slots, reserve_wide, slot_accessed, slot_due,
+    slot_free, slot_schedule, slot_set_size, slot_size, table_bytes, table_free, table_init, table_insert, table_probe,
+    table_remove, table_victim, tick_at_or_after, tick_at_or_before,
 )
 
 import os
@@ -70,7 +75,7 @@ from sys import getsizeof
 from types import GenericAlias
 
 from synthex_fast._arguments import want_bool
-from synthex_fast.errors import ArgumentValueError, ValueTooLargeError, value_error
+from synthex_fast.errors import ArgumentValueError, ValueTooLargeError, type_error, value_error
 
 
 __all__ = ["Items", "Keys", "TTLDict", "Values", "create_memory_aware_ttl_dict"]
@@ -112,8 +117,6 @@ cdef enum:
     # What a key and value cost beyond themselves: 32 bytes of slot, 12 of links, 8 of heap, 6.4 of index, and the rest
     # for pages that are not full. Measured by `bench_ttl.py`; without `max_size` the index may be half as dense.
     ENTRY_COST = 60
-    # A reason in addition to those of Reason: `on_evict` is not called.
-    SILENT = 4
     # Free-threaded build: hits by other threads than the dict's own before it counts as shared.
     SHARED_HITS = 1024
 
@@ -127,9 +130,11 @@ cdef double TICK = 1.5 / TICKS_PER_SECOND
 cdef double SWEEP_SLACK = 0.5
 # A sweeper this late has forgotten the dict: its thread could not start, or an error ended it.
 cdef double SWEEP_LOST = 2.0
-cdef tuple REASONS = ("expired", "idle", "full", "memory")
+cdef tuple REASONS = ("expired", "idle", "full", "memory", None, "deleted", "replaced", "cleared")
 cdef dict POLICIES = {"fifo": FIFO, "lru": LRU, "sieve": SIEVE, "s3fifo": S3FIFO}
 cdef object UNCHANGED = object()
+cdef str AWAIT_INSTEAD = "; await aget_or_set(key, coroutine_function) instead"
+cdef str PAIRS = "a mapping or an iterable of (key, value) pairs"
 # What a caller's `sizeof` may return at most, so that sums with it don't overflow.
 cdef object SIZE_MAX = 2**62 - 1
 # The sweeper's function, imported when the first dict needs it.
@@ -140,6 +145,8 @@ include "_ttl_locking.pxi"
 include "_ttl_lookup.pxi"
 include "_ttl_eviction.pxi"
 include "_ttl_storing.pxi"
+include "_ttl_loading.pxi"
+include "_ttl_many.pxi"
 include "_ttl_views.pxi"
 
 
@@ -161,26 +168,27 @@ cdef uint64_t cap_from(object nbytes) except? 0:
 
 
 cdef inline double life_from(TTLDict self, object ttl) except? -1.0:
-    """The seconds that an entry is to live: `ttl`, or the dict's own if it is None."""
+    """The seconds that an entry is to live: `ttl`, or the dict's own if it is None; NaN if its function is to say."""
     if ttl is None:
         return self.ttl_seconds
     if PyFloat_CheckExact(<PyObject*>ttl) and PyFloat_AS_DOUBLE(<PyObject*>ttl) > 0:
         return PyFloat_AS_DOUBLE(<PyObject*>ttl)
-    return seconds("ttl", ttl, True)
+    return lifetime("ttl", ttl, True)
 
 
 @cython.trashcan(True)
 @cython.collection_type("mapping")
 cdef class TTLDict:
     """TTLDict(max_size=None, ttl=None, *, memory_limit=None, sizeof=None, policy='s3fifo', idle=None, \
-timer=None, on_evict=None, sweep=True)\n--\n
+timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
     A mapping whose entries expire, and whose size in entries and bytes is limited.
 
     ``max_size`` limits the number of entries. ``memory_limit`` limits the bytes (``nbytes``) that keys, values and the
     dict's own cost per entry take together. ``ttl`` is how many seconds an entry lives, ``idle`` how many seconds it
-    lives without being read or replaced. ``None`` means no limit. An expired value is never returned, counted or shown.
-    It is freed by the operations that follow, a few entries each, or within about a second by the package's sweeper if
-    the dict is not used (``sweep=False`` turns that off).
+    lives without being read or replaced; a ``timedelta`` says the same. ``ttl`` may also be a function of key and value
+    that returns either, or None for an entry that never expires. ``None`` means no limit. An expired value is never
+    returned, counted or shown. It is freed by the operations that follow, a few entries each, or within about a second
+    by the package's sweeper if the dict is not used (``sweep=False`` turns that off).
 
     ``policy`` says which entry a full dict evicts: ``"s3fifo"`` (Yang et al., SOSP 2023; the default, with the best hit
     ratio in the benchmarks), ``"sieve"`` (Zhang et al., NSDI 2024), ``"lru"`` or ``"fifo"``. Due entries always go
@@ -196,7 +204,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
     and take the value for its default. ``timer()`` returns seconds as a float and
     replaces the coarse monotonic clock; a dict with its own timer isn't swept. ``on_evict(key, value, reason)`` is
     called after an entry was removed because it was ``"expired"`` or ``"idle"``, or because the dict was ``"full"`` or
-    out of ``"memory"``. It is not called for deletions and replacements. What it raises goes to
+    out of ``"memory"``. It is not called for what the user removes: ``on_remove(key, value, reason)`` is, because the
+    key was ``"deleted"``, its value ``"replaced"`` or the dict ``"cleared"``. What either raises goes to
     ``sys.unraisablehook``.
 
     Lookup, insertion and deletion take O(1) time on average (O(log n) if a deadline comes nearer) and free at most a
@@ -227,10 +236,12 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     def __init__(
         self, max_size=None, ttl=None, *, memory_limit=None, sizeof=None, policy="s3fifo", idle=None, timer=None,
-        on_evict=None, sweep=True,
+        on_evict=None, on_remove=None, sweep=True,
     ):
         # To Cython `sizeof` is an operator, so the argument can't be named.
-        configure(self, max_size, ttl, memory_limit, locals()["sizeof"], policy, idle, timer, on_evict, sweep)
+        configure(
+            self, max_size, ttl, memory_limit, locals()["sizeof"], policy, idle, timer, on_evict, on_remove, sweep
+        )
 
     def __dealloc__(self):
         # tp_clear has emptied the dict, or was not needed because there was no cycle to break.
@@ -249,6 +260,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
         cdef uint64_t size = <uint64_t>entry_size(self, key, value)
         cdef double now, deadline = INFINITY
         if life != INFINITY:
+            life = life_for(self, life, key, value)
             now = now_of(self)
             deadline = now + life
         else:
@@ -269,6 +281,8 @@ timer=None, on_evict=None, sweep=True)\n--\n
         if unlikely(slot == FAILED):
             leave(self)
             return NULL
+        if any_loading(self):
+            forget_loads(self, hash)
         if slot != MISSING:
             if unlikely(slot_due(t, slot) <= now):
                 remove_entry(self, slot, due_reason(self, slot, now), &victims)
@@ -282,7 +296,10 @@ timer=None, on_evict=None, sweep=True)\n--\n
             remove_some_due(self, now, EXPIRE_STEPS, &victims)
         leave(self)
         release_refs(self, &victims)
-        Py_XDECREF(old_key)
+        if old_key != NULL:
+            if unlikely(self.on_remove is not None):
+                notify_removed(self, old_key, value, DELETED)
+            Py_DECREF(old_key)
         return value
 
     # ---- mapping ----
@@ -295,19 +312,10 @@ timer=None, on_evict=None, sweep=True)\n--\n
         if likely(value == NULL):
             value = lookup_now(self, <PyObject*>key)
         if value == NULL:
-            raise KeyError(key)
+            return missing(self, key)
         return owned(value)
 
-    def get(self, key, default=None, /):
-        """The value stored under the key, or `default`. O(1).
-
-        >>> TTLDict().get("nobody", 0)
-        0
-        """
-        cdef PyObject* value = lookup_now(self, <PyObject*>key)
-        if value == NULL:
-            return default
-        return owned(value)
+    # `get` is below, after the class.
 
     def __contains__(self, key):
         """Whether the key has a value that has not expired. Counts neither as a use nor as a hit or miss."""
@@ -347,7 +355,7 @@ timer=None, on_evict=None, sweep=True)\n--\n
             raise KeyError(key)
         Py_DECREF(value)
 
-    def pop(self, key, default=UNCHANGED, /):
+    def pop(self, key, /, default=UNCHANGED):
         """Remove the key and return its value, or `default`. Raises KeyError if there is neither. O(1).
 
         >>> TTLDict().pop("nobody", None)
@@ -383,9 +391,11 @@ timer=None, on_evict=None, sweep=True)\n--\n
         slot_free(t, slot)
         store_u32(&self.changes, self.changes + 1)
         leave(self)
+        if self.on_remove is not None:
+            notify_removed(self, key, value, DELETED)
         return owned(key), owned(value)
 
-    def setdefault(self, key, default=None, /):
+    def setdefault(self, key, /, default=None):
         """The key's value, after storing `default` if the key was missing. O(1).
 
         >>> TTLDict().setdefault("a", 1)
@@ -395,34 +405,138 @@ timer=None, on_evict=None, sweep=True)\n--\n
         cdef double now = now_of(self) if self.ttl_seconds != INFINITY else now_if_needed(self)
         cdef PyObject* present = lookup_at(self, <PyObject*>key, hash, now)
         cdef uint64_t size
+        cdef double life
         if present == NULL:
             size = <uint64_t>entry_size(self, <PyObject*>key, <PyObject*>default)
+            life = life_for(self, self.ttl_seconds, <PyObject*>key, <PyObject*>default)
             put(
-                self, <PyObject*>key, <PyObject*>default, hash, size, now,
-                now + self.ttl_seconds if self.ttl_seconds != INFINITY else INFINITY, KEEP, &present,
+                self, <PyObject*>key, <PyObject*>default, hash, size, now, now + life if life != INFINITY else INFINITY,
+                KEEP, &present,
             )
         return owned(present)
 
     def get_or_set(self, key, factory, ttl=None):
         """The key's value. If the key is missing, ``factory()`` is called and its result stored for `ttl` seconds.
 
-        The factory runs unlocked: if two threads both run it, both return the value that was stored first. If it
-        raises, nothing is stored and the error passes to the caller. A result that alone exceeds `memory_limit` is
-        returned without being stored, and counted in ``stats["uncacheable"]``. `ArgumentTypeError` if it is a coroutine
-        function or returns a coroutine, which only one caller could await: await it and store its result.
+        Single flight: callers that find the key missing while a factory runs for it wait, in whatever thread or gevent
+        greenlet, and get its result; callers with other keys don't. If the factory raises, nothing is stored, and the
+        exception goes to all who wait; one that is no `Exception`, such as KeyboardInterrupt, ends only the call that
+        ran the factory, and another caller's factory is tried. A factory that asks for its own key, or waits for one
+        that waits for it, gets `LoadCycleError`.
+
+        The factory runs unlocked. A value that another call stores in the meantime stays, and everyone gets it. If the
+        key is deleted in the meantime or the dict cleared, the result is returned to those who wait, but not stored.
+        After a fork, the child makes anew what another thread of the parent was making.
+
+        A result that alone exceeds `memory_limit` is returned without being stored, and counted in
+        ``stats["uncacheable"]``. `ArgumentTypeError` if the factory is a coroutine function or returns a coroutine,
+        which only one caller could await: `aget_or_set` takes those.
 
         >>> TTLDict().get_or_set("a", lambda: 2)
         2
         """
         cdef double life = life_from(self, ttl)
         cdef PyObject* present
-        check_callable("factory", factory)
+        check_callable("factory", factory, False, False, AWAIT_INSTEAD)
         present = self.lookup(<PyObject*>key)
-        if present == NULL:
-            made = factory()
-            refuse_awaitable("factory", made, True)
-            self.store(<PyObject*>key, <PyObject*>made, life, OFFER, &present)
+        if unlikely(present == NULL):
+            return load_value(self, load_of(self, key), factory, life, "factory", AWAIT_INSTEAD)
         return owned(present)
+
+    def aget_or_set(self, key, coroutine_function, ttl=None):
+        """A coroutine for the key's value. If the key is missing, ``await coroutine_function()`` makes it.
+
+        Single flight in each event loop of asyncio: coroutines that find the key missing while it is made wait for the
+        same result, or get the same exception, which is not kept. The load is a task of its own. To cancel one who
+        waits doesn't cancel it; if all who wait are cancelled, it is. Otherwise everything is as with `get_or_set`,
+        whose loads and those of other event loops are not waited for: the value that is stored first stays.
+        `LoadCycleError` if the coroutine function awaits the same key, or one whose load awaits it.
+
+        >>> import asyncio
+        >>> async def answer():
+        ...     return 42
+        >>> asyncio.run(TTLDict().aget_or_set("a", answer))
+        42
+        """
+        cdef double life = life_from(self, ttl)
+        check_callable("coroutine_function", coroutine_function, False, True)
+        import_async_loads()
+        return load_async(self, key, coroutine_function, life)
+
+    def _lookup(self, key, default):
+        cdef PyObject* value = lookup_now(self, <PyObject*>key)
+        return default if value == NULL else owned(value)
+
+    def _flights(self, loop):
+        """What the event loop is loading, by key. Called by `_async_loads`, in its thread."""
+        if self.flights is None:
+            self.flights = {}
+        flights = self.flights.get(loop)
+        if flights is None:
+            # A loop that was closed while it loaded something has left that behind.
+            for other in list(self.flights):
+                if other.is_closed():
+                    self.flights.pop(other, None)
+            flights = self.flights.setdefault(loop, {})
+        return flights
+
+    def _begin_load(self, key, Aged replaces, bint unsaved):
+        cdef Load load = load_of(self, key)
+        load.replaces = replaces
+        load.unsaved = unsaved
+        enter(self)
+        list_load(self, load, &self.loading_async)
+        leave(self)
+        return load
+
+    def _store_load(self, Load load, value, double life):
+        """Store what was loaded, and return what the key has then."""
+        refuse_awaitable("coroutine_function()", value, True)
+        return store_loaded(self, load.key, value, life, load)
+
+    def _finish_load(self, Load load, double seconds, bint failed):
+        finish_load(self, load, &self.loading_async, seconds, failed)
+
+    def _count_wait(self):
+        enter(self)
+        self.load_waits += 1
+        leave(self)
+
+    # ---- several keys ----
+
+    def get_many(self, keys):
+        """A plain dict of those of the keys that are present, with their values. O(number of keys).
+
+        The keys are looked up under one lock and at one time. Each counts as a hit or a miss.
+
+        >>> d = TTLDict()
+        >>> d.set_many({"a": 1, "b": 2})
+        >>> d.get_many(["a", "c"])
+        {'a': 1}
+        """
+        return get_all(self, keys_from(keys))
+
+    def set_many(self, entries, ttl=None):
+        """Store the entries of a mapping or of an iterable of pairs for `ttl` seconds. O(number of entries).
+
+        They are stored under one lock and at one time; it is released in between only to call `on_evict`. If one is
+        refused (`ValueTooLargeError`), or memory is short, nothing is stored.
+
+        >>> d = TTLDict()
+        >>> d.set_many([("a", 1), ("b", 2)], ttl=60)
+        >>> sorted(d)
+        ['a', 'b']
+        """
+        cdef double life = life_from(self, ttl)
+        set_all(self, pairs_from(entries), life)
+
+    def delete_many(self, keys):
+        """Delete those of the keys that are present, under one lock. Returns how many. O(number of keys).
+
+        >>> TTLDict.fromkeys("abc").delete_many(["a", "c", "x"])
+        2
+        """
+        return delete_all(self, keys_from(keys))
 
     def update(self, other=(), /, **entries):
         """Store the entries of a mapping or of an iterable of pairs, and the keyword arguments. O(entries given)."""
@@ -444,13 +558,14 @@ timer=None, on_evict=None, sweep=True)\n--\n
             self[key] = value
 
     def clear(self):
-        """Remove every entry, without calling `on_evict`. O(n)."""
+        """Remove every entry, without calling `on_evict`. Loads under way store nothing. O(n)."""
         cdef Table* t = &self.table
         cdef Table old
         cdef Victims victims
         enter(self)
         store_u32(&self.changes, self.changes + 1)
-        if t.dead_first == NONE:
+        forget_loads(self, 0, True)
+        if t.dead_first == NONE and self.on_remove is None:
             detach(t, &old)
             leave(self)
             release_detached(&old)
@@ -483,6 +598,38 @@ timer=None, on_evict=None, sweep=True)\n--\n
     def items(self):
         """A view of the (key, value) pairs."""
         return Items(self)
+
+    # The order of iteration is unspecified, so there is none to reverse. Without this, reversed() would try indices.
+    __reversed__ = None
+
+    def __or__(self, other):
+        """A copy that is updated with the other mapping. Its settings are the left operand's, unless that is a dict."""
+        if not isinstance(other, (dict, MutableMapping)):
+            return NotImplemented
+        found = self.copy()
+        found.update(other)
+        return found
+
+    def __ror__(self, other):
+        if not isinstance(other, (dict, MutableMapping)):
+            return NotImplemented
+        return joined(self, other)
+
+    def __ior__(self, other):
+        self.update(other)
+        return self
+
+    @classmethod
+    def fromkeys(cls, keys, value=None, **settings):
+        """A dict of these keys, all with the same value; keyword arguments are the constructor's. O(number of keys).
+
+        >>> TTLDict.fromkeys("ab", 0, ttl=60)["b"]
+        0
+        """
+        made = cls(**settings)
+        for key in keys_from(keys):
+            made[key] = value
+        return made
 
     def __eq__(self, other):
         if not isinstance(other, (dict, MutableMapping)):
@@ -539,6 +686,13 @@ timer=None, on_evict=None, sweep=True)\n--\n
         cdef uint32_t hash = mix_hash(hash_of(<PyObject*>key), SEED), slot
         cdef double now = now_of(self) if life != INFINITY else now_if_needed(self), before
         cdef bint found, failed = False, late
+        cdef PyObject* value
+        if unlikely(life != life):
+            value = lookup_at(self, <PyObject*>key, hash, now)
+            if value == NULL:
+                return False
+            _held = owned(value)
+            life = life_by_caller(self, <PyObject*>key, value)
         enter(self)
         slot = find(self, <PyObject*>key, hash, NULL)
         if slot == FAILED:
@@ -654,7 +808,9 @@ timer=None, on_evict=None, sweep=True)\n--\n
 
     @property
     def ttl(self):
-        """Seconds that an entry lives by default, or None."""
+        """Seconds that an entry lives by default, or the function that says so, or None."""
+        if self.life_of is not None:
+            return self.life_of
         return None if self.ttl_seconds == INFINITY else self.ttl_seconds
 
     @property
@@ -817,10 +973,14 @@ timer=None, on_evict=None, sweep=True)\n--\n
         insertions of keys that the policy ``"s3fifo"`` evicted young and not long ago: lookups that a dict half as
         large again would have answered. With other policies it is 0.
 
+        ``loads`` counts the calls of factories by `get_or_set` and `aget_or_set` that have ended, ``load_failures``
+        those that raised, ``load_seconds`` the time that all took, and ``load_waits`` calls that waited for another's.
+
         >>> TTLDict().stats["hits"]
         0
         """
-        cdef int64_t hits = 0, misses = 0, sets, exhausted, uncacheable, over_cap
+        cdef int64_t hits = 0, misses = 0, sets, exhausted, uncacheable, over_cap, loads, failures, waits
+        cdef double load_seconds
         cdef int64_t evicted[4]
         cdef uint64_t nbytes, own, cap, ghost_hits
         cdef uint32_t live
@@ -837,6 +997,10 @@ timer=None, on_evict=None, sweep=True)\n--\n
         exhausted = self.exhausted
         uncacheable = self.uncacheable
         over_cap = self.over_cap
+        loads = self.loads
+        failures = self.load_failures
+        waits = self.load_waits
+        load_seconds = self.load_seconds
         ghost_hits = self.table.ghost_hits
         own = self.own_bytes
         cap = self.cap_bytes
@@ -856,6 +1020,10 @@ timer=None, on_evict=None, sweep=True)\n--\n
             "uncacheable": uncacheable,
             "over_cap": over_cap,
             "ghost_hits": ghost_hits,
+            "loads": loads,
+            "load_failures": failures,
+            "load_seconds": load_seconds,
+            "load_waits": waits,
             "memory_limit": limit_or_none(own),
             "memory_cap": limit_or_none(cap),
         }
@@ -906,6 +1074,44 @@ timer=None, on_evict=None, sweep=True)\n--\n
         return GenericAlias(cls, item)
 
 
+# ---- get ----
+
+# A method that takes a keyword costs more if Cython unpacks its arguments, which matters for this one only.
+
+cdef extern from *:
+    """
+    PyDoc_STRVAR(synthex_get_doc,
+        "get($self, key, /, default=None)\\n--\\n\\n"
+        "The value stored under the key, or `default`. O(1).\\n\\n"
+        "        >>> TTLDict().get(\\"nobody\\", default=0)\\n"
+        "        0\\n"
+        "        ");
+    static PyMethodDef synthex_get = {"get", NULL, METH_FASTCALL | METH_KEYWORDS, synthex_get_doc};
+    #define synthex_new_get(type, function) \\
+        (synthex_get.ml_meth = (PyCFunction)(void (*)(void))(function), PyDescr_NewMethod((type), &synthex_get))
+    """
+    ctypedef PyObject* (*keyword_function)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*) except NULL
+    object new_get "synthex_new_get"(PyTypeObject*, keyword_function)
+
+
+cdef PyObject* get(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) except NULL:
+    cdef PyObject* value
+    cdef PyObject* default = Py_None
+    if count == 2:
+        default = args[1]
+    if unlikely(names != NULL or count < 1 or count > 2):
+        if names == NULL or count != 1 or PyTuple_GET_SIZE(names) != 1 or <str>PyTuple_GET_ITEM(names, 0) != "default":
+            raise TypeError("get() takes a key and a default, the latter also as a keyword")
+        default = args[1]
+    value = lookup_now(<TTLDict>self, args[0])
+    if value == NULL:
+        Py_INCREF(default)
+        return default
+    return value
+
+
+PyDict_SetItemString((<PyTypeObject*>TTLDict).tp_dict, "get", new_get(<PyTypeObject*>TTLDict, get))
+PyType_Modified(<PyTypeObject*>TTLDict)
 MutableMapping.register(TTLDict)
 
 
@@ -926,20 +1132,57 @@ def create_memory_aware_ttl_dict(max_size, ttl, memory_limit_mb):
     return TTLDict(max_size, ttl, memory_limit=max(1, int(limit)))
 
 
+cdef object missing(TTLDict self, object key):
+    """What ``d[key]`` gives for a missing key: that of a subclass's `__missing__`, or KeyError."""
+    method = None if type(self) is TTLDict else getattr(type(self), "__missing__", None)
+    if method is None:
+        raise KeyError(key)
+    return method(self, key)
+
+
+cdef TTLDict joined(TTLDict self, object other):
+    """``other | self``, as a dict like `self`, whose entries keep their deadlines."""
+    cdef TTLDict found = type(self).__new__(type(self))
+    cdef double now = now_if_needed(self)
+    TTLDict.__init__(found, **settings(self))
+    set_attributes(found, object.__getstate__(self))
+    found.update(other)
+    for key, value, due, size in snapshot(self, now):
+        restore(found, key, value, due, size, now)
+    return found
+
+
+# The function behind `aget_or_set`, imported when it is first called.
+cdef object load_async = None
+
+
+cdef int import_async_loads() except -1:
+    global load_async
+    if load_async is None:
+        from synthex_fast._async_loads import load as found
+        load_async = found
+    return 0
+
+
 def _blank(cls):
     return cls.__new__(cls)
 
 
 cdef int configure(
     TTLDict self, object max_size, object ttl, object memory_limit, object size_of, object policy, object idle,
-    object timer, object on_evict, object sweep,
+    object timer, object on_evict, object on_remove, object sweep,
 ) except -1:
     cdef double ttl_seconds, idle_seconds, start
     require_unused(self)
     cdef Py_ssize_t entries = entries_from(max_size)
     cdef uint64_t most = bytes_from(memory_limit)
-    ttl_seconds = seconds("ttl", ttl, True)
-    idle_seconds = seconds("idle", idle, True)
+    cdef bint ttl_of_entry = callable(ttl)
+    if ttl_of_entry:
+        check_callable("ttl", ttl)
+        ttl_seconds = NAN
+    else:
+        ttl_seconds = lifetime("ttl", ttl, True)
+    idle_seconds = lifetime("idle", idle, True)
     if isinstance(policy, str):
         # A subclass may define __str__, __hash__ and __eq__; an exact str of the same text does not.
         policy = str.__str__(policy)
@@ -947,6 +1190,7 @@ cdef int configure(
     check_sizeof(size_of)
     check_callable("timer", timer, True)
     check_callable("on_evict", on_evict, True)
+    check_callable("on_remove", on_remove, True)
     want_bool("sweep", sweep)
     if timer is None and sweep and (ttl_seconds != INFINITY or idle_seconds != INFINITY):
         # Here rather than in the first store, which may be part of a request: the modules it loads take milliseconds.
@@ -964,6 +1208,8 @@ cdef int configure(
     self.size_of = size_of
     self.clock = timer
     self.on_evict = on_evict
+    self.on_remove = on_remove
+    self.life_of = ttl if ttl_of_entry else None
     self.sweepable = timer is None and sweep
     table_init(&self.table, POLICIES[policy], NONE, idle_seconds, start)
     set_limits(self, entries, most, self.cap_bytes)

@@ -15,29 +15,51 @@ cdef struct Victims:
 
 # ---- releasing references ----
 
+cdef void notify(object callback, str name, PyObject* key, PyObject* value, int reason) noexcept:
+    cdef PyObject* result = PyObject_CallFunctionObjArgs(
+        <PyObject*>callback, key, value, <PyObject*>REASONS[reason], <PyObject*>NULL
+    )
+    if result == NULL:
+        PyErr_WriteUnraisable(<PyObject*>callback)
+    else:
+        if result != Py_None:
+            check_callback_result(callback, name, result)
+        Py_DECREF(result)
+
+
 cdef void notify_evicted(TTLDict self, PyObject* key, PyObject* value, int reason) noexcept:
-    """Call `on_evict`, if there is one for this reason, and drop both references."""
-    cdef PyObject* result
-    if self.on_evict is not None and reason != SILENT:
-        result = PyObject_CallFunctionObjArgs(
-            <PyObject*>self.on_evict, key, value, <PyObject*>REASONS[reason], <PyObject*>NULL
-        )
-        if result == NULL:
-            PyErr_WriteUnraisable(<PyObject*>self.on_evict)
-        else:
-            if result != Py_None:
-                check_eviction_result(self, result)
-            Py_DECREF(result)
+    """Call `on_evict` or `on_remove`, if there is one for this reason, and drop both references."""
+    if reason < SILENT:
+        if self.on_evict is not None:
+            notify(self.on_evict, "on_evict", key, value, reason)
+    elif reason > SILENT and self.on_remove is not None:
+        notify(self.on_remove, "on_remove", key, value, reason)
     Py_DECREF(key)
     Py_DECREF(value)
 
 
-cdef void check_eviction_result(TTLDict self, PyObject* result) noexcept:
+cdef void check_callback_result(object callback, str name, PyObject* result) noexcept:
     try:
-        refuse_awaitable("on_evict", <object>result)
+        refuse_awaitable(name, <object>result)
     except BaseException as error:
         from synthex_fast._unraisable import report
-        report(error, self.on_evict)
+        report(error, callback)
+
+
+cdef void notify_removed(TTLDict self, PyObject* key, PyObject* value, int reason) noexcept:
+    """Call `on_remove`, which there is, for an entry that the user has removed. Drops nothing."""
+    global callback_depth
+    callback_depth += 1
+    notify(self.on_remove, "on_remove", key, value, reason)
+    callback_depth -= 1
+
+
+cdef inline void release_replaced(TTLDict self, PyObject* key, PyObject* replaced) noexcept:
+    """Drop a value that another one has replaced, or NULL. `key` equals the entry's."""
+    if replaced != NULL:
+        if unlikely(self.on_remove is not None):
+            notify_removed(self, key, replaced, REPLACED)
+        Py_DECREF(replaced)
 
 
 cdef void release_all_refs(TTLDict self, Victims* victims) noexcept:
@@ -99,7 +121,7 @@ cdef int64_t remove_all(TTLDict self) noexcept:
     for slot in range(t.used):
         if t.slots[slot].key != NULL and not t.slots[slot].meta & DEAD:
             table_remove(t, slot)
-            dead_push(t, slot, SILENT)
+            dead_push(t, slot, CLEARED)
             count += 1
     return count
 

@@ -25,6 +25,51 @@ cdef object too_large(TTLDict self, uint64_t size):
     return ValueTooLargeError(f"key and value must be at most {limit} bytes (memory_limit), not {size}")
 
 
+cdef enum:
+    # How storing one entry can end besides well.
+    ERROR_SET = -1            # by a comparison; nothing has changed
+    NO_MEMORY = -2            # the entry is as it was
+    TOO_LARGE = -3            # larger than `memory_limit`; the entry is as it was
+
+
+cdef struct Outcome:
+    # What `present` points to if the mode is LOADED.
+    PyObject* present
+    PyObject* load            # borrowed
+
+
+cdef inline bint was_forgotten(PyObject** present) noexcept:
+    return (<Load>(<Outcome*>present).load).forgotten or (<Load>(<Outcome*>present).load).unsaved
+
+
+cdef struct Batch:
+    # What `present` points to if the mode is MANY.
+    Victims* victims
+    PyObject** replaced       # receives the value that was replaced, or NULL
+    int code                  # receives what `put` returns otherwise, or NO_MEMORY or TOO_LARGE
+
+
+cdef inline bint to_replace(Load load, PyObject* value) noexcept:
+    return load.replaces is not None and <PyObject*>load.replaces == value
+
+
+cdef inline bint is_replaced(PyObject** present, PyObject* value) noexcept:
+    return to_replace(<Load>(<Outcome*>present).load, value)
+
+
+cdef inline double life_for(TTLDict self, double life, PyObject* key, PyObject* value) except? -1.0:
+    """`life`, or what the dict's `ttl` function says if it is NaN."""
+    return life if likely(life == life) else life_by_caller(self, key, value)
+
+
+cdef double life_by_caller(TTLDict self, PyObject* key, PyObject* value) except? -1.0:
+    if self.life_of is None:
+        return INFINITY
+    life = self.life_of(<object>key, <object>value)
+    refuse_awaitable("ttl", life)
+    return lifetime("ttl(key, value)", life, True)
+
+
 cdef int put(
     TTLDict self, PyObject* key, PyObject* value, uint32_t hash, uint64_t size, double now, double deadline,
     Presence mode, PyObject** present,
@@ -35,71 +80,90 @@ cdef int put(
     cdef uint64_t low
     cdef double before
     cdef PyObject* replaced = NULL
-    cdef Victims victims
-    cdef bint failed = False, late
+    cdef Victims own
+    cdef Victims* victims = &own
+    cdef Batch* batch = NULL
+    cdef bint late
     cdef bint timed = deadline != INFINITY or t.idle != INFINITY
     cdef int fresh = 0
-    victims.count = 0
-    victims.queued = 0
-    enter(self)
+    if unlikely(mode == MANY):
+        # The caller has locked, and releases what was removed.
+        mode = REPLACE
+        batch = <Batch*>present
+        present = NULL
+        victims = batch.victims
+    else:
+        own.count = 0
+        own.queued = 0
+        enter(self)
     slot = find(self, key, hash, NULL)
     if unlikely(slot == FAILED):
-        leave(self)
+        if batch == NULL:
+            leave(self)
         return -1
     # Not before the search, which may run code that lowers the limit.
     if unlikely(size > self.most_bytes):
-        return put_oversized(self, slot, key, value, size, now, mode, present)
-    if slot != MISSING and unlikely(slot_due(t, slot) <= now):
-        remove_entry(self, slot, due_reason(self, slot, now), &victims)
-        slot = MISSING
-    if slot != MISSING and mode != REPLACE:
-        mark_used(t, slot, now)
-    elif (
-        (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))
-        or (timed and not reserve_node(t))
-        or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
-    ):
-        failed = True
-    elif slot != MISSING:
-        before = slot_due(t, slot)
-        replaced = t.slots[slot].value
-        Py_INCREF(value)
-        t.slots[slot].value = value
-        t.slots[slot].deadline = deadline
-        t.nbytes = t.nbytes - slot_size(t, slot) + size
-        slot_set_size(t, slot, size)
-        if t.touched != NULL:
-            t.touched[slot] = now
-        if timed or t.links[slot].node != NONE:
-            slot_schedule(t, slot, before)
-        slot_accessed(t, slot)
-        self.sets += 1
-        if unlikely(t.nbytes > self.most_bytes):
-            make_room_beside(self, slot, now, &victims)
+        fresh = put_oversized(self, slot, key, value, size, now, mode, present, &replaced, victims)
     else:
-        if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
-            low = self.most_bytes - self.most_bytes // 5
-            make_room(
-                self, <uint32_t>(t.limit - 1) if t.limit != NONE else NONE, self.most_bytes - size,
-                low - size if low > size else 0, now, &victims,
-            )
-        Py_INCREF(key)
-        Py_INCREF(value)
-        slot = table_insert(t, key, value, hash, size, deadline, now)
-        self.sets += 1
-        store_u32(&self.changes, self.changes + 1)
-        fresh = 1
-    if present != NULL and not failed:
-        present[0] = t.slots[slot].value
-        Py_INCREF(present[0])
+        if slot != MISSING and unlikely(slot_due(t, slot) <= now):
+            remove_entry(self, slot, due_reason(self, slot, now), victims)
+            slot = MISSING
+        if slot != MISSING and mode != REPLACE and (mode != LOADED or not is_replaced(present, t.slots[slot].value)):
+            mark_used(t, slot, now)
+        elif unlikely(mode == LOADED) and was_forgotten(present):
+            present[0] = value
+            Py_INCREF(value)
+            present = NULL
+        elif (
+            (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))
+            or (timed and not reserve_node(t))
+            or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
+        ):
+            fresh = NO_MEMORY
+        elif slot != MISSING:
+            before = slot_due(t, slot)
+            replaced = t.slots[slot].value
+            Py_INCREF(value)
+            t.slots[slot].value = value
+            t.slots[slot].deadline = deadline
+            t.nbytes = t.nbytes - slot_size(t, slot) + size
+            slot_set_size(t, slot, size)
+            if t.touched != NULL:
+                t.touched[slot] = now
+            if timed or t.links[slot].node != NONE:
+                slot_schedule(t, slot, before)
+            slot_accessed(t, slot)
+            self.sets += 1
+            if unlikely(t.nbytes > self.most_bytes):
+                make_room_beside(self, slot, now, victims)
+        else:
+            if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
+                low = self.most_bytes - self.most_bytes // 5
+                make_room(
+                    self, <uint32_t>(t.limit - 1) if t.limit != NONE else NONE, self.most_bytes - size,
+                    low - size if low > size else 0, now, victims,
+                )
+            Py_INCREF(key)
+            Py_INCREF(value)
+            slot = table_insert(t, key, value, hash, size, deadline, now)
+            self.sets += 1
+            store_u32(&self.changes, self.changes + 1)
+            fresh = 1
+        if present != NULL and fresh >= 0:
+            present[0] = t.slots[slot].value
+            Py_INCREF(present[0])
+    if unlikely(batch != NULL):
+        batch.code = fresh
+        batch.replaced[0] = replaced
+        return 0
     if any_due(self, now):
-        remove_some_due(self, now, EXPIRE_STEPS, &victims)
+        remove_some_due(self, now, EXPIRE_STEPS, victims)
     late = sweeper_late(self, now)
     leave(self)
-    release_refs(self, &victims)
-    Py_XDECREF(replaced)
-    if unlikely(failed):
-        raise MemoryError()
+    release_refs(self, victims)
+    release_replaced(self, key, replaced)
+    if unlikely(fresh < 0):
+        raise_refusal(self, fresh, size)
     if unlikely(late):
         try:
             wake_sweeper(self, now)
@@ -111,37 +175,37 @@ cdef int put(
     return fresh
 
 
+cdef int raise_refusal(TTLDict self, int code, uint64_t size) except -1:
+    if code == TOO_LARGE:
+        raise too_large(self, size)
+    raise MemoryError()
+
+
 cdef int put_oversized(
     TTLDict self, uint32_t slot, PyObject* key, PyObject* value, uint64_t size, double now, Presence mode,
-    PyObject** present,
-) except -1:
-    """The rest of `put` for a value that alone exceeds the limit in force. Called locked, with the key's slot.
+    PyObject** present, PyObject** replaced, Victims* victims,
+) noexcept:
+    """The part of `put` for a value that alone exceeds the limit in force. Called locked, with the key's slot.
 
     A value within the user's own limit causes no error: what happens is what would happen if it were stored, and then
     evicted before anything else. Nothing here allocates.
     """
     cdef Table* t = &self.table
-    cdef PyObject* replaced = NULL
-    cdef Victims victims
     cdef int fresh = 0
     if size > self.own_bytes:
-        if mode == OFFER:
-            self.uncacheable += 1
-        leave(self)
-        if mode == OFFER:
-            present[0] = value
-            Py_INCREF(value)
-            return 0
-        raise too_large(self, size)
-    victims.count = 0
-    victims.queued = 0
+        if mode < OFFER:
+            return TOO_LARGE
+        self.uncacheable += 1
+        present[0] = value
+        Py_INCREF(value)
+        return 0
     if slot != MISSING and slot_due(t, slot) <= now:
-        remove_entry(self, slot, due_reason(self, slot, now), &victims)
+        remove_entry(self, slot, due_reason(self, slot, now), victims)
         slot = MISSING
-    if slot != MISSING and mode != REPLACE:
+    if slot != MISSING and mode != REPLACE and (mode != LOADED or not is_replaced(present, t.slots[slot].value)):
         mark_used(t, slot, now)
         value = t.slots[slot].value
-    else:
+    elif mode != LOADED or not was_forgotten(present):
         if slot == MISSING:
             Py_INCREF(key)
             store_u32(&self.changes, self.changes + 1)
@@ -150,7 +214,7 @@ cdef int put_oversized(
             # The dict's own key, as after a replacement.
             table_remove(t, slot)
             key = t.slots[slot].key
-            replaced = t.slots[slot].value
+            replaced[0] = t.slots[slot].value
             slot_free(t, slot)
         Py_INCREF(value)
         victims.keys[victims.count] = key
@@ -163,11 +227,6 @@ cdef int put_oversized(
     if present != NULL:
         present[0] = value
         Py_INCREF(value)
-    if any_due(self, now):
-        remove_some_due(self, now, EXPIRE_STEPS, &victims)
-    leave(self)
-    release_refs(self, &victims)
-    Py_XDECREF(replaced)
     return fresh
 
 

@@ -377,7 +377,7 @@ cdef dict settings(TTLDict self):
     if entries:
         found["max_size"] = entries
     if self.ttl_seconds != INFINITY:
-        found["ttl"] = self.ttl_seconds
+        found["ttl"] = self.ttl_seconds if self.life_of is None else self.life_of
     if own != NO_LIMIT:
         found["memory_limit"] = own
     if self.size_of is not None:
@@ -388,6 +388,8 @@ cdef dict settings(TTLDict self):
         found["timer"] = self.clock
     if self.on_evict is not None:
         found["on_evict"] = self.on_evict
+    if self.on_remove is not None:
+        found["on_remove"] = self.on_remove
     if self.policy_name != "s3fifo":
         found["policy"] = self.policy_name
     if not self.sweepable and self.clock is None:

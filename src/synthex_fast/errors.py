@@ -9,6 +9,7 @@ __all__ = [
     "BufferPausedError",
     "CollectorClosedError",
     "FactoryError",
+    "LoadCycleError",
     "OwnerGoneError",
     "PoolExhaustedError",
     "ServerUnavailableError",
@@ -71,6 +72,10 @@ class PoolExhaustedError(SynthexFastError, TimeoutError):
 
 class ServerUnavailableError(SynthexFastError, ConnectionError):
     """The server of a tiered cache can't be reached, or didn't answer in time: a write may have reached it or not."""
+
+
+class LoadCycleError(SynthexFastError, RuntimeError):
+    """The factory of a cached value asks for that very value, or several wait for each other's; none can be made."""
 
 
 class TunerRunningError(SynthexFastError, RuntimeError):
