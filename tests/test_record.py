@@ -681,6 +681,24 @@ def test_frozen():
         with pytest.raises(dataclasses.FrozenInstanceError):
             change()
     assert point == Point(1, 2)
+
+    class Sum(Record, frozen=True):
+        parts: tuple[int, ...]
+        total: int = field(init=False)
+
+        def __post_init__(self):
+            self.total = sum(self.parts)
+            if self.total > 3:
+                raise ValueError("too much")
+            if self.total == 3:
+                Sum((1, 1))
+                self.total += 10
+
+    assert (Sum((1, 2)).total, Sum((1, 1)).total) == (13, 2)
+    with pytest.raises(ValueError, match="too much"):
+        Sum((5,))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sum((1, 2)).total = 3
     assert hash(point) == hash(Point(1, 2)) == hash((1, 2))
     assert {point: 1}[Point(1, 2)] == 1
     with pytest.raises(TypeError, match="a not frozen record can't inherit from a frozen one"):
@@ -856,8 +874,6 @@ def test_fields_cannot_be_deleted_and_others_not_set():
         del order.nonsense
     with pytest.raises(AttributeError):
         order.nonsense  # noqa: B018
-    with pytest.raises(TypeError):
-        object.__setattr__(order, "customer", 5)
     assert order == Order("ada")
 
 
@@ -1336,8 +1352,9 @@ def test_allocation_failure(fail_allocations):
     fail_allocations(lambda record: record.__setstate__(({"customer": "x"}, None)), check=check, prepare=fresh)
 
     def make(_):
-        held = [Named("x") for _ in range(5)]
-        return [(one.id, one.sorted_id, one.created) for one in held]
+        for _ in range(3):
+            one = Named("x")
+            one.id, one.sorted_id, one.created
 
     fail_allocations(make, prepare=lambda: Named("x"))
 

@@ -112,6 +112,10 @@ cdef extern from *:
       static synthex_nesting synthex_nested;
     #endif
     static inline synthex_nesting *synthex_nesting_here(void) { return &synthex_nested; }
+
+    /* The frozen record whose __post_init__ this thread runs. */
+    static SYNTHEX_THREAD_LOCAL PyObject *synthex_initialized;
+    static inline PyObject **synthex_initialized_here(void) { return &synthex_initialized; }
     #define synthex_link(op) (*(PyObject **)(op))
 
     /* Brings a block's object header back to life with one reference; its class was never dropped. */
@@ -171,6 +175,7 @@ cdef extern from *:
         int depth
         PyObject* aside
     Nesting* nesting_here "synthex_nesting_here"() noexcept
+    PyObject** initialized_here "synthex_initialized_here"() noexcept
     PyObject* link_of "synthex_link"(PyObject*) noexcept
     void revive "synthex_revive"(PyObject*) noexcept
     PyObject* gc_new "synthex_gc_new"(PyTypeObject*) noexcept
@@ -612,6 +617,10 @@ cdef class Rule:
         if (self.least is not None and length < self.least) or (self.most is not None and length > self.most):
             raise value_error(name, value, self.allowed)
         return 0
+
+    def fits_as_it_is(self, value):
+        """Whether the value is of the rule's kind, whatever restricts it."""
+        return self.fits(value)
 
     def check(self, str name, value):
         """The value as the field stores it; an error names the field, the value and what is allowed."""
@@ -1278,8 +1287,18 @@ cdef inline PyObject* made(Layout* layout, PyObject* const* given, Py_ssize_t nu
 
 
 cdef int post_init(PyObject* op, Layout* layout) except -1:
+    """Run the class's own ``__post_init__``. A frozen record can be assigned to until it returns."""
+    cdef PyObject* before
     hook = <object>layout.post_init
-    hook(<object>op)
+    if not layout.frozen:
+        hook(<object>op)
+        return 0
+    before = initialized_here()[0]
+    initialized_here()[0] = op
+    try:
+        hook(<object>op)
+    finally:
+        initialized_here()[0] = before
     return 0
 
 
@@ -1505,7 +1524,7 @@ cdef int assign(PyObject* op, Field* field, PyObject* value) except -1:
 cdef int record_setattro(PyObject* op, PyObject* name, PyObject* value) except -1:
     cdef Layout* layout = layout_of(op)
     cdef Field* field
-    if unlikely(layout.frozen):
+    if unlikely(layout.frozen) and op != initialized_here()[0]:
         refuse_frozen(name, value)
     field = find(layout, name)
     if field == NULL:

@@ -42,7 +42,7 @@ from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["Length", "OneOf", "Pattern", "Range", "Record", "field"]
+__all__ = ["Length", "OneOf", "Pattern", "PydanticNames", "Range", "Record", "field"]
 
 _T = TypeVar("_T")
 
@@ -67,6 +67,19 @@ class _Constraint:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in type(self).__slots__)
         return f"{type(self).__name__}({shown})"
 
+    def _schema_keys(self, kind: str) -> dict[str, Any]:
+        """The same for pydantic: keys of its core schema for such a kind; those it does not know are left out."""
+        return {}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        # So that pydantic's models check the same, and its JSON schemas say so.
+        schema = handler(source)
+        inner = schema
+        while inner.get("type") in ("nullable", "default"):
+            inner = inner["schema"]
+        inner.update(self._schema_keys(inner.get("type", "")))
+        return schema
+
 
 class Length(_Constraint):
     """The length that a string, bytes or a container may have, both bounds included; ``most=None`` for no upper bound.
@@ -85,6 +98,12 @@ class Length(_Constraint):
     def __init__(self, least: int = 0, most: int | None = None) -> None:
         self.least = whole_number("least", least, 0)
         self.most = whole_number("most", most, self.least, optional=True)
+
+    def _schema_keys(self, kind: str) -> dict[str, Any]:
+        if kind not in ("str", "bytes", "list", "dict", "set", "frozenset"):
+            return {}
+        keys = {"min_length": self.least or None, "max_length": self.most}
+        return {key: bound for key, bound in keys.items() if bound is not None}
 
 
 class Range(_Constraint):
@@ -115,6 +134,12 @@ class Range(_Constraint):
         self.above = above
         self.below = below
 
+    def _schema_keys(self, kind: str) -> dict[str, Any]:
+        if kind not in ("int", "float", "decimal", "date", "datetime"):
+            return {}
+        keys = {"ge": self.least, "le": self.most, "gt": self.above, "lt": self.below}
+        return {key: bound for key, bound in keys.items() if bound is not None}
+
 
 class Pattern(_Constraint):
     """A regular expression that a string must contain a match of; anchor it with ``^`` and ``$`` for the whole string.
@@ -133,6 +158,10 @@ class Pattern(_Constraint):
         if not isinstance(pattern, (str, re.Pattern)):
             raise ArgumentTypeError(f"pattern must be a string or a compiled pattern, not {pattern!r}")
         self.pattern = re.compile(pattern)
+
+    def _schema_keys(self, kind: str) -> dict[str, Any]:
+        # pydantic's own engine lacks what Python's patterns have; the record checks again with Python's.
+        return {"pattern": self.pattern.pattern, "regex_engine": "python-re"} if kind == "str" else {}
 
 
 class OneOf(_Constraint):
@@ -153,6 +182,9 @@ class OneOf(_Constraint):
         if not values:
             raise ArgumentValueError("OneOf needs a value or more")
         self.values = values
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return {"type": "literal", "expected": list(self.values)}
 
 
 # --- Fields ---
@@ -801,7 +833,7 @@ class Record(RecordBase, metaclass=RecordMeta):
     - ``validate=False`` stores values unchecked.
     - ``reset``: a function that `Record.reset` and `Record.release` call with the record at their end.
 
-    ``__post_init__`` runs after construction, if the class has one. An instance of a class with ``__del__`` is not
+    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record. An instance of a class with ``__del__`` is not
     reused. Construction takes constant time for each field. Records are not thread-safe as a whole, single reads and
     assignments are.
 
@@ -841,3 +873,188 @@ class Record(RecordBase, metaclass=RecordMeta):
             validate: bool = ...,
             reset: Callable[[Any], object] | None = ...,
         ) -> None: ...
+
+
+# --- Names that pydantic's models have ---
+
+
+class PydanticNames:
+    """A mixin with the methods of pydantic's models, for records that replace some; pydantic is not needed.
+
+    ``model_dump``, ``model_dump_json``, ``model_validate``, ``model_validate_json`` and ``model_copy`` do for records,
+    and for what they hold, what the methods of that name do for models. `model_validate` accepts what JSON has in place
+    of other types: text for times, dates, decimals, UUIDs and bytes, numbers and text for members of enumerations, lists
+    for tuples and sets, and dicts for records. What it refuses raises the errors of records, which are ValueErrors and
+    TypeErrors.
+
+    >>> from synthex_fast import Record
+    >>> from synthex_fast.record import PydanticNames
+    >>> class Order(PydanticNames, Record):
+    ...     customer: str
+    ...     total: float = 0.0
+    >>> Order.model_validate({"customer": "ada", "total": 3}).model_dump_json()
+    '{"customer":"ada","total":3.0}'
+    """
+
+    __slots__ = ()
+
+    def model_dump(
+        self,
+        *,
+        mode: str = "python",
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        exclude_none: bool = False,
+        exclude_defaults: bool = False,
+    ) -> dict[str, Any]:
+        """The fields as a dict, records in them as dicts too; with ``mode="json"`` as values that JSON has.
+
+        ``include`` and ``exclude`` name fields of this record.
+        """
+        one_of("mode", mode, ("python", "json"))
+        wanted = None if include is None else set(include)
+        left_out = set() if exclude is None else set(exclude)
+        dumped = {}
+        for one in dataclasses.fields(self):  # type: ignore[arg-type]
+            if one.name in left_out or not (wanted is None or one.name in wanted):
+                continue
+            value = getattr(self, one.name)
+            if (exclude_none and value is None) or (exclude_defaults and _is_default(one, value)):
+                continue
+            dumped[one.name] = _dumped(value, mode == "json")
+        return dumped
+
+    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+        """The fields as JSON text; ``options`` are those of `model_dump`."""
+        import json
+
+        separators = (",", ":") if indent is None else None
+        return json.dumps(
+            self.model_dump(mode="json", **options), ensure_ascii=False, indent=indent, separators=separators
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """A shallow copy, with the fields in ``update`` changed; unlike in pydantic, they are checked."""
+        changed: Self = self.__replace__(**(update or {}))  # type: ignore[attr-defined]
+        return changed
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """A record made from a dict of its fields, or the record itself if it is one already. Unknown keys are ignored.
+
+        >>> from datetime import datetime
+        >>> from synthex_fast import Record
+        >>> from synthex_fast.record import PydanticNames
+        >>> class Event(PydanticNames, Record):
+        ...     time: datetime
+        >>> Event.model_validate({"time": "2026-05-04T03:02:01Z"}).time.year
+        2026
+        """
+        loaded: Self = _loaded_record(cls, obj)
+        return loaded
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes) -> Self:
+        """A record made from JSON text."""
+        import json
+
+        return cls.model_validate(json.loads(json_data))
+
+
+def _is_default(described: dataclasses.Field[Any], value: Any) -> bool:
+    how, default = _how(described)
+    if how == "value":
+        return bool(value == default)
+    return how in ("list", "dict") and value == default()
+
+
+def _dumped(value: Any, for_json: bool) -> Any:
+    if isinstance(value, Record) or dataclasses.is_dataclass(value):
+        return {one.name: _dumped(getattr(value, one.name), for_json) for one in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {
+            (_dumped_key(key) if for_json else key): _dumped(item, for_json) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [_dumped(item, for_json) for item in value]
+        if for_json or isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return _for_json(value) if for_json else value
+
+
+def _dumped_key(key: Any) -> Any:
+    key = _for_json(key)
+    return key if isinstance(key, (str, int, float, bool, NoneType)) else str(key)
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return _for_json(value.value)
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, bytes):
+        return value.decode()
+    if hasattr(value, "isoformat"):
+        text = value.isoformat()
+        return text[:-6] + "Z" if text.endswith("+00:00") else text
+    return str(value)
+
+
+def _loaded_record(cls: Any, data: Any) -> Any:
+    if isinstance(data, cls):
+        return data
+    if not isinstance(data, Mapping):
+        raise ArgumentTypeError(f"{cls.__name__} must be made from a dict, not {data!r} ({type(data).__name__})")
+    rules = _record.rules_of(cls)
+    named = {one.name for one in dataclasses.fields(cls) if one.init}
+    return cls(**{key: _loaded(rules[key], value) for key, value in data.items() if key in named})
+
+
+def _loaded(rule: Rule, value: Any) -> Any:
+    """The value as the field's kind, if JSON has no such kind; otherwise, the field's own check tells."""
+    if rule.fits_as_it_is(value):
+        return value
+    kind = rule.kind
+    try:
+        if kind == KINDS["union"]:
+            return _loaded_option(rule, value)
+        if isinstance(value, str):
+            return _loaded_text(rule, value)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            for name, container in (("list", list), ("set", set), ("frozenset", frozenset), ("tuple", tuple)):
+                if kind == KINDS[name]:
+                    return container(value)
+        if kind == KINDS["instance"] and isinstance(value, Mapping) and isinstance(rule.cls, RecordMeta):
+            return _loaded_record(rule.cls, value)
+        if kind == KINDS["instance"] and isinstance(value, (int, float)) and rule.cls.__name__ == "Decimal":
+            return rule.cls(str(value))
+    except (ArgumentTypeError, ArgumentValueError):
+        raise
+    except (TypeError, ValueError, ArithmeticError):
+        pass
+    return value
+
+
+def _loaded_option(rule: Rule, value: Any) -> Any:
+    for option in rule.options:
+        try:
+            loaded = _loaded(option, value)
+            return option.check("value", loaded)
+        except (TypeError, ValueError):
+            continue
+    return value
+
+
+def _loaded_text(rule: Rule, text: str) -> Any:
+    kind = rule.kind
+    if kind == KINDS["moment"]:
+        return _datetime().fromisoformat(text)  # type: ignore[attr-defined]
+    if kind == KINDS["date"]:
+        return _date().fromisoformat(text)  # type: ignore[attr-defined]
+    if kind == KINDS["bytes"]:
+        return text.encode()
+    if kind == KINDS["instance"] and rule.cls.__module__ in ("decimal", "uuid", "datetime", "pathlib"):
+        parse = getattr(rule.cls, "fromisoformat", rule.cls)
+        return parse(text)
+    return text
