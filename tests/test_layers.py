@@ -32,8 +32,8 @@ GROUND = (
 RECORDS = (
     {"_freelist", "_codes"},
     {"_pool", "_consensus"},
-    {"_records", "_ttl", "_async_flush"},
-    {"_slab"},
+    {"_record", "_records", "_ttl", "_async_flush"},
+    {"_slab", "record"},
     {"collector"},
 )
 MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})

@@ -1,8 +1,8 @@
 """Identifiers for Cython code: `new_id` returns a new version-4 UUID as text.
 
-`keyed_id` returns the one that belongs to a number under a key of 16 secret bytes. Records number themselves: `take_serial`
-gives out a serial number for a few instructions, and `id_for` the identifier that belongs to it, also in a process
-forked since.
+`keyed_id` returns the one that belongs to a number under a key of 16 secret bytes. Records number themselves:
+`take_serial` gives out a serial number for a few instructions, and `id_for` makes the identifier that belongs to it,
+also in a process forked since.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

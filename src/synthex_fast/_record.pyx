@@ -39,17 +39,17 @@ from synthex_fast._freelist cimport (
 )
 from synthex_fast._ids cimport id_for, take_serial, timed_id_for, want_serial
 from synthex_fast._python cimport (
-    METH_FASTCALL, METH_KEYWORDS, PY_SSIZE_T_MAX, PyCFunction, PyDescr_NewClassMethod, PyDict_SetItemString,
-    PyMethodDef, PyObject_Vectorcall, destructor, freefunc, inquiry, PyDescr_NewGetSet, PyDict_CheckExact, PyDict_Clear, PyDict_New, PyFloat_AS_DOUBLE, PyGetSetDef,
-    PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyObject_CallNoArgs, PyObject_CallOneArg, PyObject_ClearWeakRefs,
-    PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track, PyObject_GC_UnTrack, PyObject_TypeCheck,
-    PyObject_VectorcallDict, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTypeObject, PyType_Modified, PyUnicode_GET_LENGTH,
-    PyUnicode_InternInPlace, PyVectorcall_NARGS, Py_DECREF, Py_INCREF, Py_NewRef, Py_None, Py_ReprEnter, Py_ReprLeave,
-    Py_TYPE, Py_XDECREF, Py_XINCREF, newfunc, owned, same_text, traverseproc, vectorcallfunc,
-    visitproc,
+    destructor, freefunc, inquiry, METH_FASTCALL, METH_KEYWORDS, newfunc, owned, Py_DECREF, Py_INCREF, Py_NewRef,
+    Py_None, Py_ReprEnter, Py_ReprLeave, PY_SSIZE_T_MAX, Py_TYPE, Py_XDECREF, Py_XINCREF, PyCFunction,
+    PyDescr_NewClassMethod, PyDescr_NewGetSet, PyDict_CheckExact, PyDict_Clear, PyDict_New, PyDict_SetItemString,
+    PyFloat_AS_DOUBLE, PyGetSetDef, PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyMethodDef,
+    PyObject_CallNoArgs, PyObject_ClearWeakRefs, PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track,
+    PyObject_GC_UnTrack, PyObject_TypeCheck, PyObject_Vectorcall, PyObject_VectorcallDict, PyTuple_GET_SIZE,
+    PyType_Modified, PyTypeObject, PyUnicode_GET_LENGTH, PyUnicode_InternInPlace, PyVectorcall_NARGS, same_text,
+    traverseproc, vectorcallfunc, visitproc,
 )
 from synthex_fast._sync cimport (
-    FREE_THREADED, load_pointer, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
+    FREE_THREADED, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
 )
 
 from operator import index as to_index
@@ -103,8 +103,8 @@ cdef extern from *:
     #endif
     #endif
 
-    /* How deeply deallocations are nested on this thread, and the records put aside by those nested too deeply. A record
-       put aside is dead; its first word links it to the next. */
+    /* How deeply deallocations are nested on this thread, and the records put aside by those nested too deeply. Such a
+       record is dead; its first word links it to the next. */
     typedef struct { int depth; PyObject *aside; } synthex_nesting;
     #ifdef Py_GIL_DISABLED
       static SYNTHEX_THREAD_LOCAL synthex_nesting synthex_nested;
@@ -365,22 +365,6 @@ cdef str plural(object number, str unit):
 
 cdef class Rule:
     """What one field accepts: a kind, and what restricts it. ``check`` returns the value as it is stored."""
-
-    cdef readonly int kind
-    cdef readonly object cls            # INSTANCE and CHOICE: the class
-    cdef readonly tuple options         # LITERAL: the values; UNION: the rules
-    cdef readonly bint optional
-    cdef readonly object least          # length, or None
-    cdef readonly object most
-    cdef readonly object low            # of numbers and all else that has an order, or None
-    cdef readonly object high
-    cdef readonly bint above            # the lower bound itself is excluded
-    cdef readonly bint below
-    cdef readonly object pattern        # a compiled pattern, or None
-    cdef readonly tuple choices         # or None
-    cdef readonly tuple calls
-    cdef dict members
-    cdef str text                       # what is allowed
 
     def __init__(
         self, int kind, *, cls=None, options=(), optional=False, least=None, most=None, low=None, high=None,
@@ -1265,9 +1249,10 @@ cdef inline int fill(
                 drop_idle(op, field)
             slot_at(op, field.offset)[0] = value
         field += 1
-    for i in range(number, layout.count):
+    while number < layout.count:
         fill_default(op, layout, field, cyclic)
         field += 1
+        number += 1
     return 0
 
 
@@ -1563,7 +1548,7 @@ cdef PyGetSetDef dict_attribute = PyGetSetDef(
 
 cdef PyObject* meta_new(PyTypeObject* meta, PyObject* args, PyObject* kwargs) except NULL:
     if declare is None:
-        from synthex_fast import record  # noqa: F401
+        raise TypeError("import synthex_fast.record before making a class")
     options = {} if kwargs == NULL else <dict>kwargs
     made = declare(<object>meta, *<tuple>args, **options)
     return Py_NewRef(<PyObject*>made)
@@ -1611,7 +1596,7 @@ cdef void layout_free(Layout* layout) noexcept:
 cdef int meta_traverse(PyObject* cls, visitproc visit, void* arg) noexcept:
     cdef Layout* layout = <Layout*>layout_at(cls)
     cdef int i, answer
-    cdef Py_ssize_t idle
+    cdef Py_ssize_t _idle
     if layout != NULL:
         for i in range(layout.count):
             if layout.fields[i].value != NULL:
@@ -1631,7 +1616,7 @@ cdef int meta_traverse(PyObject* cls, visitproc visit, void* arg) noexcept:
             if answer:
                 return answer
         # Each idle block has a reference to the class.
-        for idle in range(freelist_stats(layout.idle, NULL)):
+        for _idle in range(freelist_stats(layout.idle, NULL)):
             answer = visit(cls, arg)
             if answer:
                 return answer
@@ -2108,7 +2093,10 @@ def lay_out(
     cdef bint resolved = True
     if slots.tp_flags & PREHEADER or slots.tp_itemsize or layout_at(<void*>cls) != NULL:
         raise TypeError(f"{cls.__name__}: its bases can't be combined with a Record")
-    if not issubclass(<object>slots.tp_base, RecordBase):
+    if (
+        not issubclass(<object>slots.tp_base, RecordBase)
+        and (<Slots*>slots.tp_base).tp_basicsize != <Py_ssize_t>sizeof(PyObject)
+    ):
         raise TypeError(f"{cls.__name__}: a base that has slots of its own can't be combined with a Record")
     if PyObject_TypeCheck(<PyObject*>slots.tp_base, &meta_type):
         base = <Layout*>layout_at(slots.tp_base)
@@ -2213,7 +2201,7 @@ def lay_out(
             delattr(cls, attributes)
             # Not by setattr(), which would set the attribute of the class itself.
             PyDict_SetItemString(type_.tp_dict, "__dict__", PyDescr_NewGetSet(type_, &dict_attribute))
-    except:
+    except BaseException:
         layout_free(layout)
         raise
     put_layout(<void*>cls, layout)
@@ -2228,6 +2216,9 @@ def lay_out(
         slots.tp_clear = NULL
         slots.tp_free = PyObject_Free
     slots.tp_dealloc = record_dealloc
+    if cls.__new__ is RecordBase.__new__:
+        # A base before the record class would have lent its own.
+        slots.tp_new = record_new
     refresh(cls)
     PyType_Modified(type_)
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, MISSING, InitVar
 from enum import Enum
-from types import GenericAlias, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -22,7 +22,6 @@ from typing import (
     ForwardRef,
     Literal,
     NewType,
-    Protocol,
     Self,
     TypeVar,
     Union,
@@ -37,7 +36,7 @@ from synthex_fast import _record
 from synthex_fast._arguments import one_of, want_bool, want_callable, whole_number
 from synthex_fast._ids import uuid4_text
 from synthex_fast._record import HOWS, KINDS, RecordBase, RecordMeta, Rule
-from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -53,7 +52,7 @@ _T = TypeVar("_T")
 class _Constraint:
     """What `Annotated` may carry; compared and shown by its arguments."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -122,9 +121,7 @@ class Range(_Constraint):
 
     __slots__ = ("above", "below", "least", "most")
 
-    def __init__(
-        self, least: Any = None, most: Any = None, *, above: Any = None, below: Any = None
-    ) -> None:
+    def __init__(self, least: Any = None, most: Any = None, *, above: Any = None, below: Any = None) -> None:
         if least is not None and above is not None:
             raise ArgumentTypeError("least and above can't be given together")
         if most is not None and below is not None:
@@ -156,7 +153,7 @@ class Pattern(_Constraint):
 
     def __init__(self, pattern: str | re.Pattern[str]) -> None:
         if not isinstance(pattern, (str, re.Pattern)):
-            raise ArgumentTypeError(f"pattern must be a string or a compiled pattern, not {pattern!r}")
+            raise type_error("pattern", pattern, "a string or a compiled pattern")
         self.pattern = re.compile(pattern)
 
     def _schema_keys(self, kind: str) -> dict[str, Any]:
@@ -208,23 +205,46 @@ _MAKERS: dict[str, Callable[[], Any]] = {"uuid4": uuid4_text, "uuid7": _uuid7_te
 
 @overload
 def field(
-    *, default: _T, init: bool = True, repr: bool = True, hash: bool | None = None, compare: bool = True,
-    metadata: Mapping[Any, Any] | None = None, kw_only: bool = ...,
+    *,
+    default: _T,
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: Mapping[Any, Any] | None = None,
+    kw_only: bool = ...,
 ) -> _T: ...
 @overload
 def field(
-    *, default_factory: Callable[[], _T], init: bool = True, repr: bool = True, hash: bool | None = None,
-    compare: bool = True, metadata: Mapping[Any, Any] | None = None, kw_only: bool = ...,
+    *,
+    default_factory: Callable[[], _T],
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: Mapping[Any, Any] | None = None,
+    kw_only: bool = ...,
 ) -> _T: ...
 @overload
 def field(
-    *, default_factory: Literal["uuid4", "uuid7", "now"], init: bool = True, repr: bool = True,
-    hash: bool | None = None, compare: bool = True, metadata: Mapping[Any, Any] | None = None, kw_only: bool = ...,
+    *,
+    default_factory: Literal["uuid4", "uuid7", "now"],
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: Mapping[Any, Any] | None = None,
+    kw_only: bool = ...,
 ) -> Any: ...
 @overload
 def field(
-    *, init: bool = True, repr: bool = True, hash: bool | None = None, compare: bool = True,
-    metadata: Mapping[Any, Any] | None = None, kw_only: bool = ...,
+    *,
+    init: bool = True,
+    repr: bool = True,
+    hash: bool | None = None,
+    compare: bool = True,
+    metadata: Mapping[Any, Any] | None = None,
+    kw_only: bool = ...,
 ) -> Any: ...
 def field(
     *,
@@ -260,6 +280,14 @@ def field(
         default_factory = _MAKERS[default_factory]
     elif default_factory is not MISSING:
         want_callable("default_factory", default_factory)
+    for name, value in (("init", init), ("repr", repr), ("compare", compare)):
+        want_bool(name, value)
+    if hash is not None:
+        want_bool("hash", hash)
+    if kw_only is not MISSING:
+        want_bool("kw_only", kw_only)
+    if not (metadata is None or isinstance(metadata, Mapping)):
+        raise type_error("metadata", metadata, "a mapping or None")
     made: Any = dataclasses.field(
         default=default,
         default_factory=default_factory,
@@ -288,7 +316,9 @@ _PLAIN = {
     tuple: "tuple",
     object: "any",
 }
-_SIZED = {KINDS[kind] for kind in ("text", "bytes", "list", "dict", "set", "frozenset", "tuple", "any", "instance")}
+_SIZED = {
+    KINDS[kind] for kind in ("text", "bytes", "list", "dict", "set", "frozenset", "tuple", "any", "instance")
+}
 
 
 class _UnresolvedError(Exception):
@@ -311,9 +341,7 @@ def _rule_of(annotation: Any, owner: type | None) -> Rule:
         return _union_of(get_args(annotation), owner)
     if origin is Literal:
         options = get_args(annotation)
-        return Rule(
-            KINDS["literal"], options=[o for o in options if o is not None], optional=None in options
-        )
+        return Rule(KINDS["literal"], options=[o for o in options if o is not None], optional=None in options)
     if origin in (Final, ClassVar):
         arguments = get_args(annotation)
         return _rule_of(arguments[0], owner) if arguments else Rule(KINDS["any"], optional=True)
@@ -388,7 +416,20 @@ def _union_of(options: Iterable[Any], owner: type | None) -> Rule:
     return Rule(KINDS["union"], options=rules, optional=optional or any(rule.optional for rule in rules))
 
 
-_PARTS = ("cls", "options", "optional", "least", "most", "low", "high", "above", "below", "pattern", "choices", "calls")
+_PARTS = (
+    "cls",
+    "options",
+    "optional",
+    "least",
+    "most",
+    "low",
+    "high",
+    "above",
+    "below",
+    "pattern",
+    "choices",
+    "calls",
+)
 
 
 def _changed(rule: Rule, **changes: Any) -> Rule:
@@ -450,9 +491,9 @@ def _with_evaluated_arguments(annotation: Any, arguments: tuple[Any, ...], scope
         # What a container holds is not checked.
         return annotation
     if origin is Annotated:
-        return Annotated[(_evaluated(arguments[0], scopes), *arguments[1:])]  # type: ignore[index]
+        return Annotated[(_evaluated(arguments[0], scopes), *arguments[1:])]
     evaluated = tuple(_evaluated(argument, scopes) for argument in arguments)
-    return Union[evaluated]  # type: ignore[return-value]  # noqa: UP007
+    return Union[evaluated]  # noqa: UP007
 
 
 # --- From a class body to a class ---
@@ -528,12 +569,16 @@ def _own_fields(
         if special == "ClassVar":
             continue
         if special == "InitVar":
-            raise TypeError(f"{name}.{key}: a Record has no InitVar fields; read a field in __post_init__ instead")
+            raise TypeError(
+                f"{name}.{key}: a Record has no InitVar fields; read a field in __post_init__ instead"
+            )
         if special == "KW_ONLY":
             keyword_only = True
             continue
         default = namespace.pop(key, MISSING)
-        described: Any = default if isinstance(default, dataclasses.Field) else dataclasses.field(default=default)
+        described: Any = (
+            default if isinstance(default, dataclasses.Field) else dataclasses.field(default=default)
+        )
         if described.name is not None:
             raise TypeError(f"{name}.{key}: this field() describes another field already")
         if described.default is not MISSING and type(described.default).__hash__ is None:
@@ -577,7 +622,7 @@ def _how(described: dataclasses.Field[Any]) -> tuple[str, Any]:
     if described.default is not MISSING:
         return "value", described.default
     if described.default_factory is not MISSING:
-        factory = described.default_factory
+        factory: Any = described.default_factory
         return {list: "list", dict: "dict"}.get(factory, "factory"), factory
     return ("required" if described.init else "absent"), None
 
@@ -592,7 +637,9 @@ def _check_order(name: str, fields: Iterable[dataclasses.Field[Any]]) -> None:
                 raise TypeError(f"non-default argument {described.name!r} follows default argument {last!r}")
 
 
-def _slot_names(own: dict[str, dataclasses.Field[Any]], inherited: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _slot_names(
+    own: dict[str, dataclasses.Field[Any]], inherited: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     """For each new field the slot that holds it, and the slot for its clock; None for none."""
     slots: dict[str, tuple[Any, Any]] = {}
     for key, described in own.items():
@@ -607,17 +654,28 @@ def _slot_names(own: dict[str, dataclasses.Field[Any]], inherited: Mapping[str, 
     return slots
 
 
-def _dict_bases(bases: tuple[type, ...]) -> tuple[type, ...]:
-    """The bases, with a record class that has a ``__dict__`` as the first if one of the others brings one."""
-    records = [base for base in bases if isinstance(base, RecordMeta) or base is RecordBase]
-    brings = [base for base in bases if base not in records and getattr(base, "__dictoffset__", 0)]
-    if not brings or any(base.__dictoffset__ for base in records):
+# A slot that comes last makes the interpreter see that a class has a layout of its own. It does not count slots for a
+# dict and weak references at the end, and would take the layout of a base without fields that stands before it.
+_LAST = "_hidden_last"
+
+
+def _suitable_bases(bases: tuple[type, ...], namespace: dict[str, Any]) -> tuple[type, ...]:
+    """The bases, with the first record class replaced by a subclass of it where one of the others asks for that.
+
+    A base that is no record may bring a ``__dict__``, which the interpreter would otherwise add in its own way. And one
+    that stands first would lend its ``tp_new`` to a ``__new__`` of the class.
+    """
+    records = [base for base in bases if isinstance(base, RecordMeta)]
+    if not records or len(records) == len(bases):
+        return bases
+    brings = any(getattr(base, "__dictoffset__", 0) for base in bases if base not in records)
+    has_dict = any(base.__dictoffset__ for base in records)
+    if not (brings and not has_dict) and not (bases[0] is not records[0] and "__new__" in namespace):
         return bases
     first = records[0]
-    # The last slot makes the interpreter take this class for the one that determines the layout. It does not count slots
-    # for a dict and weak references at the end.
-    body = {"__module__": first.__module__, "__slots__": ("_hidden_last",)}
-    extended = RecordMeta(first.__name__, (first,), body, dict=True, weakref=True)
+    body = {"__module__": first.__module__, "__slots__": (_LAST,)}
+    dict_too = {"dict": True, "weakref": True} if brings and not has_dict else {}
+    extended = RecordMeta(first.__name__, (first,), body, **dict_too)
     return tuple(extended if base is first else base for base in bases)
 
 
@@ -631,7 +689,7 @@ def _extra_slots(namespace: dict[str, Any], own: Mapping[str, Any], options: _Op
 
 
 def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A ``__post_init__`` for those who fill a record without constructing it: checks the fields, then runs the hook."""
+    """A ``__post_init__`` that checks the fields first, for those who fill a record without constructing it."""
 
     def __post_init__(self: Any) -> Any:
         RecordBase.__post_init__(self)
@@ -747,7 +805,7 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     """Makes a record class: what the metaclass does when a class statement is executed."""
     rest = {key: given.pop(key) for key in list(given) if key not in _OPTIONS}
     namespace = dict(body)
-    bases = _dict_bases(bases)
+    bases = _suitable_bases(bases, namespace)
     inherited = _inherited_fields(bases)
     base = next((base for base in bases if isinstance(base, RecordMeta)), None)
     options = _Options(name, {} if base is None else {**_record.options_of(base), "fields": inherited}, given)
@@ -760,9 +818,12 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     slots = _slot_names(own, inherited)
     extra = _extra_slots(namespace, own, options)
     hidden_dict = "_hidden_a_dict" if options.dict and not getattr(base, "__dictoffset__", 0) else None
-    hidden_weakrefs = "_hidden_a_weakrefs" if options.weakref and not getattr(base, "__weakrefoffset__", 0) else None
+    hidden_weakrefs = (
+        "_hidden_a_weakrefs" if options.weakref and not getattr(base, "__weakrefoffset__", 0) else None
+    )
     made = [slot for pair in slots.values() for slot in pair if slot is not None]
-    namespace["__slots__"] = (*made, *extra, *filter(None, (hidden_dict, hidden_weakrefs)))
+    last = _LAST if (hidden_dict or hidden_weakrefs) and not fields and _LAST not in extra else None
+    namespace["__slots__"] = (*made, *extra, *filter(None, (hidden_dict, hidden_weakrefs, last)))
     namespace["__dataclass_fields__"] = fields
     namespace["__annotations_of__"] = tuple(own)
     namespace.setdefault("__match_args__", tuple(key for key, one in fields.items() if _parameter(one) == 0))
@@ -799,10 +860,13 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
         validate=options.validate,
         weakrefs=hidden_weakrefs,
         attributes=hidden_dict,
-        extras=bool(extra),
+        extras=any(name != _LAST for name in extra),
         reset=options.reset,
     )
-    cls.__slots__ = (*(key for key in own if key not in inherited), *extra)
+    cls.__slots__ = (
+        *(key for key in own if key not in inherited),
+        *(name for name in extra if name != _LAST),
+    )
     return cls  # type: ignore[no-any-return]
 
 
@@ -833,9 +897,9 @@ class Record(RecordBase, metaclass=RecordMeta):
     - ``validate=False`` stores values unchecked.
     - ``reset``: a function that `Record.reset` and `Record.release` call with the record at their end.
 
-    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record. An instance of a class with ``__del__`` is not
-    reused. Construction takes constant time for each field. Records are not thread-safe as a whole, single reads and
-    assignments are.
+    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record. An
+    instance of a class with ``__del__`` is not reused. Construction takes constant time for each field. Single reads
+    and assignments are thread-safe.
 
     >>> from typing import Annotated
     >>> from synthex_fast import Length, Range, Record, field
@@ -883,9 +947,9 @@ class PydanticNames:
 
     ``model_dump``, ``model_dump_json``, ``model_validate``, ``model_validate_json`` and ``model_copy`` do for records,
     and for what they hold, what the methods of that name do for models. `model_validate` accepts what JSON has in place
-    of other types: text for times, dates, decimals, UUIDs and bytes, numbers and text for members of enumerations, lists
-    for tuples and sets, and dicts for records. What it refuses raises the errors of records, which are ValueErrors and
-    TypeErrors.
+    of other types: text for times, dates, decimals, UUIDs and bytes, numbers and text for members of enumerations,
+    lists for tuples and sets, and dicts for records. What it refuses raises the errors of records, which are
+    ValueErrors and TypeErrors.
 
     >>> from synthex_fast import Record
     >>> from synthex_fast.record import PydanticNames
@@ -1005,7 +1069,7 @@ def _loaded_record(cls: Any, data: Any) -> Any:
     if isinstance(data, cls):
         return data
     if not isinstance(data, Mapping):
-        raise ArgumentTypeError(f"{cls.__name__} must be made from a dict, not {data!r} ({type(data).__name__})")
+        raise type_error(cls.__name__, data, "made from a dict of its fields")
     rules = _record.rules_of(cls)
     named = {one.name for one in dataclasses.fields(cls) if one.init}
     return cls(**{key: _loaded(rules[key], value) for key, value in data.items() if key in named})
