@@ -1,9 +1,10 @@
 """Records made and dropped, compared with a bare struct and with the reported service's validated model."""
 
+import sysconfig
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from measure import compare, statement
+from measure import Comparison, NotMeasuredError, compare, scaling, statement
 
 TEXTS = {
     "title": "How should the response cache be sized?",
@@ -127,7 +128,9 @@ MIXED = "make(a=a, b=5, c=1.5, d=True, g=b, h=c)"
 
 
 def _three(base, text=str, **options):
-    return type(base)("Three", (base,), {"__annotations__": dict.fromkeys("abc", text), "__module__": __name__}, **options)
+    return type(base)(
+        "Three", (base,), {"__annotations__": dict.fromkeys("abc", text), "__module__": __name__}, **options
+    )
 
 
 def _three_of_dataclass():
@@ -205,7 +208,6 @@ def claim_own_bytes():
     import tracemalloc
 
     import msgspec
-    from measure import Comparison
 
     from synthex_fast import Record
 
@@ -223,8 +225,9 @@ def claim_own_bytes():
 
 def claim_own_two_threads():
     """Records of three texts made and dropped by two threads, compared with one, on the free-threaded build."""
-    from measure import throughput
-
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise NotMeasuredError("two threads run in parallel only on a free-threaded interpreter")
     from synthex_fast import Record
 
-    return throughput(lambda: statement(THREE_TEXTS, make=_three(Record), **ABC), threads=2)
+    make = _three(Record)
+    return scaling(lambda n: statement(THREE_TEXTS, make=make, **ABC, inner=500_000))
