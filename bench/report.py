@@ -53,6 +53,23 @@ ROWS = [
     faster(
         "  with context, constraints, tags", "the pydantic model", 20, "bench_records:claim_full_vs_pydantic"
     ),
+    at_most(
+        "own class of 3 texts, made by keyword", "msgspec.Struct", 0.8, "bench_records:claim_own_vs_msgspec"
+    ),
+    at_most("", "@dataclass(slots=True)", 0.35, "bench_records:claim_own_vs_dataclass"),
+    at_most(
+        "  with all three checked",
+        "msgspec.Struct, unchecked",
+        1.0,
+        "bench_records:claim_own_checked_vs_msgspec",
+    ),
+    at_most(
+        "  of 8 fields, one list, one dict", "msgspec.Struct", 0.8, "bench_records:claim_own_mixed_vs_msgspec"
+    ),
+    at_most(
+        "  an attribute read", "@dataclass(slots=True)", 1.1, "bench_records:claim_own_read_vs_dataclass"
+    ),
+    at_most("  bytes each, of 1,000,000", "msgspec.Struct", 1.02, "bench_records:claim_own_bytes"),
     faster("reading .id for the first time", "str(uuid.uuid4())", 15, "bench_ids:claim_first_id"),
     at_most("TTLDict get, hit, 100,000 text keys", "dict", 1.3, "bench_ttl:claim_get_vs_dict"),
     faster("", "cachebox.TTLCache", 1, "bench_ttl:claim_get_vs_cachebox"),
@@ -133,6 +150,16 @@ ROWS = [
         "bench_pool:claim_two_threads",
         "ratio",
         1.7,
+        True,
+        True,
+    ),
+    Row(
+        "two threads, own class of 3 texts",
+        "one thread",
+        "at least 1.8 times",
+        "bench_records:claim_own_two_threads",
+        "ratio",
+        1.8,
         True,
         True,
     ),

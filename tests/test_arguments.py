@@ -152,6 +152,7 @@ VALID = {
     "callback": print,
     "content": "Some content here",
     "coroutine_function": list,
+    "default": 1,
     "entries": {"present": 2},
     "expert_id": "ada",
     "factory": list,
@@ -402,6 +403,15 @@ MEANINGFUL = {
         for name, values in (("memory_limit", takes("None")), ("share", takes()), ("readings", takes("None")))
     },
     "node_options(existing)": takes("text"),
+    "Length(least)": takes("0"),
+    "Length(most)": takes("None", "0"),
+    "Pattern(pattern)": takes("text"),
+    # Whatever has an order; the field's value is compared with it.
+    **{f"Range({name})": ANYTHING for name in ("least", "most", "above", "below")},
+    "field(default)": ANYTHING,
+    "field(hash)": takes("None", "True"),
+    "field(metadata)": takes("None"),
+    **{f"field({name})": takes("True") for name in ("init", "repr", "compare", "kw_only")},
     "install(app)": takes("None"),
     "install(memory_limit)": takes("None"),
     **{f"install({name})": takes("True") for name in ("tuner", "governor", "monitor")},

@@ -32,8 +32,8 @@ GROUND = (
 RECORDS = (
     {"_freelist", "_codes", "_loads"},
     {"_pool", "_consensus", "_async_loads"},
-    {"_records", "_ttl", "_async_flush"},
-    {"_slab", "_tiered"},
+    {"_record", "_records", "_ttl", "_async_flush"},
+    {"_slab", "_tiered", "record"},
     {"collector", "tiered"},
 )
 MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})

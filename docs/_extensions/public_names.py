@@ -13,6 +13,7 @@ IN_PRIVATE_MODULES = {
     "_ids": ("uuid4_text",),
     "_sizeof": ("sizeof", "sizeof_pair"),
     "_pool": ("Acquisition", "Lease"),
+    "_record": ("RecordStats",),
     "_records": ("RecordStats",),
     "_slab": ("Columns", "Aggregate", "AggregateRow"),
 }

@@ -23,16 +23,28 @@ if TYPE_CHECKING:
     from synthex_fast.monitor import AdaptiveMemoryMonitor as AdaptiveMemoryMonitor
     from synthex_fast.node import node_heap_flags as node_heap_flags
     from synthex_fast.node import node_options as node_options
+    from synthex_fast.record import Length as Length
+    from synthex_fast.record import OneOf as OneOf
+    from synthex_fast.record import Pattern as Pattern
+    from synthex_fast.record import Range as Range
+    from synthex_fast.record import Record as Record
+    from synthex_fast.record import field as field
 
 __version__ = "0.1.0"
 
 _LATER: dict[str, str] = {
     "AdaptiveMemoryMonitor": "synthex_fast.monitor",
     "GCTuner": "synthex_fast.gc_tuner",
+    "Length": "synthex_fast.record",
     "MemoryGovernor": "synthex_fast.governor",
+    "OneOf": "synthex_fast.record",
+    "Pattern": "synthex_fast.record",
     "QueryPriority": "synthex_fast.kinds",
     "QueryType": "synthex_fast.kinds",
+    "Range": "synthex_fast.record",
+    "Record": "synthex_fast.record",
     "ResponseCollector": "synthex_fast.collector",
+    "field": "synthex_fast.record",
     "install": "synthex_fast.integrations",
     "node_heap_flags": "synthex_fast.node",
     "node_options": "synthex_fast.node",

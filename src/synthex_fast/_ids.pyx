@@ -6,14 +6,21 @@ a child draws its own. On the free-threaded build each thread has its own batch,
 
 `keyed_id` makes an identifier that can be computed again: SipHash-2-4 (Aumasson and Bernstein, 2012) of a number under
 a secret key, with a result of 128 bits. Whoever lacks the key can't tell it from random bits.
+
+Records use that for identifiers that are made when first read. Such a one is fixed from the start, because a fork may
+copy the record before that: it belongs to the record's serial number. Parent and child know the key and so make the
+same identifier. Each process numbers on from where its parent was and draws a key of its own for the records that it
+makes, so that no two records share both number and key. The keys inherited from parents are kept for the records
+inherited with them.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from synthex_fast._forks cimport forks_seen
-from synthex_fast._sync cimport unlikely
+from synthex_fast._sync cimport Lock, lock, unlikely, unlock
 
 cdef extern from *:
     """
@@ -48,9 +55,9 @@ cdef extern from *:
         return text;
     }
 
-    /* The 36 characters of a version-4, variant-10 UUID. */
-    static void synthex_id_text(char *text, unsigned char *bytes) {
-        bytes[6] = (unsigned char)((bytes[6] & 0x0F) | 0x40);
+    /* The 36 characters of a variant-10 UUID of that version. */
+    static void synthex_id_text(char *text, unsigned char *bytes, int version) {
+        bytes[6] = (unsigned char)((bytes[6] & 0x0F) | version << 4);
         bytes[8] = (unsigned char)((bytes[8] & 0x3F) | 0x80);
         text = synthex_hex_pairs(text, bytes, 4);
         *text++ = '-';
@@ -107,7 +114,7 @@ cdef extern from *:
         uint32_t forks
         unsigned char* bytes
     Batch* batch_here "synthex_ids_here"() noexcept nogil
-    void write_text "synthex_id_text"(char*, unsigned char*) noexcept nogil
+    void write_text "synthex_id_text"(char*, unsigned char*, int) noexcept nogil
     void keyed_bytes "synthex_keyed_bytes"(unsigned char*, const uint64_t*, uint64_t) noexcept nogil
 
 # Declared here: this module needs the two with a `str`, which Cython then manages.
@@ -143,7 +150,7 @@ cdef str new_id():
         batch = batch_here()
     batch.left -= 1
     bytes = batch.bytes + batch.left * ID_BYTES
-    write_text(<char*>PyUnicode_DATA(text), bytes)
+    write_text(<char*>PyUnicode_DATA(text), bytes, 4)
     memset(bytes, 0, ID_BYTES)
     return text
 
@@ -152,7 +159,99 @@ cdef str keyed_id(const uint64_t* key, uint64_t number):
     cdef str text = PyUnicode_New(36, 127)
     cdef unsigned char bytes[ID_BYTES]
     keyed_bytes(bytes, key, number)
-    write_text(<char*>PyUnicode_DATA(text), bytes)
+    write_text(<char*>PyUnicode_DATA(text), bytes, 4)
+    return text
+
+
+# --- Serial numbers, and the identifiers that belong to them ---
+
+cdef enum:
+    SERIALS = 1 << 20           # given to a thread at a time
+
+
+cdef struct Generation:
+    # A process that made records: this one, or one that it was forked from.
+    uint64_t key[2]
+    uint64_t first              # serial number of the first record it made
+
+
+# The oldest first. `guard` protects all of these.
+cdef Lock guard
+cdef Generation* generations = NULL
+cdef int generation_count = 0
+cdef uint64_t next_serials = 0
+cdef uint32_t generation_forks = 0      # the fork count of the process that the last generation stands for
+
+
+cdef int refill_serials(Serials* left) except -1:
+    global next_serials
+    lock(&guard)
+    while generation_count == 0 or generation_forks != forks_seen:
+        unlock(&guard)
+        begin_generation()
+        lock(&guard)
+    left.next = next_serials
+    next_serials += SERIALS
+    left.end = next_serials
+    left.forks = forks_seen
+    unlock(&guard)
+    return 0
+
+
+cdef int begin_generation() except -1:
+    """Draw this process's key, unless another thread is faster; the caller checks."""
+    global generations, generation_count, generation_forks
+    cdef bytes drawn = urandom(sizeof(uint64_t[2]))
+    # urandom may have run other threads, and one of them may have forked.
+    cdef int count
+    cdef Generation* grown
+    lock(&guard)
+    count = generation_count
+    unlock(&guard)
+    grown = <Generation*>PyMem_RawMalloc((count + 1) * sizeof(Generation))
+    if grown == NULL:
+        raise MemoryError()
+    lock(&guard)
+    if generation_count == count and (count == 0 or generation_forks != forks_seen):
+        if count:
+            memcpy(grown, generations, count * sizeof(Generation))
+        memcpy(grown[count].key, PyBytes_AS_STRING(drawn), sizeof(uint64_t[2]))
+        grown[count].first = next_serials
+        generations, grown = grown, generations
+        generation_count = count + 1
+        generation_forks = forks_seen
+    unlock(&guard)
+    PyMem_RawFree(grown)
+    memset(PyBytes_AS_STRING(drawn), 0, sizeof(uint64_t[2]))
+    return 0
+
+
+cdef void key_for(uint64_t serial, uint64_t* key) noexcept nogil:
+    cdef int at
+    lock(&guard)
+    at = generation_count - 1
+    while generations[at].first > serial:
+        at -= 1
+    memcpy(key, generations[at].key, sizeof(uint64_t[2]))
+    unlock(&guard)
+
+
+cdef str id_for(uint64_t serial):
+    cdef uint64_t key[2]
+    key_for(serial, key)
+    return keyed_id(key, serial)
+
+
+cdef str timed_id_for(uint64_t serial, uint64_t milliseconds):
+    cdef str text = PyUnicode_New(36, 127)
+    cdef uint64_t key[2]
+    cdef unsigned char bytes[ID_BYTES]
+    cdef int i
+    key_for(serial, key)
+    keyed_bytes(bytes, key, serial)
+    for i in range(6):
+        bytes[i] = <unsigned char>(milliseconds >> (40 - 8 * i))
+    write_text(<char*>PyUnicode_DATA(text), bytes, 7)
     return text
 
 

@@ -10,26 +10,21 @@ FIRST_CONTAINER on, the containers. Each container has a LIVE bit in the record'
 without the bit it is idle, which means empty, untracked and invisible to Python code. The SHOWN bit says that Python
 code may hold a reference to it, so that only the collector's view of it must be kept consistent.
 
-An id is made when it is first read, but is fixed from the start, because a fork may copy the record before that: it is
-a keyed hash of the record's serial number. Parent and child know the key and so make the same id. Each process numbers
-on from where its parent was and draws a key of its own for the records that it makes, so that no two records share both
-number and key. The keys inherited from parents are kept for the records inherited with them.
+An id is made when it is first read, but is fixed from the start by the record's serial number (`_ids.pyx`).
 
 On the free-threaded build a record's critical section guards its slots and state. References are dropped after leaving
 the section, because dropping one may run any code.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawMalloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strcpy, strlen
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset, strcpy, strlen
 
 from synthex_fast._arguments cimport real
 from synthex_fast._clock cimport wall_clock
-from synthex_fast._forks cimport forks_seen
-from synthex_fast._ids cimport keyed_id
+from synthex_fast._ids cimport id_for, take_serial, want_serial
 from synthex_fast._pool cimport (
     COUNTS, DISCARDED, Freelist, MISSED, RELEASED, REUSED, freelist_new, freelist_pop, freelist_push, freelist_stats,
 )
@@ -45,11 +40,9 @@ from synthex_fast._python cimport (
     visitproc,
 )
 from synthex_fast._sync cimport (
-    FREE_THREADED, Lock, load_double, load_pointer, load_u8, load_u64, lock, store_double, store_pointer, store_u8,
-    store_u64, uniquely_referenced, unlikely, unlock,
+    FREE_THREADED, load_double, load_pointer, load_u8, load_u64, store_double, store_pointer, store_u8, store_u64,
+    uniquely_referenced, unlikely,
 )
-
-from os import urandom
 
 from synthex_fast.errors import type_error, value_error
 
@@ -93,19 +86,6 @@ cdef extern from *:
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, query_id) == 2 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, expert_id) == 3 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, content) == 4 && SYNTHEX_SLOT(SYNTHEX_RESPONSE, reasoning) == 5 \\
         && SYNTHEX_SLOT(SYNTHEX_RESPONSE, _metadata) == 6 ? 1 : -1]))
-
-    /* Serial numbers to give out, as long as the fork count is `forks`. The free-threaded build has some for each
-       thread, so that constructions don't contend for one counter. */
-    typedef struct {
-        uint64_t next, end;
-        uint32_t forks;
-    } synthex_serials;
-    #ifdef Py_GIL_DISABLED
-      static SYNTHEX_THREAD_LOCAL synthex_serials synthex_serials_left;
-    #else
-      static synthex_serials synthex_serials_left;
-    #endif
-    static inline synthex_serials *synthex_serials_here(void) { return &synthex_serials_left; }
 
     /* A record's critical section; empty on the standard build, where the GIL guards it. */
     #ifdef Py_GIL_DISABLED
@@ -201,11 +181,6 @@ cdef extern from *:
         unsigned char priority
         PyObject** slots
     int layout_holds "SYNTHEX_LAYOUT_HOLDS"
-    ctypedef struct Serials "synthex_serials":
-        uint64_t next
-        uint64_t end
-        uint32_t forks
-    Serials* serials_here "synthex_serials_here"() noexcept
     ctypedef struct Section "synthex_section":
         pass
     void hold "synthex_hold"(Section*, PyObject*) noexcept
@@ -469,99 +444,6 @@ cdef int load_kinds() except -1:
     for i in range(URGENCIES):
         publish(&priority_members[i], QueryPriority(PRIORITIES[i]))
     return 0
-
-
-# --- Serial numbers ----------------------------------------------------------------------------------------------
-
-
-cdef enum:
-    SERIALS = 1 << 20           # given to a thread at a time
-
-
-cdef struct Generation:
-    # A process that made records: this one, or one that it was forked from.
-    uint64_t key[2]
-    uint64_t first              # serial number of the first record it made
-
-
-# The oldest first. `guard` protects all of these.
-cdef Lock guard
-cdef Generation* generations = NULL
-cdef int generation_count = 0
-cdef uint64_t next_serials = 0
-cdef uint32_t generation_forks = 0      # the fork count of the process that the last generation stands for
-
-
-cdef inline int want_serial() except -1:
-    """Make sure that this thread has a serial number for `take_serial`."""
-    cdef Serials* left = serials_here()
-    if unlikely(left.next == left.end or left.forks != forks_seen):
-        refill_serials()
-    return 0
-
-
-cdef inline uint64_t take_serial() noexcept:
-    cdef Serials* left = serials_here()
-    cdef uint64_t serial = left.next
-    left.next = serial + 1
-    return serial
-
-
-cdef int refill_serials() except -1:
-    global next_serials
-    cdef Serials* left
-    left = serials_here()
-    lock(&guard)
-    while generation_count == 0 or generation_forks != forks_seen:
-        unlock(&guard)
-        begin_generation()
-        lock(&guard)
-    left.next = next_serials
-    next_serials += SERIALS
-    left.end = next_serials
-    left.forks = forks_seen
-    unlock(&guard)
-    return 0
-
-
-cdef int begin_generation() except -1:
-    """Draw this process's key, unless another thread is faster; the caller checks."""
-    global generations, generation_count, generation_forks
-    cdef bytes drawn = urandom(sizeof(uint64_t[2]))
-    # urandom may have run other threads, and one of them may have forked.
-    cdef int count
-    cdef Generation* grown
-    lock(&guard)
-    count = generation_count
-    unlock(&guard)
-    grown = <Generation*>PyMem_RawMalloc((count + 1) * sizeof(Generation))
-    if grown == NULL:
-        raise MemoryError()
-    lock(&guard)
-    if generation_count == count and (count == 0 or generation_forks != forks_seen):
-        if count:
-            memcpy(grown, generations, count * sizeof(Generation))
-        memcpy(grown[count].key, PyBytes_AS_STRING(drawn), sizeof(uint64_t[2]))
-        grown[count].first = next_serials
-        generations, grown = grown, generations
-        generation_count = count + 1
-        generation_forks = forks_seen
-    unlock(&guard)
-    PyMem_RawFree(grown)
-    memset(PyBytes_AS_STRING(drawn), 0, sizeof(uint64_t[2]))
-    return 0
-
-
-cdef str id_for(uint64_t serial):
-    cdef uint64_t key[2]
-    cdef int at
-    lock(&guard)
-    at = generation_count - 1
-    while generations[at].first > serial:
-        at -= 1
-    memcpy(key, generations[at].key, sizeof(key))
-    unlock(&guard)
-    return keyed_id(key, serial)
 
 
 # --- A record's slots --------------------------------------------------------------------------------------------
