@@ -69,6 +69,7 @@ class Rule:
     def fits_as_it_is(self, value: object) -> bool: ...
     def check(self, name: str, value: Any) -> Any: ...
 
+@disjoint_base
 class RecordMeta(type):
     __dataclass_fields__: dict[str, Field[Any]]
     def __new__(
