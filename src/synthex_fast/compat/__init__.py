@@ -1,0 +1,4 @@
+"""The names of other packages: replacing one of them takes one changed import.
+
+`synthex_fast.compat.cachetools` has those of cachetools, `synthex_fast.compat.cachebox` those of cachebox.
+"""
