@@ -32,8 +32,11 @@ GROUND = (
 RECORDS = (
     {"_freelist", "_codes"},
     {"_pool", "_consensus"},
-    {"_record", "_records", "_ttl", "_async_flush"},
-    {"_slab", "record"},
+    {"_record", "_ttl", "_async_flush"},
+    {"record"},
+    {"experts"},
+    {"_records"},
+    {"_slab"},
     {"collector"},
 )
 MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})

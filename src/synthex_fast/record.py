@@ -975,27 +975,18 @@ class PydanticNames:
 
         ``include`` and ``exclude`` name fields of this record.
         """
-        one_of("mode", mode, ("python", "json"))
-        wanted = None if include is None else set(include)
-        left_out = set() if exclude is None else set(exclude)
-        dumped = {}
-        for one in dataclasses.fields(self):  # type: ignore[arg-type]
-            if one.name in left_out or not (wanted is None or one.name in wanted):
-                continue
-            value = getattr(self, one.name)
-            if (exclude_none and value is None) or (exclude_defaults and _is_default(one, value)):
-                continue
-            dumped[one.name] = _dumped(value, mode == "json")
-        return dumped
+        return dump(
+            self,
+            mode=mode,
+            include=include,
+            exclude=exclude,
+            exclude_none=exclude_none,
+            exclude_defaults=exclude_defaults,
+        )
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
         """The fields as JSON text; ``options`` are those of `model_dump`."""
-        import json
-
-        separators = (",", ":") if indent is None else None
-        return json.dumps(
-            self.model_dump(mode="json", **options), ensure_ascii=False, indent=indent, separators=separators
-        )
+        return dump_json(self, indent, options)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """A shallow copy, with the fields in ``update`` changed; unlike in pydantic, they are checked."""
@@ -1023,6 +1014,40 @@ class PydanticNames:
         import json
 
         return cls.model_validate(json.loads(json_data))
+
+
+def dump(
+    record: Any,
+    *,
+    mode: str = "python",
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    exclude_none: bool = False,
+    exclude_defaults: bool = False,
+) -> dict[str, Any]:
+    """`PydanticNames.model_dump` for any record."""
+    one_of("mode", mode, ("python", "json"))
+    wanted = None if include is None else set(include)
+    left_out = set() if exclude is None else set(exclude)
+    dumped = {}
+    for one in dataclasses.fields(record):
+        if one.name in left_out or not (wanted is None or one.name in wanted):
+            continue
+        value = getattr(record, one.name)
+        if (exclude_none and value is None) or (exclude_defaults and _is_default(one, value)):
+            continue
+        dumped[one.name] = _dumped(value, mode == "json")
+    return dumped
+
+
+def dump_json(record: Any, indent: int | None, options: Mapping[str, Any]) -> str:
+    """`PydanticNames.model_dump_json` for any record."""
+    import json
+
+    separators = (",", ":") if indent is None else None
+    return json.dumps(
+        dump(record, mode="json", **options), ensure_ascii=False, indent=indent, separators=separators
+    )
 
 
 def _is_default(described: dataclasses.Field[Any], value: Any) -> bool:
