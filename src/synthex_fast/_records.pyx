@@ -1569,13 +1569,26 @@ cdef object validated(object cls, object obj, tuple names):
     """What pydantic's ``model_validate`` would: unknown keys are ignored."""
     if isinstance(obj, cls):
         return obj
-    if isinstance(obj, dict):
-        known = {}
-        for name in names:
-            if name in obj:
-                known[name] = obj[name]
-        obj = known
-    return cls.from_dict(obj)
+    if not isinstance(obj, dict):
+        raise type_error("obj", obj, f"a dict of fields or a {cls.__name__}")
+    known = {}
+    for name in names:
+        if name in obj:
+            known[name] = obj[name]
+    return cls.from_dict(known)
+
+
+cdef object parsed(object json_data):
+    from synthex_fast.record import parse_json
+    return parse_json(json_data)
+
+
+cdef dict changes_of(object update):
+    if update is None:
+        return {}
+    if not isinstance(update, dict):
+        raise type_error("update", update, "a dict of fields or None")
+    return dict(update)
 
 
 cdef object dump_of(object self, dict options):
@@ -1719,7 +1732,7 @@ cdef class PooledExpertQuery:
 
     def model_copy(self, *, update=None):
         """A shallow copy, with the fields in ``update`` changed and checked."""
-        return replaced(self, QUERY_FIELDS, dict(update or {}))
+        return replaced(self, QUERY_FIELDS, changes_of(update))
 
     @classmethod
     def model_validate(cls, obj):
@@ -1729,8 +1742,7 @@ cdef class PooledExpertQuery:
     @classmethod
     def model_validate_json(cls, json_data):
         """A record made from JSON text."""
-        import json
-        return validated(cls, json.loads(json_data), QUERY_FIELDS)
+        return validated(cls, parsed(json_data), QUERY_FIELDS)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
@@ -1867,7 +1879,7 @@ cdef class PooledExpertResponse:
 
     def model_copy(self, *, update=None):
         """A shallow copy, with the fields in ``update`` changed and checked."""
-        return replaced(self, RESPONSE_FIELDS, dict(update or {}))
+        return replaced(self, RESPONSE_FIELDS, changes_of(update))
 
     @classmethod
     def model_validate(cls, obj):
@@ -1877,8 +1889,7 @@ cdef class PooledExpertResponse:
     @classmethod
     def model_validate_json(cls, json_data):
         """A record made from JSON text."""
-        import json
-        return validated(cls, json.loads(json_data), RESPONSE_FIELDS)
+        return validated(cls, parsed(json_data), RESPONSE_FIELDS)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):

@@ -44,7 +44,7 @@ _DECLARED: dict[str, type[Record]] = {"PooledExpertQuery": _Query, "PooledExpert
 
 
 def core_schema(cls: type, base: type, handler: Any) -> Any:
-    """pydantic's core schema of an expert type or a subclass: an instance is taken as it is, or made from its fields."""
+    """The core schema of an expert type or a subclass: takes an instance as it is, or makes one from its fields."""
     from pydantic_core import core_schema as schemas
 
     declared = _DECLARED[base.__name__]

@@ -36,7 +36,7 @@ from synthex_fast import _record
 from synthex_fast._arguments import one_of, want_bool, want_callable, whole_number
 from synthex_fast._ids import uuid4_text
 from synthex_fast._record import HOWS, KINDS, RecordBase, RecordMeta, Rule
-from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error, value_error
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -990,6 +990,8 @@ class PydanticNames:
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """A shallow copy, with the fields in ``update`` changed; unlike in pydantic, they are checked."""
+        if not (update is None or isinstance(update, Mapping)):
+            raise type_error("update", update, "a dict of fields or None")
         changed: Self = self.__replace__(**(update or {}))  # type: ignore[attr-defined]
         return changed
 
@@ -1011,9 +1013,7 @@ class PydanticNames:
     @classmethod
     def model_validate_json(cls, json_data: str | bytes) -> Self:
         """A record made from JSON text."""
-        import json
-
-        return cls.model_validate(json.loads(json_data))
+        return cls.model_validate(parse_json(json_data))
 
 
 def dump(
@@ -1044,10 +1044,23 @@ def dump_json(record: Any, indent: int | None, options: Mapping[str, Any]) -> st
     """`PydanticNames.model_dump_json` for any record."""
     import json
 
+    whole_number("indent", indent, 0, 100, optional=True)
     separators = (",", ":") if indent is None else None
     return json.dumps(
         dump(record, mode="json", **options), ensure_ascii=False, indent=indent, separators=separators
     )
+
+
+def parse_json(json_data: Any) -> Any:
+    """What JSON text says."""
+    import json
+
+    if not isinstance(json_data, (str, bytes, bytearray)):
+        raise type_error("json_data", json_data, "JSON as a string or bytes")
+    try:
+        return json.loads(json_data)
+    except ValueError:
+        raise value_error("json_data", json_data, "JSON as a string or bytes") from None
 
 
 def _is_default(described: dataclasses.Field[Any], value: Any) -> bool:
