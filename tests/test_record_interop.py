@@ -6,7 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, get_type_hints
 
 import pytest
 
@@ -87,8 +87,9 @@ def test_fields_of_the_expert_types(record):
         assert one.name in repr(one)
     required = [one.name for one in dataclasses.fields(record) if one.default is dataclasses.MISSING]
     assert required == (["title", "content", "requester"] if record is QUERY else ["query_id", "expert_id"])
-    hints = __import__("typing").get_type_hints(type(record))
-    assert hints.keys() == fields_of(record).keys()
+    if sys.version_info < (3, 14):
+        # Later versions look for annotations only in classes written in Python.
+        assert get_type_hints(type(record)).keys() == fields_of(record).keys()
 
 
 def test_json():
@@ -181,9 +182,9 @@ def test_msgspec_does_not_fill_expert_types_unchecked():
         pass
 
     for cls in (Query, PooledExpertQuery):
-        with pytest.raises((TypeError, msgspec.ValidationError)):
+        with pytest.raises((TypeError, KeyError, msgspec.ValidationError)):
             msgspec.convert(QUERY.to_dict(), cls)
-        with pytest.raises((TypeError, msgspec.ValidationError)):
+        with pytest.raises((TypeError, KeyError, msgspec.ValidationError)):
             msgspec.convert({"title": "t"}, cls)
 
 
