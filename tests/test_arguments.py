@@ -280,6 +280,16 @@ MEANINGFUL = {
         for spelling in (f"{owner}({{}})", f"{owner}.acquire({{}})", f"{owner}.{{}}")
         for name, values in fields.items()
     },
+    **{
+        f"{owner}.{argument}": values
+        for owner in ("PooledExpertQuery", "PooledExpertResponse")
+        for argument, values in (
+            ("model_copy(update)", takes("None")),
+            ("model_dump_json(indent)", takes("None", "0")),
+            ("model_validate(obj)", takes()),
+            ("model_validate_json(json_data)", takes()),
+        )
+    },
     "PooledExpertQuery.from_dict(data)": takes(),
     "PooledExpertResponse.from_dict(data)": takes(),
     "ResponseBuffer(capacity)": takes(),

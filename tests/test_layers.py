@@ -32,8 +32,11 @@ GROUND = (
 RECORDS = (
     {"_freelist", "_codes", "_loads"},
     {"_pool", "_consensus", "_async_loads"},
-    {"_record", "_records", "_ttl", "_async_flush"},
-    {"_slab", "_tiered", "record"},
+    {"_record", "_ttl", "_async_flush"},
+    {"record", "_tiered"},
+    {"experts"},
+    {"_records"},
+    {"_slab"},
     {"collector", "tiered"},
 )
 MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})

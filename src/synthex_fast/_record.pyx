@@ -30,7 +30,7 @@ cimport cython
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject, Py_EQ, Py_GE, Py_GT, Py_LE, Py_LT, Py_NE
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from synthex_fast._clock cimport wall_clock
 from synthex_fast._freelist cimport (
@@ -280,6 +280,7 @@ cdef struct Field:
     unsigned char kind
     unsigned char how
     unsigned char bound
+    unsigned char simple        # plain, FREE and not `keeps`: a value of the exact class is stored as it is
     unsigned char plain         # a value of the exact class can't be part of a reference cycle
     unsigned char optional      # None is allowed
     unsigned char lazy          # the slot may hold a number in place of a reference
@@ -687,6 +688,7 @@ cdef int adopt(Field* field, Rule rule, bint validate) except -1:
         field.exact = NULL
         field.plain = False
         field.bound = FREE
+    field.simple = field.plain and field.bound == FREE and not field.keeps
     Py_INCREF(<PyObject*>rule)
     field.rule = <PyObject*>rule
     Py_XDECREF(old)
@@ -1113,22 +1115,45 @@ cdef int bind(
     return 0
 
 
+cdef inline Py_ssize_t in_order(Layout* layout, PyObject* kwnames, Py_ssize_t nargs, Py_ssize_t* stopped) noexcept:
+    """How many arguments there are, if they are those of the first fields in their order.
+
+    Otherwise -1; ``stopped`` is then the index of the first keyword that is not.
+    """
+    cdef Py_ssize_t i, keywords
+    cdef PyObject** names = layout.names + nargs
+    cdef PyObject** named
+    if kwnames == NULL:
+        return nargs
+    keywords = PyTuple_GET_SIZE(kwnames)
+    if unlikely(nargs + keywords > layout.parameters):
+        stopped[0] = 0
+        return -1
+    named = tuple_items(kwnames)
+    for i in range(keywords):
+        if names[i] != named[i]:
+            stopped[0] = i
+            return -1
+    return nargs + keywords
+
+
 cdef inline Py_ssize_t bind_in_order(
-    Layout* layout, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject** given
+    Layout* layout, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, Py_ssize_t first, PyObject** given
 ) noexcept:
     """`bind` for keywords in the order of the parameters, some of which may be left out; -1 for all other calls.
 
-    Returns how many fields it has sorted: the others are to have their defaults.
+    Returns how many fields it has sorted: the others are to have their defaults. `in_order` has compared the keywords
+    before the ``first``.
     """
-    cdef Py_ssize_t i, at
+    cdef Py_ssize_t i, at = nargs + first
     cdef PyObject** names = layout.names
     cdef PyObject** named = tuple_items(kwnames)
+    cdef PyObject* name
     cdef Py_ssize_t count = layout.parameters
-    for at in range(nargs):
-        given[at] = args[at]
-    at = nargs
-    for i in range(PyTuple_GET_SIZE(kwnames)):
-        while at < count and names[at] != named[i]:
+    memcpy(given, args, at * sizeof(PyObject*))
+    for i in range(first, PyTuple_GET_SIZE(kwnames)):
+        name = named[i]
+        while at < count and names[at] != name:
             given[at] = NULL
             at += 1
         if unlikely(at == count):
@@ -1136,26 +1161,6 @@ cdef inline Py_ssize_t bind_in_order(
         given[at] = args[nargs + i]
         at += 1
     return at
-
-
-cdef inline Py_ssize_t in_order(Layout* layout, Py_ssize_t nargs, PyObject* kwnames) noexcept:
-    """How many arguments there are, if they are those of the first fields in their order; otherwise -1."""
-    cdef Py_ssize_t i, keywords
-    cdef PyObject** names
-    cdef PyObject** named
-    if unlikely(nargs > layout.positional):
-        return -1
-    if kwnames == NULL:
-        return nargs
-    keywords = PyTuple_GET_SIZE(kwnames)
-    if unlikely(nargs + keywords > layout.parameters):
-        return -1
-    names = layout.names + nargs
-    named = tuple_items(kwnames)
-    for i in range(keywords):
-        if names[i] != named[i]:
-            return -1
-    return nargs + keywords
 
 
 cdef int fill_container(PyObject* op, Field* field) except -1:
@@ -1237,6 +1242,9 @@ cdef inline int fill(
         value = given[i]
         if unlikely(value == NULL):
             fill_default(op, layout, field, cyclic)
+        elif likely(Py_TYPE(value) == field.exact and field.simple):
+            Py_INCREF(value)
+            slot_at(op, field.offset)[0] = value
         else:
             # What `taken` begins with, written out.
             if likely(Py_TYPE(value) == field.exact and (field.bound == FREE or within(field, value))):
@@ -1338,14 +1346,17 @@ cdef PyObject* record_call(PyObject* cls, PyObject* const* args, size_t nargsf, 
     cdef PyObject* op
     cdef Layout* layout = ready(<PyTypeObject*>cls)
     cdef Py_ssize_t nargs = PyVectorcall_NARGS(nargsf)
-    cdef Py_ssize_t number = in_order(layout, nargs, kwnames)
+    cdef Py_ssize_t stopped = 0
+    cdef Py_ssize_t number = -1
+    if likely(nargs <= layout.positional):
+        number = in_order(layout, kwnames, nargs, &stopped)
     if likely(number >= 0):
         op = made(layout, args, number)
     elif layout.count > ARGUMENTS_ON_STACK:
         op = made_of_many(layout, args, nargs, kwnames)
     else:
         if nargs <= layout.positional:
-            number = bind_in_order(layout, args, nargs, kwnames, given)
+            number = bind_in_order(layout, args, nargs, kwnames, stopped, given)
         if unlikely(number < 0):
             bind(layout, args, nargs, kwnames, given)
             number = layout.count

@@ -99,6 +99,13 @@ cdef extern from *:
       #define synthex_let(section) ((void)(section))
       static int synthex_clearing = 0;
     #endif
+    /* The float that a read of `confidence` returned last. */
+    #ifdef Py_GIL_DISABLED
+      static SYNTHEX_THREAD_LOCAL PyObject *synthex_last_number;
+    #else
+      static PyObject *synthex_last_number;
+    #endif
+    static inline PyObject **synthex_last_number_here(void) { return &synthex_last_number; }
     /* How deeply the emptying of containers is nested on this thread. */
     static inline int *synthex_clearing_here(void) { return &synthex_clearing; }
 
@@ -148,8 +155,8 @@ cdef extern from *:
     static inline void synthex_drop_values(PyObject **slots) {
         Py_XDECREF(slots[0]);
         Py_XDECREF(slots[1]);
-        Py_DECREF(slots[2]);
-        Py_DECREF(slots[3]);
+        Py_XDECREF(slots[2]);
+        Py_XDECREF(slots[3]);
         Py_XDECREF(slots[4]);
         Py_XDECREF(slots[5]);
     }
@@ -186,6 +193,7 @@ cdef extern from *:
     void hold "synthex_hold"(Section*, PyObject*) noexcept
     void let "synthex_let"(Section*) noexcept
     int* clearing_here "synthex_clearing_here"() noexcept
+    PyObject** last_number_here "synthex_last_number_here"() noexcept
     PyObject* gc_new "synthex_gc_new"(PyTypeObject*) noexcept
     bint is_heap_type "synthex_heap_type"(PyTypeObject*) noexcept
     bint is_text "synthex_is_text"(PyObject*) noexcept
@@ -1173,7 +1181,9 @@ cdef int response_clear(PyObject* op) noexcept:
 
 
 cdef PyObject* get_text(PyObject* op, void* closure) except NULL:
-    return peek(op, (<Text*>closure).slot)
+    cdef PyObject* value = peek(op, (<Text*>closure).slot)
+    # Empty in an instance of a subclass that a library allocates itself and has not filled yet.
+    return value if value != NULL else Py_NewRef(BLANK)
 
 
 cdef int set_text(PyObject* op, PyObject* value, void* closure) except -1:
@@ -1310,6 +1320,12 @@ cdef int set_priority(PyObject* op, PyObject* value, void* closure) except -1:
 
 cdef PyObject* get_confidence(PyObject* op, void* closure) except NULL:
     cdef object number = load_double(&(<PooledExpertResponse>op).confidence)
+    cdef PyObject** last = last_number_here()
+    cdef PyObject* old = last[0]
+    # orjson uses an attribute's value after it has dropped its reference to it, since others would hold one. So the
+    # float stays alive until the next is read.
+    last[0] = Py_NewRef(<PyObject*>number)
+    Py_XDECREF(old)
     return Py_NewRef(<PyObject*>number)
 
 
@@ -1469,6 +1485,117 @@ cdef dict arguments_of(object data, str time_field, tuple fields):
     return arguments
 
 
+class RecordField:
+    """A record's field as `dataclasses.fields` shows it, without importing dataclasses before somebody asks."""
+
+    __slots__ = ("_default", "init", "kw_only", "metadata", "name", "type")
+    repr = compare = True
+    hash = None
+    doc = None
+
+    def __init__(self, name, type, default, kw_only):
+        self.name = name
+        self.type = type
+        self.init = True
+        self.kw_only = kw_only
+        self.metadata = {}
+        self._default = default
+
+    def __repr__(self):
+        return f"RecordField(name={self.name!r}, type={self.type!r})"
+
+    @property
+    def default(self):
+        if self._default is not ...:
+            return self._default
+        from dataclasses import MISSING
+        return MISSING
+
+    @property
+    def default_factory(self):
+        from dataclasses import MISSING
+        return MISSING
+
+    @property
+    def _field_type(self):
+        import dataclasses
+        return dataclasses._FIELD
+
+
+# As texts, which cost nothing until somebody evaluates them.
+cdef dict QUERY_ANNOTATIONS = {
+    "title": "str",
+    "content": "str",
+    "requester": "str",
+    "query_type": "__import__('synthex_fast.kinds').kinds.QueryType",
+    "priority": "__import__('synthex_fast.kinds').kinds.QueryPriority",
+    "context": "dict | None",
+    "constraints": "list[str] | None",
+    "deadline": "__import__('datetime').datetime | None",
+    "tags": "list[str] | None",
+    "id": "str | None",
+    "created_at": "__import__('datetime').datetime | None",
+}
+cdef dict RESPONSE_ANNOTATIONS = {
+    "query_id": "str",
+    "expert_id": "str",
+    "content": "str",
+    "confidence": "float",
+    "reasoning": "str",
+    "metadata": "dict | None",
+    "id": "str | None",
+    "timestamp": "__import__('datetime').datetime | None",
+}
+
+
+cdef dict described(dict annotations, Names* call, dict defaults):
+    cdef dict fields = {}
+    cdef int i = 0
+    for name in annotations:
+        default = ... if i < call.required else defaults.get(name)
+        fields[name] = RecordField(name, annotations[name], default, i >= call.positional)
+        i += 1
+    return fields
+
+
+cdef object replaced(object self, tuple names, dict changes):
+    for name in names:
+        if name not in changes:
+            changes[name] = getattr(self, name)
+    return PyObject_VectorcallDict(type(self), NULL, 0, changes)
+
+
+cdef object validated(object cls, object obj, tuple names):
+    """What pydantic's ``model_validate`` would: unknown keys are ignored."""
+    if isinstance(obj, cls):
+        return obj
+    if not isinstance(obj, dict):
+        raise type_error("obj", obj, f"a dict of fields or a {cls.__name__}")
+    known = {}
+    for name in names:
+        if name in obj:
+            known[name] = obj[name]
+    return cls.from_dict(known)
+
+
+cdef object parsed(object json_data):
+    from synthex_fast.record import parse_json
+    return parse_json(json_data)
+
+
+cdef dict changes_of(object update):
+    if update is None:
+        return {}
+    if not isinstance(update, dict):
+        raise type_error("update", update, "a dict of fields or None")
+    return dict(update)
+
+
+cdef object dump_of(object self, dict options):
+    from synthex_fast.record import dump
+    return dump(self, **options)
+
+
 cdef object extra_state(object self, Shape* shape):
     """What a subclass written in Python keeps in its instances' ``__dict__`` and slots."""
     if Py_TYPE(<PyObject*>self) == shape.type:
@@ -1583,6 +1710,45 @@ cdef class PooledExpertQuery:
         """
         return PyObject_VectorcallDict(cls, NULL, 0, arguments_of(data, "created_at", QUERY_FIELDS))
 
+    def __post_init__(self):
+        """Raise TypeError: for libraries that fill a record without calling its class, which leaves defaults unset."""
+        raise TypeError(f"{type(self).__name__} must be made by calling it or by from_dict()")
+
+    def __replace__(self, /, **changes):
+        return replaced(self, QUERY_FIELDS, changes)
+
+    def model_dump(self, **options):
+        """The fields as a dict; options as those of `synthex_fast.record.PydanticNames.model_dump`.
+
+        >>> PooledExpertQuery("Cache size", "How large should the cache be?", "ops").model_dump(include=["title"])
+        {'title': 'Cache size'}
+        """
+        return dump_of(self, options)
+
+    def model_dump_json(self, *, indent=None, **options):
+        """The fields as JSON text; options as those of `model_dump`."""
+        from synthex_fast.record import dump_json
+        return dump_json(self, indent, options)
+
+    def model_copy(self, *, update=None):
+        """A shallow copy, with the fields in ``update`` changed and checked."""
+        return replaced(self, QUERY_FIELDS, changes_of(update))
+
+    @classmethod
+    def model_validate(cls, obj):
+        """A record made from a dict of its fields, as `from_dict` does; keys that are no fields are ignored."""
+        return validated(cls, obj, QUERY_FIELDS)
+
+    @classmethod
+    def model_validate_json(cls, json_data):
+        """A record made from JSON text."""
+        return validated(cls, parsed(json_data), QUERY_FIELDS)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        from synthex_fast.experts import core_schema
+        return core_schema(cls, PooledExpertQuery, handler)
+
     def __eq__(self, other):
         if type(other) is not type(self):
             return NotImplemented
@@ -1691,6 +1857,45 @@ cdef class PooledExpertResponse:
         """
         return PyObject_VectorcallDict(cls, NULL, 0, arguments_of(data, "timestamp", RESPONSE_FIELDS))
 
+    def __post_init__(self):
+        """Raise TypeError: for libraries that fill a record without calling its class, which leaves defaults unset."""
+        raise TypeError(f"{type(self).__name__} must be made by calling it or by from_dict()")
+
+    def __replace__(self, /, **changes):
+        return replaced(self, RESPONSE_FIELDS, changes)
+
+    def model_dump(self, **options):
+        """The fields as a dict; options as those of `synthex_fast.record.PydanticNames.model_dump`.
+
+        >>> PooledExpertResponse("q-1", "expert-1").model_dump(include=["query_id"])
+        {'query_id': 'q-1'}
+        """
+        return dump_of(self, options)
+
+    def model_dump_json(self, *, indent=None, **options):
+        """The fields as JSON text; options as those of `model_dump`."""
+        from synthex_fast.record import dump_json
+        return dump_json(self, indent, options)
+
+    def model_copy(self, *, update=None):
+        """A shallow copy, with the fields in ``update`` changed and checked."""
+        return replaced(self, RESPONSE_FIELDS, changes_of(update))
+
+    @classmethod
+    def model_validate(cls, obj):
+        """A record made from a dict of its fields, as `from_dict` does; keys that are no fields are ignored."""
+        return validated(cls, obj, RESPONSE_FIELDS)
+
+    @classmethod
+    def model_validate_json(cls, json_data):
+        """A record made from JSON text."""
+        return validated(cls, parsed(json_data), RESPONSE_FIELDS)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        from synthex_fast.experts import core_schema
+        return core_schema(cls, PooledExpertResponse, handler)
+
     def __eq__(self, other):
         if type(other) is not type(self):
             return NotImplemented
@@ -1784,6 +1989,15 @@ cdef int install(
     acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
     acquiring.ml_doc = acquire_doc
     PyDict_SetItemString(cls.tp_dict, "stats", stats)
+    # The names by which others recognise a dataclass.
+    if shape == &QUERY:
+        annotations = QUERY_ANNOTATIONS
+        fields = described(annotations, &QUERY_CALL, {"query_type": "general", "priority": "medium"})
+    else:
+        annotations = RESPONSE_ANNOTATIONS
+        fields = described(annotations, &RESPONSE_CALL, {"content": "", "confidence": 0.0, "reasoning": ""})
+    PyDict_SetItemString(cls.tp_dict, "__annotations__", annotations)
+    PyDict_SetItemString(cls.tp_dict, "__dataclass_fields__", fields)
     PyDict_SetItemString(cls.tp_dict, "acquire", PyDescr_NewClassMethod(cls, acquiring))
     # inspect.signature() reads the signature from the start of the docstring. Never freed, like the type.
     strcpy(doc, signature)

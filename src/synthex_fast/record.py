@@ -36,7 +36,7 @@ from synthex_fast import _record
 from synthex_fast._arguments import one_of, want_bool, want_callable, whole_number
 from synthex_fast._ids import uuid4_text
 from synthex_fast._record import HOWS, KINDS, RecordBase, RecordMeta, Rule
-from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error, value_error
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -975,30 +975,23 @@ class PydanticNames:
 
         ``include`` and ``exclude`` name fields of this record.
         """
-        one_of("mode", mode, ("python", "json"))
-        wanted = None if include is None else set(include)
-        left_out = set() if exclude is None else set(exclude)
-        dumped = {}
-        for one in dataclasses.fields(self):  # type: ignore[arg-type]
-            if one.name in left_out or not (wanted is None or one.name in wanted):
-                continue
-            value = getattr(self, one.name)
-            if (exclude_none and value is None) or (exclude_defaults and _is_default(one, value)):
-                continue
-            dumped[one.name] = _dumped(value, mode == "json")
-        return dumped
+        return dump(
+            self,
+            mode=mode,
+            include=include,
+            exclude=exclude,
+            exclude_none=exclude_none,
+            exclude_defaults=exclude_defaults,
+        )
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
         """The fields as JSON text; ``options`` are those of `model_dump`."""
-        import json
-
-        separators = (",", ":") if indent is None else None
-        return json.dumps(
-            self.model_dump(mode="json", **options), ensure_ascii=False, indent=indent, separators=separators
-        )
+        return dump_json(self, indent, options)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """A shallow copy, with the fields in ``update`` changed; unlike in pydantic, they are checked."""
+        if not (update is None or isinstance(update, Mapping)):
+            raise type_error("update", update, "a dict of fields or None")
         changed: Self = self.__replace__(**(update or {}))  # type: ignore[attr-defined]
         return changed
 
@@ -1020,9 +1013,54 @@ class PydanticNames:
     @classmethod
     def model_validate_json(cls, json_data: str | bytes) -> Self:
         """A record made from JSON text."""
-        import json
+        return cls.model_validate(parse_json(json_data))
 
-        return cls.model_validate(json.loads(json_data))
+
+def dump(
+    record: Any,
+    *,
+    mode: str = "python",
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    exclude_none: bool = False,
+    exclude_defaults: bool = False,
+) -> dict[str, Any]:
+    """`PydanticNames.model_dump` for any record."""
+    one_of("mode", mode, ("python", "json"))
+    wanted = None if include is None else set(include)
+    left_out = set() if exclude is None else set(exclude)
+    dumped = {}
+    for one in dataclasses.fields(record):
+        if one.name in left_out or not (wanted is None or one.name in wanted):
+            continue
+        value = getattr(record, one.name)
+        if (exclude_none and value is None) or (exclude_defaults and _is_default(one, value)):
+            continue
+        dumped[one.name] = _dumped(value, mode == "json")
+    return dumped
+
+
+def dump_json(record: Any, indent: int | None, options: Mapping[str, Any]) -> str:
+    """`PydanticNames.model_dump_json` for any record."""
+    import json
+
+    whole_number("indent", indent, 0, 100, optional=True)
+    separators = (",", ":") if indent is None else None
+    return json.dumps(
+        dump(record, mode="json", **options), ensure_ascii=False, indent=indent, separators=separators
+    )
+
+
+def parse_json(json_data: Any) -> Any:
+    """What JSON text says."""
+    import json
+
+    if not isinstance(json_data, (str, bytes, bytearray)):
+        raise type_error("json_data", json_data, "JSON as a string or bytes")
+    try:
+        return json.loads(json_data)
+    except ValueError:
+        raise value_error("json_data", json_data, "JSON as a string or bytes") from None
 
 
 def _is_default(described: dataclasses.Field[Any], value: Any) -> bool:
