@@ -21,7 +21,6 @@ from cpython.object cimport PyObject
 from synthex_fast._python cimport PY_SSIZE_T_MAX, PyObject_CallNoArgs, owned
 
 import copyreg
-from collections import OrderedDict
 from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
 from heapq import heapify, heappop, heappush
 from random import choice as random_choice
@@ -44,7 +43,8 @@ cdef class Entry:
     cdef object size
     cdef object expires
     cdef Item item              # of a TLRUCache: its place in the heap
-    cdef Py_ssize_t number      # of an LFUCache: how often it was used; of an RRCache: its index
+    cdef Py_ssize_t number      # of an RRCache: its index
+    cdef object uses            # of an LFUCache: how often it was used, an int
     # Rings through a root that is an entry as well; NULL if it is in none. In eviction order and in expiry order.
     cdef PyObject* previous
     cdef PyObject* following
@@ -86,6 +86,13 @@ cdef inline void link_last(Entry root, Entry entry) noexcept:
     entry.following = <PyObject*>root
     (<Entry>root.previous).following = <PyObject*>entry
     root.previous = <PyObject*>entry
+
+
+cdef inline void link_behind(Entry anchor, Entry entry) noexcept:
+    entry.previous = <PyObject*>anchor
+    entry.following = anchor.following
+    (<Entry>anchor.following).previous = <PyObject*>entry
+    anchor.following = <PyObject*>entry
 
 
 cdef inline void unlink_expiry(Entry entry) noexcept:
@@ -181,7 +188,9 @@ cdef class Cache:
 
     cdef Entry victim(self):
         """What is evicted next, or None."""
-        cdef Entry entry = <Entry>self.root.following
+        cdef Entry entry
+        with cython.critical_section(self):
+            entry = <Entry>self.root.following
         return None if entry is self.root else entry
 
     cdef tuple take(self):
@@ -198,7 +207,7 @@ cdef class Cache:
 
     def __getitem__(self, key):
         cdef Entry entry = find(self, key)
-        return missing(self, key) if entry is None else entry.value
+        return missing(self, key) if entry is None else value_of(self, entry)
 
     def __setitem__(self, key, value):
         put(self, key, value)
@@ -276,7 +285,7 @@ cdef class Cache:
     @property
     def currsize(self):
         """The sum of sizes now."""
-        return self.total if self.sized else len(self.data)
+        return total_of(self) if self.sized else len(self.data)
 
     @staticmethod
     def getsizeof(value):
@@ -305,7 +314,7 @@ cdef class Cache:
         order = []
         expiry = []
         for entry in self.data.values():
-            pairs.append((entry.key, entry.value, entry.size, entry.expires, entry.number))
+            pairs.append((entry.key, entry.value, entry.size, entry.expires, entry.number, entry.uses))
         self.list_orders(order, expiry)
         return {
             "maxsize": self.most, "sized": bool(self.sized), "pairs": pairs, "order": order, "expiry": expiry,
@@ -346,6 +355,29 @@ cdef inline Entry find(Cache self, object key):
     return entry
 
 
+cdef inline object value_of(Cache self, Entry entry):
+    # Another thread may be exchanging it.
+    cdef object value
+    with cython.critical_section(self):
+        value = entry.value
+    return value
+
+
+cdef inline bint is_due(TimedCache self, Entry entry) except -1:
+    cdef object expires
+    with cython.critical_section(self):
+        expires = entry.expires
+    # None: it is just being stored.
+    return expires is not None and not before(self.clock.now(), expires)
+
+
+cdef inline object total_of(Cache self):
+    cdef object total
+    with cython.critical_section(self):
+        total = self.total
+    return total
+
+
 cdef object missing(Cache self, object key):
     if self.plain:
         raise KeyError(key)
@@ -357,7 +389,7 @@ cdef str cache_repr(Cache self):
     pairs = {}
     for entry in list(self.data.values()):
         pairs[entry.key] = entry.value
-    return f"{type(self).__name__}({pairs!r}, maxsize={self.most!r}, currsize={self.total if self.sized else len(pairs)!r})"
+    return f"{type(self).__name__}({pairs!r}, maxsize={self.most!r}, currsize={total_of(self) if self.sized else len(pairs)!r})"
 
 
 cdef Entry put(Cache self, object key, object value):
@@ -386,7 +418,7 @@ cdef Entry put_sized(Cache self, object key, object value):
         raise ValueError("value size must be non-negative")
     entry = find(self, key)
     more = size if entry is None else size - entry.size
-    while self.total + more > self.most:
+    while total_of(self) + more > self.most:
         evict(self)
         # It may be the entry itself that had to go.
         if entry is not None:
@@ -434,11 +466,13 @@ cdef Entry remove(Cache self, object key):
     cdef Entry entry
     with cython.critical_section(self):
         entry = self.data.pop(key)
-        unlink(entry)
-        unlink_expiry(entry)
+        try:
+            self.removed(entry)
+        finally:
+            unlink(entry)
+            unlink_expiry(entry)
         if entry.size is not None:
             self.total = self.total - entry.size
-        self.removed(entry)
     return entry
 
 
@@ -469,13 +503,14 @@ cdef int restore(Cache self, dict state) except -1:
     self.limit = count_limit(self.most)
     self.sized = state["sized"]
     self.configure(state["settings"])
-    for key, value, size, expires, number in state["pairs"]:
+    for key, value, size, expires, number, uses in state["pairs"]:
         entry = Entry.__new__(Entry)
         entry.key = key
         entry.value = value
         entry.size = size
         entry.expires = expires
         entry.number = number
+        entry.uses = uses
         self.data[key] = entry
         if size is not None:
             self.total = self.total + size
@@ -516,7 +551,7 @@ cdef class LRUCache(Cache):
 
     def __getitem__(self, key):
         cdef Entry entry = used(self, key)
-        return missing(self, key) if entry is None else entry.value
+        return missing(self, key) if entry is None else value_of(self, entry)
 
     def get(self, key, default=None):
         """The value, or `default` if there is none; `__missing__` is not called."""
@@ -524,7 +559,7 @@ cdef class LRUCache(Cache):
         if not self.plain:
             return Cache.get(self, key, default)
         entry = used(self, key)
-        return default if entry is None else entry.value
+        return default if entry is None else value_of(self, entry)
 
 
 cdef inline Entry used(Cache self, object key):
@@ -543,86 +578,69 @@ cdef class LFUCache(Cache):
     """LFUCache(maxsize, getsizeof=None)\n--\n
     Evicts what was used least often, and of those what was used least recently."""
 
-    cdef dict buckets           # from a number of uses to the keys used so often, least recently used first
-    cdef Py_ssize_t least       # no bucket is below
+    # The ring is sorted by uses, then by the time of the last one. From a number of uses to the last entry with it:
+    cdef dict tails
 
     def __cinit__(self, *args, **kwargs):
-        self.buckets = {}
-        self.least = 1
+        self.tails = {}
 
-    cdef int count(self, Entry entry) except -1:
-        """One use more."""
-        cdef Py_ssize_t number = entry.number
-        bucket = self.buckets.get(number + 1)
-        if bucket is None:
-            bucket = self.buckets[number + 1] = OrderedDict()
-        bucket[entry.key] = entry
-        if number:
+    cdef int use(self, Entry entry) except -1:
+        """One use more: behind all others that have as many then."""
+        cdef object now = entry.uses
+        cdef object more = 1 if now is None else now + 1
+        cdef Entry anchor = self.tails.get(more)
+        if anchor is None:
+            anchor = self.root if now is None else self.tails.get(now, self.root)
+        # The only step that may fail comes first.
+        self.tails[more] = entry
+        if anchor is not entry:
             self.leave(entry)
+            unlink(entry)
+            link_behind(anchor, entry)
         else:
-            self.least = 1
-        entry.number = number + 1
+            self.leave(entry)
+        entry.uses = more
         return 0
 
     cdef int leave(self, Entry entry) except -1:
-        bucket = self.buckets[entry.number]
-        del bucket[entry.key]
-        if not bucket:
-            del self.buckets[entry.number]
-            if self.least == entry.number:
-                self.least += 1
+        """It will no longer be among those with as many uses."""
+        cdef Entry previous
+        if entry.uses is None or self.tails.get(entry.uses) is not entry:
+            return 0
+        previous = <Entry>entry.previous if entry.previous != NULL else self.root
+        if previous is not self.root and previous.uses == entry.uses:
+            self.tails[entry.uses] = previous
+        else:
+            del self.tails[entry.uses]
         return 0
 
     cdef int inserted(self, Entry entry) except -1:
-        return self.count(entry)
+        return self.use(entry)
 
     cdef int updated(self, Entry entry) except -1:
-        return self.count(entry) if entry.number else 0
+        return self.use(entry) if entry.following != NULL else 0
 
     cdef int removed(self, Entry entry) except -1:
-        self.leave(entry)
-        entry.number = 0
-        return 0
+        return self.leave(entry)
 
     cdef int cleared(self) except -1:
-        self.buckets = {}
+        self.tails = {}
         return 0
-
-    cdef Entry victim(self):
-        if not self.buckets:
-            return None
-        while self.least not in self.buckets:
-            # Deletions may have emptied any number of buckets.
-            self.least = min(self.buckets)
-        for entry in self.buckets[self.least].values():
-            return entry
 
     def __getitem__(self, key):
         cdef Entry entry = find(self, key)
         if entry is None:
             return missing(self, key)
         with cython.critical_section(self):
-            if entry.number:
-                self.count(entry)
-        return entry.value
-
-    cdef int list_orders(self, list order, list expiry) except -1:
-        for number in sorted(self.buckets):
-            order.extend(self.buckets[number])
-        return 0
+            if entry.following != NULL:
+                self.use(entry)
+        return value_of(self, entry)
 
     cdef int restored(self) except -1:
-        cdef Entry entry
         cdef PyObject* each = self.root.following
         while each != <PyObject*>self.root:
-            entry = <Entry>each
-            each = entry.following
-            bucket = self.buckets.get(entry.number)
-            if bucket is None:
-                bucket = self.buckets[entry.number] = OrderedDict()
-            bucket[entry.key] = entry
-            unlink(entry)
-        self.least = min(self.buckets, default=1)
+            self.tails[(<Entry>each).uses] = <Entry>each
+            each = (<Entry>each).following
         return 0
 
 
@@ -651,12 +669,16 @@ cdef class RRCache(Cache):
         return 0
 
     cdef int removed(self, Entry entry) except -1:
+        cdef Py_ssize_t place = entry.number
         cdef Py_ssize_t last = len(self.order) - 1
-        if entry.number != last:
+        if place < last:
             moved = self.order[last]
-            (<Entry>self.data[moved]).number = entry.number
-            self.order[entry.number] = moved
-        self.order.pop()
+            (<Entry>self.data[moved]).number = place
+            # Looking it up may have changed the list.
+            if last == len(self.order) - 1:
+                self.order[place] = moved
+        if self.order:
+            self.order.pop()
         return 0
 
     cdef int cleared(self) except -1:
@@ -689,12 +711,18 @@ cdef class Timer:
         self.function = function
 
     cdef inline object now(self):
-        return self.time if self.nesting else owned(PyObject_CallNoArgs(<PyObject*>self.function))
+        cdef object time = None
+        if self.nesting:
+            with cython.critical_section(self):
+                time = self.time
+            return time
+        return owned(PyObject_CallNoArgs(<PyObject*>self.function))
 
     cdef inline object enter(self):
         cdef object time = self.now()
-        self.time = time
-        self.nesting += 1
+        with cython.critical_section(self):
+            self.time = time
+            self.nesting += 1
         return time
 
     def __call__(self):
@@ -777,17 +805,17 @@ cdef class TimedCache(Cache):
     def currsize(self):
         """The sum of sizes now."""
         self.settle_now()
-        return self.total if self.sized else len(self.data)
+        return total_of(self) if self.sized else len(self.data)
 
     def __contains__(self, key):
         cdef Entry entry = find(self, key)
-        return entry is not None and before(self.clock.now(), entry.expires)
+        return entry is not None and not is_due(self, entry)
 
     def __getitem__(self, key):
         cdef Entry entry = used(self, key)
-        if entry is not None and before(self.clock.now(), entry.expires):
-            return entry.value
-        return missing(self, key)
+        if entry is None or is_due(self, entry):
+            return missing(self, key)
+        return value_of(self, entry)
 
     def __delitem__(self, key):
         time = self.clock.now()
@@ -799,10 +827,10 @@ cdef class TimedCache(Cache):
         cdef Entry entry
         # Of a copy of the keys: they may expire meanwhile.
         for key in list(self.data):
-            time = self.clock.enter()
+            self.clock.enter()
             try:
                 entry = find(self, key)
-                if entry is not None and before(time, entry.expires):
+                if entry is not None and not is_due(self, entry):
                     yield key
             finally:
                 self.clock.nesting -= 1
@@ -812,12 +840,12 @@ cdef class TimedCache(Cache):
         cdef Entry entry
         if self.plain:
             entry = find(self, key)
-            if entry is None or not before(self.clock.now(), entry.expires):
+            if entry is None or is_due(self, entry):
                 return default
             with cython.critical_section(self):
                 if entry.following != NULL:
                     link_last(self.root, entry)
-            return entry.value
+            return value_of(self, entry)
         self.clock.enter()
         try:
             return Cache.get(self, key, default)
@@ -882,9 +910,11 @@ cdef class TTLCache(TimedCache):
     cdef list expired(self, object time):
         cdef list found = []
         cdef Entry entry
-        while self.root.later != <PyObject*>self.root:
-            entry = <Entry>self.root.later
-            if before(time, entry.expires):
+        while True:
+            with cython.critical_section(self):
+                entry = <Entry>self.root.later
+                expires = entry.expires
+            if entry is self.root or before(time, expires):
                 break
             remove(self, entry.key)
             found.append((entry.key, entry.value))
@@ -943,20 +973,25 @@ cdef class TLRUCache(TimedCache):
                 if find(self, key) is not None:
                     remove(self, key)
                 return
+            item = Item.__new__(Item)
+            item.key = key
+            item.expires = expires
             entry = put(self, key, value)
         finally:
             self.clock.nesting -= 1
-        item = Item.__new__(Item)
-        item.key = key
-        item.expires = expires
-        if entry.item is not None:
-            entry.item.removed = True
-        entry.item = item
-        entry.expires = expires
         with cython.critical_section(self):
+            if entry.item is not None:
+                entry.item.removed = True
+            entry.item = item
+            entry.expires = expires
             if entry.following != NULL:
                 link_last(self.root, entry)
-        heappush(self.heap, item)
+            try:
+                heappush(self.heap, item)
+            except BaseException:
+                # Neither in the heap nor stored.
+                remove(self, key)
+                raise
 
     cdef list expired(self, object time):
         cdef list found = []
@@ -970,7 +1005,8 @@ cdef class TLRUCache(TimedCache):
                 if not item.removed:
                     kept.append(item)
             heapify(kept)
-            self.heap = heap = kept
+            with cython.critical_section(self):
+                self.heap = heap = kept
         while heap:
             item = <Item>heap[0]
             if not item.removed and before(time, item.expires):

@@ -3,8 +3,8 @@
     from synthex_fast.compat import cachetools        # instead of: import cachetools
     from synthex_fast.compat.cachetools import TTLCache, cached
 
-The caches behave as those of cachetools 8 do, whose own tests pass with them, and are several times as fast. New code has
-more from `TTLDict`: limits in bytes, entries that are freed when they expire, and use by threads without a lock.
+The caches behave as those of cachetools 8 do, whose own tests pass with them, and are several times as fast. New code
+has more from `TTLDict`: limits in bytes, entries that are freed when they expire, and use by threads without a lock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _info_of(cache: Any, hits: int, misses: int) -> CacheInfo:
 
 
 class _Memoized:
-    """What is called instead of a function. Subclasses have `cache`, `cache_key`, `cache_lock` and `cache_condition`."""
+    """What is called instead of a function. Subclasses have `cache`, `cache_key`, `cache_lock`, `cache_condition`."""
 
     cache: Any
     cache_key: Any
@@ -190,7 +190,7 @@ def cached(
 ) -> Any:
     """Decorate a function with a cache, any mutable mapping, as ``cachetools.cached`` does.
 
-    ``key(*args, **kwargs)`` makes the cache's keys. ``lock`` is held while the cache is used, but not while the function
+    ``key(*args, **kwargs)`` makes the cache's keys. ``lock`` is held while the cache is used, not while the function
     runs; with a ``condition`` the function runs once for threads that call it together. ``info=True`` adds
     ``cache_info()``. The wrapper also has ``cache_clear()``, ``cache``, ``cache_key``, ``cache_lock`` and
     ``cache_condition``.
