@@ -37,7 +37,7 @@ RECORDS = (
     {"experts"},
     {"_records"},
     {"_slab"},
-    {"collector", "tiered"},
+    {"collector", "tiered", "compat"},
 )
 MEMORY = ({"_fleet"}, {"monitor", "gc_tuner", "node"}, {"governor"})
 ABOVE = ({"validate", "exporters"}, {"integrations", "top"}, {"cli"})

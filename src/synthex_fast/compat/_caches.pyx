@@ -1,8 +1,8 @@
 """The caches of `synthex_fast.compat.cachetools`: their interface and behaviour are cachetools', the code is not.
 
 `TTLDict` can't stand in for them. Their timers and times to live may be of any type, such as datetimes; they evict by
-calling a `popitem` that subclasses override; they list keys in the order of insertion while they evict in another; sizes
-are numbers of any kind. So each cache here is a dict from keys to `Entry` objects, which are linked in the order of
+calling a `popitem` that subclasses override; they list keys in the order of insertion while they evict in another;
+sizes are numbers of any kind. So each cache here is a dict from keys to `Entry` objects, which are linked in the order of
 eviction, those of a `TTLCache` also in the order in which they expire.
 
 - The dict owns the entries, the links are borrowed. An entry unlinks itself when it is freed, so that no link outlives
@@ -308,12 +308,15 @@ cdef class Cache:
         restore(self, own)
 
     cdef dict state(self):
-        """All that is in C, in values that can be pickled: settings, pairs by insertion, and the orders by their keys."""
+        """All that is in C, as values that can be pickled: settings, pairs by insertion, the orders by their keys."""
         cdef Entry entry
         pairs = []
         order = []
         expiry = []
-        for entry in self.data.values():
+        for entry in list(self.data.values()):
+            # Another thread may just be storing it.
+            if isinstance(self, TimedCache) and entry.expires is None:
+                continue
             pairs.append((entry.key, entry.value, entry.size, entry.expires, entry.number, entry.uses))
         self.list_orders(order, expiry)
         return {
@@ -322,14 +325,16 @@ cdef class Cache:
         }
 
     cdef int list_orders(self, list order, list expiry) except -1:
-        cdef PyObject* each = self.root.following
-        while each != <PyObject*>self.root:
-            order.append((<Entry>each).key)
-            each = (<Entry>each).following
-        each = self.root.later
-        while each != <PyObject*>self.root:
-            expiry.append((<Entry>each).key)
-            each = (<Entry>each).later
+        cdef PyObject* each
+        with cython.critical_section(self):
+            each = self.root.following
+            while each != <PyObject*>self.root:
+                order.append((<Entry>each).key)
+                each = (<Entry>each).following
+            each = self.root.later
+            while each != <PyObject*>self.root:
+                expiry.append((<Entry>each).key)
+                each = (<Entry>each).later
         return 0
 
     cdef object settings(self):
@@ -389,7 +394,8 @@ cdef str cache_repr(Cache self):
     pairs = {}
     for entry in list(self.data.values()):
         pairs[entry.key] = entry.value
-    return f"{type(self).__name__}({pairs!r}, maxsize={self.most!r}, currsize={total_of(self) if self.sized else len(pairs)!r})"
+    size = total_of(self) if self.sized else len(pairs)
+    return f"{type(self).__name__}({pairs!r}, maxsize={self.most!r}, currsize={size!r})"
 
 
 cdef Entry put(Cache self, object key, object value):
@@ -515,9 +521,13 @@ cdef int restore(Cache self, dict state) except -1:
         if size is not None:
             self.total = self.total + size
     for key in state["order"]:
-        link_last(self.root, <Entry>self.data[key])
+        entry = self.data.get(key)
+        if entry is not None:
+            link_last(self.root, entry)
     for key in state["expiry"]:
-        link_latest(self.root, <Entry>self.data[key])
+        entry = self.data.get(key)
+        if entry is not None:
+            link_latest(self.root, entry)
     self.restored()
     return 0
 
@@ -531,8 +541,7 @@ cdef int delete(Cache self, object key) except -1:
 
 
 cdef class FIFOCache(Cache):
-    """FIFOCache(maxsize, getsizeof=None)\n--\n
-    Evicts what was stored first; storing a key again counts as anew."""
+    """A cache that evicts what was stored first. Storing a key again makes it the last one."""
 
     cdef int updated(self, Entry entry) except -1:
         if entry.following != NULL:
@@ -541,8 +550,7 @@ cdef class FIFOCache(Cache):
 
 
 cdef class LRUCache(Cache):
-    """LRUCache(maxsize, getsizeof=None)\n--\n
-    Evicts what has not been used for the longest time."""
+    """A cache that evicts what has not been used for the longest time."""
 
     cdef int updated(self, Entry entry) except -1:
         if entry.following != NULL:
@@ -575,8 +583,7 @@ cdef inline Entry used(Cache self, object key):
 
 
 cdef class LFUCache(Cache):
-    """LFUCache(maxsize, getsizeof=None)\n--\n
-    Evicts what was used least often, and of those what was used least recently."""
+    """A cache that evicts what was used least often, and of those what was used least recently."""
 
     # The ring is sorted by uses, then by the time of the last one. From a number of uses to the last entry with it:
     cdef dict tails
@@ -646,7 +653,7 @@ cdef class LFUCache(Cache):
 
 cdef class RRCache(Cache):
     """RRCache(maxsize, choice=random.choice, getsizeof=None)\n--\n
-    Evicts at random: what `choice` picks from a list of the keys."""
+    A cache that evicts at random: what `choice` picks from a list of the keys."""
 
     cdef object chooser
     cdef list order
@@ -712,11 +719,12 @@ cdef class Timer:
 
     cdef inline object now(self):
         cdef object time = None
-        if self.nesting:
-            with cython.critical_section(self):
+        cdef bint stopped
+        with cython.critical_section(self):
+            stopped = self.nesting > 0
+            if stopped:
                 time = self.time
-            return time
-        return owned(PyObject_CallNoArgs(<PyObject*>self.function))
+        return time if stopped else owned(PyObject_CallNoArgs(<PyObject*>self.function))
 
     cdef inline object enter(self):
         cdef object time = self.now()
@@ -725,6 +733,11 @@ cdef class Timer:
             self.nesting += 1
         return time
 
+    cdef inline int leave(self) except -1:
+        with cython.critical_section(self):
+            self.nesting -= 1
+        return 0
+
     def __call__(self):
         return self.now()
 
@@ -732,7 +745,7 @@ cdef class Timer:
         return self.enter()
 
     def __exit__(self, *exc):
-        self.nesting -= 1
+        self.leave()
 
     def __copy__(self):
         return Timer(self.function)
@@ -782,7 +795,7 @@ cdef class TimedCache(Cache):
         try:
             self.settle(time)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
         return 0
 
     cdef tuple take(self):
@@ -791,7 +804,7 @@ cdef class TimedCache(Cache):
             self.settle(time)
             return Cache.take(self)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
 
     def __repr__(self):
         self.settle_now()
@@ -833,7 +846,7 @@ cdef class TimedCache(Cache):
                 if entry is not None and not is_due(self, entry):
                     yield key
             finally:
-                self.clock.nesting -= 1
+                self.clock.leave()
 
     def get(self, key, default=None):
         """The value, or `default` if there is none; `__missing__` is not called."""
@@ -850,7 +863,7 @@ cdef class TimedCache(Cache):
         try:
             return Cache.get(self, key, default)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
 
     def pop(self, key, default=MISSING):
         """Remove the key and return its value; `default`, or a KeyError, if there is none."""
@@ -858,7 +871,7 @@ cdef class TimedCache(Cache):
         try:
             return Cache.pop(self, key, default)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
 
     def setdefault(self, key, default=None):
         """The value; if there is none, `default`, which is stored."""
@@ -866,7 +879,7 @@ cdef class TimedCache(Cache):
         try:
             return Cache.setdefault(self, key, default)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
 
 
 cdef class TTLCache(TimedCache):
@@ -900,7 +913,7 @@ cdef class TTLCache(TimedCache):
             self.settle(time)
             entry = put(self, key, value)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
         with cython.critical_section(self):
             entry.expires = expires
             if entry.following != NULL:
@@ -978,7 +991,7 @@ cdef class TLRUCache(TimedCache):
             item.expires = expires
             entry = put(self, key, value)
         finally:
-            self.clock.nesting -= 1
+            self.clock.leave()
         with cython.critical_section(self):
             if entry.item is not None:
                 entry.item.removed = True

@@ -221,16 +221,16 @@ class _Bound(_Memoized):
         self.cache_key = functools.partial(method._key, instance)
 
     @property
-    def cache(self) -> Any:  # type: ignore[override]
+    def cache(self) -> Any:
         return self._method._cache(self._instance)
 
     @property
-    def cache_lock(self) -> Any:  # type: ignore[override]
+    def cache_lock(self) -> Any:
         lock = self._method._lock or self._method._condition
         return None if lock is None else lock(self._instance)
 
     @property
-    def cache_condition(self) -> Any:  # type: ignore[override]
+    def cache_condition(self) -> Any:
         condition = self._method._condition
         return None if condition is None else condition(self._instance)
 

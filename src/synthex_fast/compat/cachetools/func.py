@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ("fifo_cache", "lfu_cache", "lru_cache", "rr_cache", "ttl_cache")
 
 
-class _Unlimited(TTLCache):
+class _Unlimited(TTLCache):  # type: ignore[type-arg]
     """A TTLCache that says, as `functools.lru_cache` does, that its limit is None."""
 
     @property
