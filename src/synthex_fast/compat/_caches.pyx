@@ -2,8 +2,8 @@
 
 `TTLDict` can't stand in for them. Their timers and times to live may be of any type, such as datetimes; they evict by
 calling a `popitem` that subclasses override; they list keys in the order of insertion while they evict in another;
-sizes are numbers of any kind. So each cache here is a dict from keys to `Entry` objects, which are linked in the order of
-eviction, those of a `TTLCache` also in the order in which they expire.
+sizes are numbers of any kind. So each cache here is a dict from keys to `Entry` objects, which are linked in the order
+of eviction, those of a `TTLCache` also in the order in which they expire.
 
 - The dict owns the entries, the links are borrowed. An entry unlinks itself when it is freed, so that no link outlives
   what it points to, whatever frees it. The root of each ring belongs to the cache and is freed last.
