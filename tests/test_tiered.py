@@ -66,7 +66,10 @@ class Server:
             with suppress(redis.exceptions.RedisError), redis.Redis(port=self.port) as client:
                 return client.ping()
 
-        wait_for(answers if not self.options else lambda: connects(self.port))
+        # One with options of its own may refuse a plain client, or not start.
+        wait_for(
+            lambda: self.process.poll() is not None or connects(self.port) if self.options else answers()
+        )
         return self
 
     def kill(self):
@@ -405,6 +408,60 @@ def test_a_unix_socket(tmp_path):
         with TieredCache(f"unix://{path}") as cache, cache_at(server) as second:
             cache["a"] = 1
             assert second["a"] == 1
+    finally:
+        server.end()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="not installed: openssl")
+def test_tls_with_threads_that_write_while_others_read(tmp_path):
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "1",
+                "-subj",
+                "/CN=localhost",
+            ),
+            *("-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server = Server(
+        tmp_path,
+        *("--tls-port", str(port := free_port()), "--tls-auth-clients", "no"),
+        *("--tls-cert-file", str(tmp_path / "certificate"), "--tls-key-file", str(tmp_path / "key")),
+        *("--tls-ca-cert-file", str(tmp_path / "certificate")),
+    )
+    try:
+        server.start()
+        wait_for(lambda: server.process.poll() is not None or connects(port))
+        if server.process.poll() is not None:
+            pytest.skip("this redis-server is built without TLS")
+        url = f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=none"
+        with TieredCache(url) as cache, TieredCache(url) as second:
+
+            def write(n):
+                for m in range(30):
+                    cache[str(n)] = [m] * 1000
+                    assert second.get(str(n)) is not None
+
+            in_threads(*(partial(write, n) for n in range(4)))
+            second.ping()
+            assert [second.get(str(n))[0] for n in range(4)] == [29] * 4
+
+        async def use():
+            async with AsyncTieredCache(url) as cache:
+                await cache.set("a", 1)
+                assert await cache.get("a") == 1
+
+        asyncio.run(use())
     finally:
         server.end()
 

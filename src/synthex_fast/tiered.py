@@ -683,11 +683,15 @@ def _receive_plain(raw: Any) -> Callable[[float], bytes | None]:
 
 def _receive_tls(raw: Any, lock: Any) -> Callable[[float], bytes | None]:
     """One thread at a time may use a TLS socket, so this one must not keep it while it waits for data."""
-    import select
+    import selectors
     import ssl
 
+    # One that has no limit on descriptors, where there is such a one.
+    waiting = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+    waiting.register(raw, selectors.EVENT_READ)
+
     def receive(seconds: float) -> bytes | None:
-        if not raw.pending() and not select.select([raw], [], [], seconds)[0]:
+        if not raw.pending() and not waiting.select(seconds):
             return None
         with lock:
             before = raw.gettimeout()
