@@ -83,6 +83,11 @@ OPERATIONS = {
     "response made, dropped": Operation(
         "Response = synthex_fast.PooledExpertResponse", "Response('q1', 'e1', 'Yes.', 0.8)"
     ),
+    "own record of 3 texts made, dropped": Operation(
+        "Own = type(synthex_fast.Record)('Own', (synthex_fast.Record,),"
+        " {'__annotations__': dict.fromkeys('abc', str), '__module__': __name__})",
+        "Own(a='Pool size', b='How large should it be?', c='billing')",
+    ),
     "first read of .id": Operation(
         "Query = synthex_fast.PooledExpertQuery; query = iter(["
         "Query('Pool size', 'How large should it be?', 'billing') for _ in range(10_000)]).__next__",

@@ -400,7 +400,7 @@ cdef class Rule:
         if self.kind == LITERAL:
             text = "one of " + ", ".join(map(repr, self.options))
         elif self.kind == CHOICE:
-            text = "one of " + ", ".join([str(value) for value in self.members])
+            text = "one of " + ", ".join(map(str, self.members))
         elif self.kind == UNION:
             parts = []
             for rule in self.options:
@@ -1672,7 +1672,9 @@ cdef int refresh(object cls) except -1:
         hook = getattr(hook, "__wrapped_hook__", hook)
         old = layout.post_init
         layout.post_init = NULL if hook is None or hook is RecordBase.__post_init__ else Py_NewRef(<PyObject*>hook)
-        Py_XDECREF(old)
+        if not FREE_THREADED:
+            # Without the GIL another thread may be about to call it. It is dropped with the process then.
+            Py_XDECREF(old)
         set_call(<PyTypeObject*>cls)
     for sub in type.__subclasses__(cls):
         refresh(sub)
@@ -2246,18 +2248,26 @@ def known_rules_of(cls):
 
 def unresolved(cls):
     """The names of the fields whose annotations have not been evaluated yet."""
-    return [name for name, rule in known_rules_of(cls).items() if rule is None]
+    cdef list names = []
+    # No comprehension: Cython 3.3.1 drops an item twice if allocation fails while appending it.
+    for name, rule in known_rules_of(cls).items():
+        if rule is None:
+            names.append(name)
+    return names
 
 
 def set_rules(cls, dict rules):
     """Complete a layout some of whose annotations could not be evaluated before."""
     cdef Layout* layout = <Layout*>layout_at(<void*>cls)
     cdef int i
-    for i in range(layout.count):
-        rule = rules.get(<str>layout.fields[i].name)
-        if rule is not None and layout.fields[i].rule == NULL:
-            adopt(&layout.fields[i], rule, layout.validated)
-    store_u8(&layout.state, READY)
+    with cython.critical_section(cls):
+        # Threads that evaluate at the same time find the same.
+        if layout.state == UNRESOLVED:
+            for i in range(layout.count):
+                rule = rules.get(<str>layout.names[i])
+                if rule is not None and layout.fields[i].rule == NULL:
+                    adopt(&layout.fields[i], rule, layout.validated)
+            store_u8(&layout.state, READY)
 
 
 def is_complete(cls):

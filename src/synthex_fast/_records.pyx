@@ -109,6 +109,12 @@ cdef extern from *:
     /* How deeply the emptying of containers is nested on this thread. */
     static inline int *synthex_clearing_here(void) { return &synthex_clearing; }
 
+    /* Brings a block's object header back to life with one reference. */
+    #if defined(Py_GIL_DISABLED) || defined(Py_REF_DEBUG) || defined(Py_TRACE_REFS)
+      #define synthex_revive(op) _Py_NewReference(op)
+    #else
+      #define synthex_revive(op) ((void)((op)->ob_refcnt = 1))
+    #endif
     #define synthex_gc_new(type) ((PyObject *)_PyObject_GC_New(type))
     #define synthex_heap_type(type) ((type)->tp_flags & Py_TPFLAGS_HEAPTYPE)
     #define synthex_is_text(op) PyUnicode_Check(op)
@@ -194,6 +200,7 @@ cdef extern from *:
     void let "synthex_let"(Section*) noexcept
     int* clearing_here "synthex_clearing_here"() noexcept
     PyObject** last_number_here "synthex_last_number_here"() noexcept
+    void revive "synthex_revive"(PyObject*) noexcept
     PyObject* gc_new "synthex_gc_new"(PyTypeObject*) noexcept
     bint is_heap_type "synthex_heap_type"(PyTypeObject*) noexcept
     bint is_text "synthex_is_text"(PyObject*) noexcept
@@ -375,21 +382,28 @@ cdef int find_name(Names* call, PyObject* name) except -1:
 
 cdef int bind(Names* call, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject** given) except -1:
     """Sort a vectorcall's arguments into the order of the signature."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i = 0, keywords
     cdef PyObject** names = call.names
+    cdef PyObject** named
     cdef PyObject* name
     cdef int at
     cdef int count = call.count
     if unlikely(nargs > call.positional):
         bad_call(call, f"takes at most {call.positional} positional arguments but {nargs} were given")
     memset(given, 0, count * sizeof(PyObject*))
-    for i in range(nargs):
-        given[i] = args[i]
+    for at in range(nargs):
+        given[at] = args[at]
     if kwnames != NULL:
         at = <int>nargs
-        for i in range(PyTuple_GET_SIZE(kwnames)):
-            name = PyTuple_GET_ITEM(kwnames, i)
-            # Most callers pass keywords in the order of the signature.
+        named = tuple_items(kwnames)
+        keywords = PyTuple_GET_SIZE(kwnames)
+        # Most callers pass keywords in the order of the signature, and many begin with the first.
+        while i < keywords and at < count and names[at] == named[i]:
+            given[at] = args[at]
+            at += 1
+            i += 1
+        for i in range(i, keywords):
+            name = named[i]
             while at < count and names[at] != name:
                 at += 1
             if unlikely(at == count):
@@ -806,7 +820,11 @@ cdef inline PyObject* obtain(Shape* shape) except NULL:
     """An untracked record of the exact type. Containers are idle or NULL; the other slots are uninitialized."""
     cdef PyObject* op = <PyObject*>freelist_pop(shape.idle)
     if op != NULL:
-        return PyObject_Init(op, shape.type)
+        # The block was a record of this type, which it still says.
+        if is_heap_type(shape.type):
+            return PyObject_Init(op, shape.type)
+        revive(op)
+        return op
     op = gc_new(shape.type)
     if op == NULL:
         return NULL
