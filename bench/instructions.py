@@ -144,6 +144,14 @@ OPERATIONS = {
         f"d = synthex_fast.TTLDict(10_000, 3600.0); get = d.get_or_set; {TEXT_KEYS}; make = lambda: 1",
         "get(key(), make)",
     ),
+    "cached function, hit": Operation(
+        "f = synthex_fast.cached(lambda n: n); key = itertools.cycle(range(1000, 1100)).__next__; [f(n + 1000) for n in"
+        " range(100)]",
+        "f(key())",
+    ),
+    "cached function, miss": Operation(
+        "f = synthex_fast.cached(lambda n: n); key = itertools.count(1000).__next__", "f(key())"
+    ),
     "TTLDict overwrite": Operation(
         f"d = synthex_fast.TTLDict(10_000, 3600.0, memory_limit=2**30); v = 'value'; {TEXT_KEYS}",
         "d[key()] = v",

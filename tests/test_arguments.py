@@ -7,6 +7,7 @@ the values it takes.
 
 import ast
 import copy
+import inspect
 import math
 import re
 from pathlib import Path
@@ -116,7 +117,9 @@ class Call:
         elif self.kind == "function":
             getattr(synthex_fast, self.method)(*positional, **named)
         else:
-            getattr(subject, self.method)(*positional, **named)
+            made = getattr(subject, self.method)(*positional, **named)
+            if inspect.iscoroutine(made):
+                made.close()
 
 
 def public_calls():
@@ -344,6 +347,29 @@ MEANINGFUL = {
     "TTLDict.resize(max_size)": takes("None"),
     "TTLDict.resize(memory_limit)": takes("None"),
     "TTLDict.cap(nbytes)": takes("None", "0"),
+    **{
+        f"{function}({option})": values
+        for function in ("cached", "cachedmethod")
+        for option, values in {
+            "max_size": takes("None", "0"),
+            "ttl": takes("None", "inf"),
+            "key": takes("None"),
+            "cache": takes("None"),
+            "typed": takes("True"),
+            "lock": takes("None"),
+            "refresh_after": takes("None"),
+            "stale_if_error": takes("None", "inf"),
+            "negative_ttl": takes("None", "inf"),
+            "negative_errors": takes(),
+            "jitter": takes("None"),
+            "condition": takes("None"),
+            "info": takes("True"),
+        }.items()
+    },
+    # In place of the function, as `functools.lru_cache` takes it.
+    "cached(function)": takes("None", "0"),
+    "cached(maxsize)": takes("None", "0"),
+    "cachedmethod(function)": takes(),
     "create_memory_aware_ttl_dict(max_size)": takes("None"),
     "create_memory_aware_ttl_dict(ttl)": takes("None", "inf"),
     "create_memory_aware_ttl_dict(memory_limit_mb)": takes(),

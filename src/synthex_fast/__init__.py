@@ -14,6 +14,8 @@ from synthex_fast._ttl import TTLDict, create_memory_aware_ttl_dict
 # Type checkers treat it like typing.TYPE_CHECKING, whose import would cost time.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from synthex_fast.caching import cached as cached
+    from synthex_fast.caching import cachedmethod as cachedmethod
     from synthex_fast.collector import ResponseCollector as ResponseCollector
     from synthex_fast.gc_tuner import GCTuner as GCTuner
     from synthex_fast.governor import MemoryGovernor as MemoryGovernor
@@ -44,6 +46,8 @@ _LATER: dict[str, str] = {
     "Range": "synthex_fast.record",
     "Record": "synthex_fast.record",
     "ResponseCollector": "synthex_fast.collector",
+    "cached": "synthex_fast.caching",
+    "cachedmethod": "synthex_fast.caching",
     "field": "synthex_fast.record",
     "install": "synthex_fast.integrations",
     "node_heap_flags": "synthex_fast.node",

@@ -34,7 +34,7 @@ _flying: dict[Task[Any], Flight] = {}
 class Flight:
     """A load under way."""
 
-    __slots__ = ("_key", "_others", "_task", "_waiting_for", "forgotten", "waiters")
+    __slots__ = ("_key", "_others", "_task", "_waiting_for", "forgotten", "waiters", "wanted")
 
     def __init__(self, key: object, others: dict[Any, Flight]) -> None:
         self._key = key
@@ -44,6 +44,8 @@ class Flight:
         self.waiters: list[Future[Any]] = []
         # What its own task waits for.
         self._waiting_for: Flight | None = None
+        # Whether it goes on when nobody waits for it any more.
+        self.wanted = False
         # Set by the load once it has begun: whether the dict has forgotten it.
         self.forgotten: Callable[[], bool] | None = None
 
@@ -55,10 +57,16 @@ class Flight:
             self._task.add_done_callback(self._end)
         except BaseException:
             running.close()
-            self._leave()
+            self.leave()
             raise
 
-    def _leave(self) -> None:
+    def then(self, call: Callable[[Task[Any]], object]) -> None:
+        """Call it with the load's task once that has ended."""
+        if self._task is not None:
+            self._task.add_done_callback(call)
+
+    def leave(self) -> None:
+        """Be no load under way any more."""
         if self._others.get(self._key) is self:
             del self._others[self._key]
 
@@ -67,7 +75,7 @@ class Flight:
         return self.forgotten is None or not self.forgotten()
 
     def _end(self, task: Task[Any]) -> None:
-        self._leave()
+        self.leave()
         waiters, self.waiters = self.waiters, []
         if task.cancelled():
             # By somebody else, or by its own function. Those who wait were not cancelled: they try again.
@@ -103,8 +111,8 @@ class Flight:
         try:
             return await waiter  # type: ignore[no-any-return]
         except CancelledError:
-            if self.waiters == [waiter] and self._task is not None:
-                self._leave()
+            if self.waiters == [waiter] and self._task is not None and not self.wanted:
+                self.leave()
                 self._task.cancel()
             raise
         finally:
@@ -197,5 +205,7 @@ async def _run(
         failed = False
         return cache._store_load(load, value, life)
     finally:
+        # Not only when the task's end is announced: who comes until then would take it for a load under way.
+        flight.leave()
         del _flying[me]
         cache._finish_load(load, perf_counter() - start, failed)

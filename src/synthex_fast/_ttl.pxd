@@ -97,8 +97,10 @@ cdef class TTLDict:
     cdef PyObject* take(self, PyObject* key) except? NULL
 
 
-# The load that a call begins which has found the key missing; it is not under way yet.
-cdef Load load_of(TTLDict self, object key)
-# The key's value, once that load or the one that is under way has ended. `name` is the factory's in errors, `instead`
-# says what takes an async one. `life` is as for `store`, unless the result says (`Aged`).
+# The key's hash for the function below and for `new_load`, so that its own is asked for once.
+cdef int hash_key(object key, uint32_t* hash) except -1
+# Like `TTLDict.lookup`.
+cdef PyObject* lookup_hashed(TTLDict self, PyObject* key, uint32_t hash) except? NULL
+# The key's value, once that load, which is not under way yet, or the one that is under way has ended. `name` is the
+# factory's in errors, `instead` says what takes an async one. `life` is as for `store`, unless the result is `Aged`.
 cdef object load_value(TTLDict self, Load mine, object factory, double life, str name, str instead)

@@ -97,7 +97,17 @@ cdef extern from *:
         if (frame != NULL) *instruction = PyFrame_GetLasti(frame);
         return (PyObject *)frame;
     }
+
+    static inline int synthex_same_int(PyObject *a, PyObject *b) {
+        PyObject *result = PyLong_Type.tp_richcompare(a, b, Py_EQ);
+        int same = result == Py_True;
+        Py_DECREF(result);
+        return same;
+    }
     """
+    bint is_plain_int "PyLong_CheckExact"(PyObject*) noexcept
+    # Of two such; runs no Python code, allocates nothing and can't fail.
+    bint same_int "synthex_same_int"(PyObject*, PyObject*) noexcept
     # The innermost Python frame, borrowed, and the instruction it is at; NULL if there is none or no memory for it.
     PyObject* current_frame "synthex_current_frame"(int* instruction) noexcept
     const unsigned int STRIPES "SYNTHEX_STRIPES"
@@ -436,11 +446,13 @@ timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
         2
         """
         cdef double life = life_from(self, ttl)
+        cdef uint32_t hash
         cdef PyObject* present
         check_callable("factory", factory, False, False, AWAIT_INSTEAD)
-        present = self.lookup(<PyObject*>key)
+        hash = mix_hash(hash_of(<PyObject*>key), SEED)
+        present = lookup_at(self, <PyObject*>key, hash, now_if_needed(self))
         if unlikely(present == NULL):
-            return load_value(self, load_of(self, key), factory, life, "factory", AWAIT_INSTEAD)
+            return load_value(self, new_load(key, hash), factory, life, "factory", AWAIT_INSTEAD)
         return owned(present)
 
     def aget_or_set(self, key, coroutine_function, ttl=None):
@@ -481,7 +493,7 @@ timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
         return flights
 
     def _begin_load(self, key, Aged replaces, bint unsaved):
-        cdef Load load = load_of(self, key)
+        cdef Load load = new_load(key, mix_hash(hash_of(<PyObject*>key), SEED))
         load.replaces = replaces
         load.unsaved = unsaved
         enter(self)

@@ -153,8 +153,13 @@ cdef object store_loaded(TTLDict self, object key, object value, double life, Lo
     return owned(outcome.present)
 
 
-cdef Load load_of(TTLDict self, object key):
-    return new_load(key, mix_hash(hash_of(<PyObject*>key), SEED))
+cdef int hash_key(object key, uint32_t* hash) except -1:
+    hash[0] = mix_hash(hash_of(<PyObject*>key), SEED)
+    return 0
+
+
+cdef PyObject* lookup_hashed(TTLDict self, PyObject* key, uint32_t hash) except? NULL:
+    return lookup_at(self, key, hash, now_if_needed(self))
 
 
 cdef object load_value(TTLDict self, Load mine, object factory, double life, str name, str instead):

@@ -1,7 +1,8 @@
 # Finding and reading entries, included by _ttl.pyx.
 #
-# Most lookups compare identical objects or plain strings and run no Python code. Where a comparison must ask Python,
-# the lock is released for that time; if the index has changed by then (`Table.layout`), the search starts again.
+# Most lookups compare identical objects, plain strings or plain ints and run no Python code. Where a comparison must
+# ask Python, the lock is released for that time; if the index has changed by then (`Table.layout`), the search starts
+# again.
 
 
 cdef inline double now_of(TTLDict self) except? -1.0:
@@ -62,6 +63,10 @@ cdef inline uint32_t find(TTLDict self, PyObject* key, uint32_t hash, Stripe* sh
                 return slot
             if PyUnicode_CheckExact(candidate) and PyUnicode_CheckExact(key):
                 if same_text(candidate, key):
+                    return slot
+                continue
+            if is_plain_int(candidate) and is_plain_int(key):
+                if same_int(candidate, key):
                     return slot
                 continue
             verdict = compare(self, slot, key, shared)
