@@ -1,6 +1,8 @@
 # Types of `_watch.pyx`: what the governor's thread waits with.
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "is_locked"]
+
+def is_locked(fd: int, start: int) -> bool: ...
 
 class Watch:
     @property

@@ -18,7 +18,7 @@ from libc.string cimport memcmp
 
 from synthex_fast._clock cimport monotonic_coarse
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "is_locked"]
 
 
 cdef extern from "pythread.h" nogil:
@@ -171,6 +171,11 @@ cdef long long LONGEST = 3_600_000_000
 cdef long long _least(double seconds) noexcept nogil:
     """In microseconds, and no more than half a minute."""
     return <long long>(min(seconds, 30.0) * 1e6)
+
+
+def is_locked(int fd, long long start):
+    """Whether another process has locked that byte of the file; asking locks nothing."""
+    return locked(fd, start) != 0
 
 
 @cython.no_gc_clear  # `acquire` uses the bytes without the GIL, and it holds a reference to this object only.

@@ -23,6 +23,7 @@ import struct
 import zlib
 
 from synthex_fast import _runtime_directory
+from synthex_fast._fleet._watch import is_locked
 from synthex_fast._fleet.split import ANYTHING, WEIGHT_LEAST, WEIGHT_MOST, Posting
 
 TYPE_CHECKING = False
@@ -271,14 +272,12 @@ class FleetFile:
             # Asking for the process's own lock would release it.
             return True
         place = self._place(slot)
-        try:
-            if not self._lock(place):
-                return True
+        # With a lock of its own, this process would look to the others as if the dead one lived.
+        if is_locked(self.fd, place):
+            return True
+        with contextlib.suppress(OSError):
+            # Whoever takes the slot at this moment finds that its posting has gone, and posts again.
             os.pwrite(self.fd, _EMPTY, place)
-            self._unlock(place)
-        except OSError:
-            # No lock can be had: nothing is known about it.
-            pass
         return False
 
     # Turns
