@@ -252,8 +252,11 @@ cdef class Cache:
             return self[key]
         return default
 
+    # Its signature is in the docstring: `inspect` could make nothing of the default.
+    @cython.embedsignature(False)
     def pop(self, key, default=MISSING):
-        """Remove the key and return its value; `default`, or a KeyError, if there is none."""
+        """pop($self, key, default=...)\n--\n
+        Remove the key and return its value; `default`, or a KeyError, if there is none."""
         if key in self:
             value = self[key]
             del self[key]
@@ -652,8 +655,7 @@ cdef class LFUCache(Cache):
 
 
 cdef class RRCache(Cache):
-    """RRCache(maxsize, choice=random.choice, getsizeof=None)\n--\n
-    A cache that evicts at random: what `choice` picks from a list of the keys."""
+    """A cache that evicts at random: what `choice` picks from a list of the keys."""
 
     cdef object chooser
     cdef list order
@@ -865,8 +867,10 @@ cdef class TimedCache(Cache):
         finally:
             self.clock.leave()
 
+    @cython.embedsignature(False)
     def pop(self, key, default=MISSING):
-        """Remove the key and return its value; `default`, or a KeyError, if there is none."""
+        """pop($self, key, default=...)\n--\n
+        Remove the key and return its value; `default`, or a KeyError, if there is none."""
         self.clock.enter()
         try:
             return Cache.pop(self, key, default)
@@ -883,8 +887,7 @@ cdef class TimedCache(Cache):
 
 
 cdef class TTLCache(TimedCache):
-    """TTLCache(maxsize, ttl, timer=time.monotonic, getsizeof=None)\n--\n
-    An `LRUCache` whose entries expire `ttl` after they were stored, on the timer's scale: ``timer() + ttl``.
+    """An `LRUCache` whose entries expire `ttl` after they were stored, on the timer's scale: ``timer() + ttl``.
 
     >>> now = 0
     >>> cache = TTLCache(maxsize=10, ttl=5, timer=lambda: now)
@@ -947,8 +950,7 @@ cdef class TTLCache(TimedCache):
 
 
 cdef class TLRUCache(TimedCache):
-    """TLRUCache(maxsize, ttu, timer=time.monotonic, getsizeof=None)\n--\n
-    An `LRUCache` whose entries expire when ``ttu(key, value, timer())`` says."""
+    """An `LRUCache` whose entries expire when ``ttu(key, value, timer())`` says."""
 
     cdef object use
     cdef list heap              # of Items, some of which are removed
