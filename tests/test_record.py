@@ -1,5 +1,6 @@
 """`Record`: what its fields accept, how its memory is reused, and where it agrees with dataclasses."""
 
+import abc
 import contextlib
 import copy
 import dataclasses
@@ -703,6 +704,46 @@ def test_mixins():
             type(Record)("D", (Record, base), {"__annotations__": {"x": int}, "__module__": __name__})
 
 
+def test_abstract_classes():
+    class Meta(abc.ABCMeta, type(Record)):
+        pass
+
+    class Shape(Record, metaclass=Meta):
+        name: "str"
+
+        @abc.abstractmethod
+        def area(self):
+            raise NotImplementedError
+
+    class Square(Shape):
+        side: "int"
+
+        def area(self):
+            return self.side**2
+
+    assert Square("s", 3).area() == 9
+    assert isinstance(Square("s", 3), Shape)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="abstract class Shape"):
+            Shape("s")
+
+
+def test_a_class_that_is_not_complete_is_refused():
+    seen = []
+
+    class Base(Record):
+        def __init_subclass__(cls):
+            for use in (lambda: cls(1), lambda: type(Record)("Sub", (cls,), {"__module__": __name__})):
+                with pytest.raises(TypeError, match="can't be used before it is complete") as caught:
+                    use()
+                seen.append(caught.type)
+
+    class Late(Base):
+        x: int
+
+    assert (Late(3).x, len(seen)) == (3, 2)
+
+
 def test_extra_slots():
     class Cached(Record):
         __slots__ = ("cache",)
@@ -840,6 +881,10 @@ def test_gc_option_saves_the_header():
         b: str
         c: str
 
+    both = type(Record)("Both", (Record,), {"__module__": __name__}, gc=False, dict=True, weakref=True)
+    for record in (both(), both.__new__(both)):
+        record.x = 5
+        assert vars(record) == {"x": 5}
     if not FREE_THREADED:
         assert sys.getsizeof(With("a", "b", "c")) - sys.getsizeof(Without("a", "b", "c")) == 16
     record = Without("a", "b", "c")

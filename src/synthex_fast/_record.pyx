@@ -214,6 +214,7 @@ cdef extern from "Python.h":
         void* tp_call
         PyTypeObject* tp_base
     const unsigned long Py_TPFLAGS_HAVE_GC
+    const unsigned long Py_TPFLAGS_IS_ABSTRACT
     PyTypeObject PyType_Type
     PyTypeObject PyBaseObject_Type
     PyTypeObject PyUnicode_Type
@@ -868,12 +869,21 @@ cdef void put(PyObject* op, Py_ssize_t offset, PyObject* value, bint cyclic) noe
 # --- Memory ------------------------------------------------------------------------------------------------------
 
 
+cdef int refuse_abstract(Layout* layout) except -1:
+    cls = <object>layout.type
+    methods = ", ".join(sorted(cls.__abstractmethods__))
+    raise TypeError(f"Can't instantiate abstract class {cls.__name__} without an implementation of {methods}")
+
+
 cdef inline PyObject* obtain(Layout* layout) except NULL:
     """An untracked record whose slots are NULL or, where the field keeps one, an idle container."""
     cdef PyObject* op = <PyObject*>freelist_pop(layout.idle)
     if likely(op != NULL):
         revive(op)
         return op
+    if unlikely((<Slots*>layout.type).tp_flags & Py_TPFLAGS_IS_ABSTRACT):
+        # Asked only here, since an abstract class has no idle records.
+        refuse_abstract(layout)
     op = gc_new(layout.type) if layout.gc else plain_new(layout.type)
     if op == NULL:
         raise MemoryError()
@@ -2143,8 +2153,8 @@ def lay_out(
             layout.weakrefs = base.weakrefs
         if attributes is not None:
             slots.tp_dictoffset = offset_of(cls, attributes)
-        layout.tracked = slots.tp_dictoffset != 0
-        layout.extras = layout.extras or layout.tracked or (base != NULL and base.extras)
+        layout.tracked = gc and slots.tp_dictoffset != 0
+        layout.extras = layout.extras or slots.tp_dictoffset != 0 or (base != NULL and base.extras)
         for i in range(count):
             name, rule, how, value, slot, clock, parameter, shown, compared_, hashed = fields[i]
             field = &layout.fields[i]
@@ -2238,7 +2248,7 @@ def lay_out(
 
 def known_rules_of(cls):
     """The rules of a record class by field name; None for one that is not resolved yet."""
-    cdef Layout* layout = <Layout*>layout_at(<void*>cls)
+    cdef Layout* layout = complete_layout(cls)
     cdef dict rules = {}
     cdef int i
     for i in range(layout.count):
@@ -2276,9 +2286,16 @@ def is_complete(cls):
     return layout != NULL and layout.state == READY
 
 
+cdef Layout* complete_layout(object cls) except NULL:
+    cdef Layout* layout = <Layout*>layout_at(<void*>cls)
+    if layout == NULL:
+        raise TypeError(f"{cls.__qualname__} can't be used before it is complete")
+    return layout
+
+
 def options_of(cls):
     """The options of a record class by name."""
-    cdef Layout* layout = <Layout*>layout_at(<void*>cls)
+    cdef Layout* layout = complete_layout(cls)
     cdef Slots* slots = <Slots*><void*>cls
     return {
         "pool": layout.pool, "gc": layout.gc, "frozen": layout.frozen, "order": layout.ordered, "eq": layout.eq,

@@ -724,6 +724,14 @@ def _filled(
     return rule, HOWS[how], value
 
 
+def _locals_of_statement() -> Mapping[str, Any]:
+    """The local names where the class statement stands; `abc.ABCMeta` may be in between."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__") == "abc" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_locals
+
+
 def _scopes(cls: type, local: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     module = sys.modules.get(cls.__module__)
     parameters = {one.__name__: one for one in getattr(cls, "__type_params__", ())}
@@ -829,7 +837,7 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     namespace.setdefault("__match_args__", tuple(key for key, one in fields.items() if _parameter(one) == 0))
     _add_methods(namespace, options)
     cls: Any = _record.make_class(meta, name, bases, namespace, rest)
-    scopes = _scopes(cls, sys._getframe(1).f_locals if own else {})
+    scopes = _scopes(cls, _locals_of_statement() if own else {})
     rules: dict[str, Rule | None] = {} if base is None else _record.known_rules_of(base)
     for key, one in own.items():
         try:
