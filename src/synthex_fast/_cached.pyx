@@ -66,7 +66,7 @@ cdef extern from *:
     tuple tuple_of "synthex_tuple_of"(PyObject** items, Py_ssize_t count)
     bint refers_to "synthex_refers_to"(PyObject*, PyObject*) noexcept
     object PyObject_GenericGetAttr(object, object)
-    int PyObject_GenericSetAttr(object, object, object) except -1
+    dict PyObject_GenericGetDict(object, void*)
     object PyVectorcall_Call(object, object, object)
     object PyMethod_New(object, object)
     bint PyType_Check(PyObject*) noexcept
@@ -374,29 +374,30 @@ cdef class Cached:
                 f"{self.attribute[8:]}() is cached for each instance, and {type(<object>instance).__name__} objects"
                 " can't be referenced weakly: add '__weakref__' to __slots__"
             ) from None
-        with cython.critical_section(self):
-            # Another thread may have been faster.
-            other = self.held_by(instance)
-            if other is not None:
-                return other
-            self.give(instance, holder)
-        self.holders.add(holder)
-        return holder
+        other = self.give(instance, holder)
+        if other is holder:
+            self.holders.add(holder)
+        return other
 
-    cdef int give(self, PyObject* instance, Holder holder) except -1:
-        cdef tuple key
+    cdef Holder give(self, PyObject* instance, Holder holder):
+        """Have the instance hold it, unless another thread was faster: returns what it holds."""
+        cdef dict attributes
         try:
-            if not PyType_Check(instance):
-                # Whatever the class's own __setattr__ does; a frozen instance has this attribute too.
-                PyObject_GenericSetAttr(<object>instance, self.attribute, holder)
-                return 0
+            if PyType_Check(instance):
+                # A class's attributes are not to be changed behind its back.
+                raise AttributeError
+            # Not set as an attribute: two threads would both set one. Nor does the class's own __setattr__ matter.
+            attributes = PyObject_GenericGetDict(<object>instance, NULL)
+            key = self.attribute
         except AttributeError:
-            # It has no __dict__.
-            pass
-        key = (self.attribute, <size_t>instance)
-        holder.owner = weakref.ref(<object>instance, forget_of(key))
-        held_apart[key] = holder
-        return 0
+            attributes = held_apart
+            key = (self.attribute, <size_t>instance)
+            holder.owner = weakref.ref(<object>instance, forget_of(key))
+        held = attributes.setdefault(key, holder)
+        if held is not holder and not (type(held) is Holder and is_of(<Holder>held, self, instance)):
+            # Another instance's: the attributes are a copy.
+            attributes[key] = held = holder
+        return <Holder>held
 
     cdef object call_slowly(self, PyObject** args, Py_ssize_t count, PyObject* names, bint missed):
         cdef TTLDict cache
