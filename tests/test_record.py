@@ -753,6 +753,13 @@ def test_extra_slots():
     record.cache = [record]
     assert record.cache[0] is record
     assert copy.copy(record).cache is record.cache
+    canary = Named("x")
+    record.cache.append(canary)
+    ref = weakref.ref(canary)
+    del record, canary
+    gc.collect()
+    assert ref() is None
+    record = Cached(1)
     assert repr(record).endswith("Cached(x=1)")
 
 
@@ -1294,10 +1301,12 @@ def test_cycles_are_collected():
 
 def test_a_deep_chain_does_not_exhaust_the_stack():
     for shape in (lambda node: Node(1, node), lambda node: Node([node]), lambda node: Node({"a": node})):
-        chain = None
+        chain = Node()
+        innermost = weakref.ref(chain)
         for _ in range(100_000):
             chain = shape(chain)
         del chain
+        assert innermost() is None
     assert Node(1).next is None
 
 
@@ -1378,7 +1387,7 @@ def test_hostile_comparisons():
 
 
 def test_classes_go_with_their_last_user():
-    def make():
+    def make(cyclic):
         class Short(Record, pool=10, weakref=True, dict=True):
             x: int
             items: list[int] = field(default_factory=list)
@@ -1388,14 +1397,17 @@ def test_classes_go_with_their_last_user():
                 return super().__repr__()
 
         held = [Short(n) for n in range(5)]
-        held[0].items.append(held)
+        if cyclic:
+            held[0].items.append(held)
         del held
+        assert cyclic or Short.stats()["pool_size"] == 5
         return weakref.ref(Short)
 
-    ref = make()
-    for _ in range(3):
-        gc.collect()
-    assert ref() is None
+    for cyclic in (False, True):
+        ref = make(cyclic)
+        for _ in range(3):
+            gc.collect()
+        assert ref() is None
 
 
 @pytest.mark.slow
