@@ -1310,6 +1310,70 @@ def test_a_deep_chain_does_not_exhaust_the_stack():
     assert Node(1).next is None
 
 
+def test_a_deep_chain_without_the_collectors_header_does_not_either():
+    class Bare(Record, gc=False, pool=0):
+        pass
+
+    class Link(Bare):
+        next: Bare
+
+    chain = Bare()
+    for _ in range(500_000):
+        chain = Link(chain)
+    del chain
+    assert Bare.stats["discarded"] == 1
+
+
+def test_a_record_put_aside_by_a_deep_deallocation_is_dead_to_weak_references():
+    seen = []
+
+    class Hook:
+        def __del__(self):
+            seen.append([ref() for ref in refs])
+
+    class Leaves(Record, weakref=True):
+        # Slots are in the order of their names, and so are dropped.
+        a: Any
+        b: Any
+        hook: Any
+
+    for depth in range(30, 50):
+        leaves = [Node(1), Node(2)]
+        refs = [weakref.ref(leaf) for leaf in leaves]
+        chain = Leaves(*leaves, Hook())
+        del leaves
+        for _ in range(depth):
+            chain = Node(chain)
+        del chain
+        assert [ref() for ref in refs] == [None, None]
+    assert seen == [[None, None]] * 20
+
+
+def test_the_hash_of_records_nested_too_deeply_is_a_recursion_error():
+    class Frozen(Record, frozen=True):
+        next: Any
+
+    chain = None
+    for _ in range(300_000):
+        chain = Frozen(chain)
+    with pytest.raises(RecursionError):
+        hash(chain)
+    assert hash(Frozen(None)) == hash(Frozen(None))
+
+
+def test_a_bases_descriptor_makes_what_the_records_own_class_says():
+    class Named(Record):
+        id: str = field(default_factory="uuid4")
+
+    class Timed(Named):
+        id: datetime = field(default_factory="now")
+
+    record = Timed()
+    assert Named.id.__get__(record) is record.id
+    assert isinstance(record.id, datetime)
+    assert isinstance(super(Timed, Timed()).id, datetime)
+
+
 class Hostile:
     """Does something to a record of its class while its own reference is dropped."""
 

@@ -232,6 +232,8 @@ cdef extern from "Python.h":
     PyObject* PyObject_GenericGetDict(PyObject*, void*) except NULL
     int PyObject_GenericSetDict(PyObject*, PyObject*, void*) except -1
     int PyObject_CallFinalizerFromDealloc(PyObject*) noexcept
+    int Py_EnterRecursiveCall(const char*) except *   # any value but 0
+    void Py_LeaveRecursiveCall() noexcept
     void PyObject_Free(void*) noexcept
     const char* PyUnicode_AsUTF8(object) except NULL
     Py_ssize_t PyUnicode_GetLength "PyUnicode_GET_LENGTH"(object) noexcept
@@ -1025,6 +1027,9 @@ cdef void dispose_nested(PyObject* op, Layout* layout) noexcept:
     if nesting.depth >= DEPTH:
         if layout.gc:
             PyObject_GC_UnTrack(op)
+        if layout.weakrefs and slot_at(op, layout.weakrefs)[0] != NULL:
+            # The link stands where the reference count does: a weak reference would take the record for a live one.
+            PyObject_ClearWeakRefs(op)
         (<PyObject**>op)[0] = nesting.aside
         nesting.aside = op
         return
@@ -1547,7 +1552,12 @@ cdef int record_setattro(PyObject* op, PyObject* name, PyObject* value) except -
 
 
 cdef PyObject* get_lazy(PyObject* op, void* closure) except NULL:
-    return lazy_value(op, <Field*>closure)
+    cdef Layout* layout = layout_of(op)
+    cdef Field* field = <Field*>closure
+    if unlikely(field < layout.fields or field >= layout.fields + layout.count):
+        # The descriptor is a base's, and the record's class may make another kind of value.
+        field = find(layout, field.name)
+    return lazy_value(op, field)
 
 
 cdef int set_lazy(PyObject* op, PyObject* value, void* closure) except -1:
@@ -1995,12 +2005,17 @@ cdef class RecordBase:
         cdef int i
         if not layout.eq:
             return object.__hash__(self)
-        for i in range(layout.count):
-            field = &layout.fields[layout.order[i]]
-            if field.hashed:
-                value = peeked(<PyObject*>self, field)
-                values.append(value)
-        return hash(tuple(values))
+        # Neither hash() nor a tuple's notices that records in records nest too deeply.
+        Py_EnterRecursiveCall(" while hashing a record")
+        try:
+            for i in range(layout.count):
+                field = &layout.fields[layout.order[i]]
+                if field.hashed:
+                    value = peeked(<PyObject*>self, field)
+                    values.append(value)
+            return hash(tuple(values))
+        finally:
+            Py_LeaveRecursiveCall()
 
     def __copy__(self):
         return copy_of(self, None)
@@ -2197,7 +2212,8 @@ def lay_out(
                 resolved = False
             else:
                 adopt(field, rule, validate)
-                if not field.plain:
+                # An instance without the collector's header may be of a subclass, and that a record with more in it.
+                if not field.plain or field.kind == INSTANCE:
                     layout.nests = True
         if reset is not None:
             Py_INCREF(<PyObject*>reset)
