@@ -343,6 +343,26 @@ def test_loads_must_not_use_the_cache(server, other):
             cache.get("a")
 
 
+def test_callbacks_in_the_connections_thread_must_not_use_the_cache_either(server, other):
+    refused = []
+
+    def removed(key, value, reason):
+        try:
+            cache.get("b")
+        except SynthexFastError as error:
+            refused.append(str(error))
+
+    with cache_at(server, on_remove=removed) as cache:
+        cache["a"] = 1
+        # The copies are removed while the connection's lock is held.
+        other.client_kill_filter(_type="normal", skipme=True)
+        other.client_kill_filter(_type="pubsub", skipme=True)
+        eventually(lambda: cache.set("a", 2))
+        eventually(lambda: cache.get("a"))
+        assert cache.get("a") == 2
+    assert any("must not use the cache" in text for text in refused)
+
+
 def test_an_error_reply_reaches_the_caller_and_nothing_is_copied(server, other):
     other.lpush("cache:list", "1")
     with cache_at(server) as cache:

@@ -725,7 +725,8 @@ class TieredCache(_Shared, LocalTier):
 
     ``serializer`` is "bytes", "str", "json" or a pair of callables, ``(dumps, loads)``. Pickle is none of them, because
     whoever can write to the server could then run code here; ``(pickle.dumps, pickle.loads)`` says that you trust it.
-    ``loads`` runs in the reader's thread and must not use the cache. Copies are shared: don't change what `get` gives.
+    ``loads``, ``on_remove`` and ``on_evict`` may run in the connection's thread and must not use the cache. Copies are
+    shared: don't change what `get` gives.
 
     Within ``timeout`` seconds the server must answer. If the connection is lost, reads of copies go on for
     ``stale_if_error`` seconds since the server was last heard of, while everything else raises
@@ -841,6 +842,11 @@ class TieredCache(_Shared, LocalTier):
     def _usable_link(self) -> _Link:
         """The link, started if need be: at first use, and in a forked child."""
         link = self._link
+        if link is not None and link.thread is threading.current_thread():
+            # It would wait for itself, and may hold the lock already.
+            raise SynthexFastError(
+                "what the connection's thread calls (loads, on_remove, on_evict) must not use the cache that calls it"
+            )
         if link is None or self._forked:
             with _starting:
                 if self._closed:
@@ -885,8 +891,6 @@ class TieredCache(_Shared, LocalTier):
         return request.result
 
     def _wait(self, link: _Link, request: _Request) -> None:
-        if link.thread is threading.current_thread():
-            raise SynthexFastError("loads must not use the cache that calls it")
         if not request.done.acquire(True, self._timeout):
             raise self._unavailable(f"it has not answered within {self._timeout:g} s")
         # For the next one that waits.
