@@ -2126,7 +2126,7 @@ def lay_out(
     cdef Layout* base = NULL
     cdef Field* field
     cdef Field* inherited
-    cdef int count = len(fields)
+    cdef int count = <int>len(fields)
     cdef int i, lazies = 0
     cdef bint resolved = True
     if slots.tp_flags & PREHEADER or slots.tp_itemsize or layout_at(<void*>cls) != NULL:
