@@ -986,6 +986,7 @@ DIFFERENT = {
     "test_lru_cache_typed_is_not_recursive",
     "test_kwargs_order",  # expects calls that differ in the order of keywords to be kept apart
     "test_lru_with_maxsize_negative",
+    "test_lru_recursion",  # of 3.13: a miss makes more calls in C than theirs, so misses may nest less deeply there
     "test_lru_cache_threaded2",  # expects that threads call the function for the same arguments at once
 }
 
