@@ -7,9 +7,9 @@ call the memory analysis of a service that this package answers "the report"; th
 # First: it refuses a subinterpreter before a compiled module is loaded.
 from synthex_fast import _interpreter  # noqa: F401
 from synthex_fast._pool import ObjectPool
-from synthex_fast._records import PooledExpertQuery, PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
 from synthex_fast._ttl import TTLDict, create_memory_aware_ttl_dict
+from synthex_fast.experts import PooledExpertQuery, PooledExpertResponse
 
 # Type checkers treat it like typing.TYPE_CHECKING, whose import would cost time.
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from synthex_fast._records import PooledExpertResponse
+    from synthex_fast.experts import PooledExpertResponse
     from synthex_fast._slab import ResponseBuffer
 
 __all__ = ["flush"]

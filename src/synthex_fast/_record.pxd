@@ -1,7 +1,30 @@
 """What a field accepts (`Rule`), and the base class of all records, for Cython code that cimports them.
 
-A record's own fields are slots, which C code reads through their offsets; ``_record.pyx`` describes the layout.
+A record's own fields are slots, which C code reads through their offsets; ``_record.pyx`` describes the layout. What it
+finds there may be NULL and of any type, since member descriptors don't check what they store. On the free-threaded build
+it reads in a critical section of the record.
 """
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uintptr_t
+
+
+cdef inline PyObject** slot_at(PyObject* op, Py_ssize_t offset) noexcept:
+    return <PyObject**>(<char*>op + offset)
+
+
+cdef inline bint is_number(PyObject* word) noexcept:
+    """Whether a slot holds a number in place of a reference."""
+    return <uintptr_t>word & 1
+
+
+cdef inline int64_t clock_in(PyObject* op, Py_ssize_t offset) noexcept:
+    """Microseconds since the epoch."""
+    return <int64_t><uintptr_t>slot_at(op, offset)[0] >> 1
+
+
+cdef Py_ssize_t field_offset(object cls, str name) except -1
+cdef Py_ssize_t clock_offset(object cls, str name) except -1
 
 
 cdef class Rule:
@@ -19,6 +42,7 @@ cdef class Rule:
     cdef readonly tuple choices         # or None
     cdef readonly tuple calls
     cdef dict members
+    cdef tuple members_in_order         # of a field that holds one of some texts, once it was read
     cdef str text                       # what is allowed
     cdef str _described(self)
     cdef str _restricted(self, str text)

@@ -19,6 +19,7 @@ fields are; `lay_out` here turns that into a layout and puts the functions of th
 - A field that is made when first read (an identifier, the time) holds a number until then: a word with its lowest bit
   set, which no reference has. Such a field has an attribute of ours instead of the member descriptor, and its slot a
   name of its own, so that ``__class__`` can't be set to a class that would take the word for a reference.
+- Other fields that are stored in another way than they are read (`Style`, ``_record_styles.pxi``) have one too.
 - A record is tracked by the collector once a value may be part of a reference cycle. It is never untracked again.
 - Records that hold records nest deeply in some programs. Deallocation counts its depth and puts records aside beyond
   `DEPTH`, to be deallocated by the outermost call.
@@ -39,14 +40,14 @@ from synthex_fast._freelist cimport (
 )
 from synthex_fast._ids cimport id_for, take_serial, timed_id_for, want_serial
 from synthex_fast._python cimport (
-    destructor, freefunc, inquiry, METH_FASTCALL, METH_KEYWORDS, newfunc, owned, Py_DECREF, Py_INCREF, Py_NewRef,
-    Py_None, Py_ReprEnter, Py_ReprLeave, PY_SSIZE_T_MAX, Py_TYPE, Py_XDECREF, Py_XINCREF, PyCFunction,
-    PyDescr_NewClassMethod, PyDescr_NewGetSet, PyDict_CheckExact, PyDict_Clear, PyDict_New, PyDict_SetItemString,
-    PyFloat_AS_DOUBLE, PyGetSetDef, PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyMethodDef,
-    PyObject_CallNoArgs, PyObject_ClearWeakRefs, PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track,
-    PyObject_GC_UnTrack, PyObject_TypeCheck, PyObject_Vectorcall, PyObject_VectorcallDict, PyTuple_GET_SIZE,
-    PyType_Modified, PyTypeObject, PyUnicode_GET_LENGTH, PyUnicode_InternInPlace, PyVectorcall_NARGS, same_text,
-    traverseproc, vectorcallfunc, visitproc,
+    Py_None, PyDescr_NewGetSet, PyFloat_AS_DOUBLE, PyObject_CallNoArgs, PyObject_GC_UnTrack, PyType_Modified,
+    PyUnicode_InternInPlace, destructor, freefunc, inquiry, newfunc, owned, Py_DECREF, Py_INCREF, Py_NewRef,
+    Py_ReprEnter, Py_ReprLeave, PY_SSIZE_T_MAX, Py_TYPE, Py_XDECREF, Py_XINCREF, PyDict_CheckExact, PyDict_Clear,
+    PyDict_New, PyDict_SetItemString, PyGetSetDef, PyList_CheckExact, PyList_GET_SIZE, PyList_New,
+    PyObject_ClearWeakRefs, PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track, PyObject_TypeCheck,
+    PyObject_VectorcallDict, PyTuple_CheckExact, PyTuple_GET_SIZE, PyTypeObject, PyUnicode_CheckExact,
+    PyUnicode_FromObject, PyUnicode_GET_LENGTH, PyVectorcall_NARGS, same_text, traverseproc, vectorcallfunc,
+    visitproc,
 )
 from synthex_fast._sync cimport (
     FREE_THREADED, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
@@ -144,6 +145,9 @@ cdef extern from *:
     #define synthex_list_at(op, i) (((PyListObject *)(op))->ob_item[i])
     #define synthex_resize(op, n) Py_SET_SIZE((PyVarObject *)(op), (n))
     #define synthex_tuple_items(op) (((PyTupleObject *)(op))->ob_item)
+    static inline void synthex_set_member_doc(PyObject *op, const char *doc) {
+        if (Py_IS_TYPE(op, &PyMemberDescr_Type)) ((PyMemberDescrObject *)op)->d_member->doc = doc;
+    }
     #define synthex_member_offset(op) \\
         (Py_IS_TYPE((op), &PyMemberDescr_Type) ? ((PyMemberDescrObject *)(op))->d_member->offset : 0)
 
@@ -189,6 +193,7 @@ cdef extern from *:
     void resize "synthex_resize"(PyObject*, Py_ssize_t) noexcept
     PyObject** tuple_items "synthex_tuple_items"(PyObject*) noexcept
     Py_ssize_t member_offset "synthex_member_offset"(PyObject*) noexcept
+    void set_member_doc "synthex_set_member_doc"(PyObject*, const char*) noexcept
     const bint DICTS_TRACKED "SYNTHEX_DICTS_TRACKED"
     PyObject* shared "synthex_shared"(PyObject*) noexcept
 
@@ -252,7 +257,17 @@ cdef enum Kind:
 
 cdef enum How:
     # What a field gets that no argument was given for.
-    REQUIRED, ABSENT, VALUE, NEW_LIST, NEW_DICT, FACTORY, UUID4, UUID7, NOW
+    REQUIRED, ABSENT, VALUE, NEW_LIST, NEW_DICT, FACTORY, UUID4, UUID7, NOW, CODE, WHEN_TOUCHED
+
+
+cdef enum Style:
+    # How a field is stored, where that is not what reading it gives.
+    ORDINARY
+    CODED                       # one of some texts, as the number of its place among them; read as an enumeration's
+    CLOCKED                     # a time, with a second slot that has it as a number too
+    TOUCHED                     # a dict that is made when first read
+    TEXTS                       # a list that is made when first read, of texts that are copied from what is given
+    TAGS                        # the same, of stripped and distinct lower-case texts
 
 
 cdef enum Bound:
@@ -279,19 +294,25 @@ cdef struct Field:
     PyObject* rule              # a `Rule`, or NULL: not resolved yet
     Py_ssize_t least, most      # LENGTH: in characters
     double low, high            # SPAN
-    Py_ssize_t clock            # UUID7: offset of the slot for the time of construction
+    Py_ssize_t clock            # offset of the slot for the time as a number: UUID7, CLOCKED
+    PyObject* code              # CODE: the default as it is stored
+    Field* after                # the field whose time this one's must be later than, or NULL
     unsigned char kind
+    unsigned char style
     unsigned char how
     unsigned char bound
     unsigned char simple        # plain, FREE and not `keeps`: a value of the exact class is stored as it is
     unsigned char plain         # a value of the exact class can't be part of a reference cycle
     unsigned char optional      # None is allowed
     unsigned char lazy          # the slot may hold a number in place of a reference
+    unsigned char renews        # None stands for what the field gets that no argument was given for
     unsigned char keeps         # the idle block may hold an idle container in this slot
     unsigned char keep          # how many more may be kept in vain
     unsigned char shown         # in the repr
     unsigned char compared
     unsigned char hashed
+    unsigned char parameter     # 0: positional, 1: keyword-only, 2: none
+    PyObject* description       # owned text, or NULL
 
 
 cdef struct Layout:
@@ -301,7 +322,9 @@ cdef struct Layout:
     PyObject** names            # borrowed from the fields
     unsigned short* order       # indices of the fields in the order in which they were declared
     Field** special             # the fields whose slots may hold a number or an idle container
-    PyGetSetDef* attributes     # of fields that are made when first read
+    unsigned short* role        # of each slot: 0, or the place in `special` of its field, counted from 1
+    Field** later               # the fields whose time must be later than that of another
+    PyGetSetDef* attributes     # of fields that are not read as they are stored
     int count
     int parameters
     int positional
@@ -313,7 +336,10 @@ cdef struct Layout:
     bint ordered
     bint validated
     bint keeping                # one field or more keeps containers
+    bint blank                  # ``__new__`` gives what `reset` leaves
+    bint opens                  # subclasses written in Python have a __dict__ unless they say otherwise
     int specials
+    int laters
     bint nests                  # a value may be a record or hold one
     Py_ssize_t pool             # the most idle records
     bint extras                 # there is a __dict__, or slots that are no fields
@@ -325,14 +351,6 @@ cdef struct Layout:
 
 cdef inline Layout* layout_of(PyObject* op) noexcept:
     return <Layout*>layout_at(Py_TYPE(op))
-
-
-cdef inline PyObject** slot_at(PyObject* op, Py_ssize_t offset) noexcept:
-    return <PyObject**>(<char*>op + offset)
-
-
-cdef inline bint is_number(PyObject* word) noexcept:
-    return <uintptr_t>word & 1
 
 
 cdef inline PyObject* number_word(uint64_t number) noexcept:
@@ -372,7 +390,7 @@ cdef class Rule:
 
     def __init__(
         self, int kind, *, cls=None, options=(), optional=False, least=None, most=None, low=None, high=None,
-        above=False, below=False, pattern=None, choices=None, calls=()
+        above=False, below=False, pattern=None, choices=None, calls=(), allowed=None
     ):
         self.kind = kind
         self.cls = cls
@@ -387,6 +405,7 @@ cdef class Rule:
         self.pattern = pattern
         self.choices = None if choices is None else tuple(choices)
         self.calls = tuple(calls)
+        self.text = allowed
         if kind == CHOICE:
             self.members = dict(cls._value2member_map_)
 
@@ -481,6 +500,8 @@ cdef class Rule:
         if kind == TUPLE:
             return isinstance(value, tuple)
         if kind == MOMENT:
+            if datetime_class is None:
+                load_datetime()
             return isinstance(value, datetime_class)
         if kind == DATE:
             return isinstance(value, date_class) and not isinstance(value, datetime_class)
@@ -622,7 +643,10 @@ KINDS = {
 }
 HOWS = {
     "required": REQUIRED, "absent": ABSENT, "value": VALUE, "list": NEW_LIST, "dict": NEW_DICT, "factory": FACTORY,
-    "uuid4": UUID4, "uuid7": UUID7, "now": NOW,
+    "uuid4": UUID4, "uuid7": UUID7, "now": NOW, "code": CODE, "when_touched": WHEN_TOUCHED,
+}
+STYLES = {
+    "ordinary": ORDINARY, "coded": CODED, "clocked": CLOCKED, "touched": TOUCHED, "texts": TEXTS, "tags": TAGS,
 }
 cdef dict KIND_TEXTS = {
     ANY: "anything", TEXT: "a string", INTEGER: "an integer", NUMBER: "a number", TRUTH: "True or False",
@@ -691,7 +715,11 @@ cdef int adopt(Field* field, Rule rule, bint validate) except -1:
         field.exact = NULL
         field.plain = False
         field.bound = FREE
-    field.simple = field.plain and field.bound == FREE and not field.keeps
+    if field.style != ORDINARY:
+        field.kind = UNION
+        field.exact = NULL
+        field.plain = field.style == CODED or field.style == CLOCKED
+    field.simple = field.plain and field.exact != NULL and field.bound == FREE and not field.keeps
     Py_INCREF(<PyObject*>rule)
     field.rule = <PyObject*>rule
     Py_XDECREF(old)
@@ -747,6 +775,10 @@ cdef object peeked(PyObject* op, Field* field):
     """The field's value; AttributeError if it has none."""
     cdef PyObject* value
     cdef Section section
+    if field.style == CODED:
+        return owned(coded_value(op, field))
+    if is_touched(field):
+        return untouched_value(op, field)
     if field.lazy:
         return owned(lazy_value(op, field))
     hold(&section, op)
@@ -781,8 +813,11 @@ cdef inline uint64_t microseconds_now() noexcept:
 
 cdef int start_lazy(PyObject* op, Field* field) except -1:
     """Give a field that is made when first read its number. The record is not shared yet."""
+    cdef PyObject* word
     if field.how == NOW:
-        slot_at(op, field.offset)[0] = number_word(microseconds_now())
+        slot_at(op, field.offset)[0] = word = number_word(microseconds_now())
+        if field.clock:
+            slot_at(op, field.clock)[0] = word
         return 0
     want_serial()
     if field.how == UUID7:
@@ -846,7 +881,7 @@ cdef int renew_lazy(PyObject* op, Field* field) except -1:
     old = slot_at(op, field.offset)[0]
     slot_at(op, field.offset)[0] = number_word(serial)
     if field.clock:
-        slot_at(op, field.clock)[0] = number_word(now // 1000)
+        slot_at(op, field.clock)[0] = number_word(now if field.how == NOW else now // 1000)
     let(&section)
     if not is_number(old):
         Py_XDECREF(old)
@@ -944,44 +979,31 @@ cdef inline void drop_slots(PyObject* op, Layout* layout) noexcept:
 
 
 cdef void drop_marked(PyObject* op, Layout* layout) noexcept:
-    """`drop_slots` for a class some of whose slots may hold numbers, or containers to keep."""
-    cdef PyObject** slot
-    cdef PyObject** end
+    """`drop_slots` for a class some of whose slots may hold numbers, or containers to keep.
+
+    Numbers stay: nothing reads them any more, and all of them are set again when the block is used.
+    """
+    cdef PyObject** slot = slot_at(op, sizeof(PyObject))
+    cdef PyObject** end = slot_at(op, layout.end)
+    cdef unsigned short* role = layout.role
     cdef PyObject* value
-    cdef Field** special = layout.special
     cdef Field* field
-    cdef int i
-    for i in range(layout.specials):
-        field = special[i]
-        slot = slot_at(op, field.offset)
-        value = slot[0]
-        if value != NULL and field.keeps:
-            slot[0] = NULL
-            if not load_u8(&field.keep):
-                Py_DECREF(value)
-            else:
-                value = emptied(value)
-                if value != NULL:
-                    # Marked, so that the loop below leaves it.
-                    slot[0] = <PyObject*>(<uintptr_t>value | 1)
-    slot = slot_at(op, sizeof(PyObject))
-    end = slot_at(op, layout.end)
     while slot < end:
         value = slot[0]
-        if not is_number(value):
+        if value != NULL and not is_number(value):
             slot[0] = NULL
-            Py_XDECREF(value)
+            if not role[0]:
+                Py_DECREF(value)
+            else:
+                field = layout.special[role[0] - 1]
+                if not field.keeps or not load_u8(&field.keep):
+                    Py_DECREF(value)
+                else:
+                    value = emptied(value)
+                    if value != NULL:
+                        slot[0] = marked(value) if is_touched(field) else value
         slot += 1
-    # What is left are the marks, and the numbers of fields that were never read.
-    for i in range(layout.specials):
-        field = special[i]
-        slot = slot_at(op, field.offset)
-        if field.keeps:
-            slot[0] = <PyObject*>(<uintptr_t>slot[0] & ~<uintptr_t>1)
-        else:
-            slot[0] = NULL
-            if field.clock:
-                slot_at(op, field.clock)[0] = NULL
+        role += 1
 
 
 cdef void block_free(void* block) noexcept:
@@ -991,9 +1013,9 @@ cdef void block_free(void* block) noexcept:
     cdef Layout* layout = <Layout*>layout_at(cls)
     cdef int i
     if layout.keeping:
-        for i in range(layout.count):
-            if layout.fields[i].keeps:
-                Py_XDECREF(slot_at(op, layout.fields[i].offset)[0])
+        for i in range(layout.specials):
+            if layout.special[i].keeps:
+                Py_XDECREF(unmarked(slot_at(op, layout.special[i].offset)[0]))
     if layout.gc:
         PyObject_GC_Del(op)
     else:
@@ -1072,7 +1094,7 @@ cdef int record_clear(PyObject* op) noexcept:
     cdef PyObject* value
     while offset < layout.end:
         value = slot_at(op, offset)[0]
-        if value != NULL and not is_number(value) and offset != layout.weakrefs:
+        if value != NULL and not is_number(value) and offset != layout.weakrefs and collectable(value):
             slot_at(op, offset)[0] = NULL
             Py_DECREF(value)
         offset += sizeof(PyObject*)
@@ -1216,7 +1238,9 @@ cdef int fill_default(PyObject* op, Layout* layout, Field* field, bint* cyclic) 
         slot_at(op, field.offset)[0] = taken(field, <PyObject*>made, cyclic)
     elif field.how == REQUIRED:
         bad_call(layout, f"missing required argument: '{<object>field.name}'")
-    elif field.how != ABSENT:
+    elif field.how == CODE:
+        slot_at(op, field.offset)[0] = field.code
+    elif field.how != ABSENT and field.how != WHEN_TOUCHED:
         start_lazy(op, field)
     return 0
 
@@ -1237,7 +1261,7 @@ cdef extern from *:
 
 cdef void drop_idle(PyObject* op, Field* field) noexcept:
     """An argument takes the place of the container that was kept."""
-    cdef PyObject* idle = slot_at(op, field.offset)[0]
+    cdef PyObject* idle = unmarked(slot_at(op, field.offset)[0])
     cdef unsigned char keep = load_u8(&field.keep)
     if idle != NULL:
         slot_at(op, field.offset)[0] = NULL
@@ -1266,6 +1290,10 @@ cdef inline int fill(
                 if not field.plain:
                     cyclic[0] = True
                 Py_INCREF(value)
+            elif unlikely(field.style != ORDINARY or (field.renews and value == Py_None)):
+                fill_styled(op, layout, field, value, cyclic)
+                field += 1
+                continue
             else:
                 value = taken(field, value, cyclic)
             if unlikely(field.keeps):
@@ -1273,9 +1301,21 @@ cdef inline int fill(
             slot_at(op, field.offset)[0] = value
         field += 1
     while number < layout.count:
-        fill_default(op, layout, field, cyclic)
+        # The commonest that `fill_default` does, written out.
+        if field.how == CODE:
+            slot_at(op, field.offset)[0] = field.code
+        elif field.how == VALUE and not FREE_THREADED:
+            Py_INCREF(field.value)
+            slot_at(op, field.offset)[0] = field.value
+            cyclic[0] |= collectable(field.value)
+        elif field.how != WHEN_TOUCHED:
+            fill_default(op, layout, field, cyclic)
         field += 1
         number += 1
+    for i in range(layout.laters):
+        value = slot_at(op, layout.later[i].offset)[0]
+        if unlikely(value != Py_None):
+            compare_times(op, layout)
     return 0
 
 
@@ -1379,22 +1419,17 @@ cdef PyObject* record_call(PyObject* cls, PyObject* const* args, size_t nargsf, 
     return completed(op, layout)
 
 
-cdef PyObject* record_acquire(PyObject* cls, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) except NULL:
-    return PyObject_Vectorcall(cls, args, nargs, kwnames)
-
-
 cdef PyObject* bare(PyTypeObject* cls) except NULL:
     """A record none of whose fields is set."""
     cdef Layout* layout = ready(cls)
     cdef PyObject* op = obtain(layout)
     cdef PyObject* idle
     cdef int i
-    if layout.keeping:
-        for i in range(layout.count):
-            if layout.fields[i].keeps:
-                idle = slot_at(op, layout.fields[i].offset)[0]
-                slot_at(op, layout.fields[i].offset)[0] = NULL
-                Py_XDECREF(idle)
+    for i in range(layout.specials):
+        idle = slot_at(op, layout.special[i].offset)[0]
+        slot_at(op, layout.special[i].offset)[0] = NULL
+        if layout.special[i].keeps:
+            Py_XDECREF(unmarked(idle))
     if layout.tracked:
         PyObject_GC_Track(op)
     return op
@@ -1403,7 +1438,7 @@ cdef PyObject* bare(PyTypeObject* cls) except NULL:
 cdef PyObject* record_new(PyTypeObject* cls, PyObject* args, PyObject* kwargs) except NULL:
     if not PyObject_TypeCheck(<PyObject*>cls, &meta_type):
         raise TypeError(f"{(<object>cls).__name__} can't be instantiated")
-    return bare(cls)
+    return blank(cls) if ready(cls).blank else bare(cls)
 
 
 cdef void exchange(PyObject* op, PyObject* other, Layout* layout) noexcept:
@@ -1432,6 +1467,8 @@ cdef void exchange(PyObject* op, PyObject* other, Layout* layout) noexcept:
         elif PyObject_GC_IsTracked(op):
             # It has the old values now.
             PyObject_GC_Track(other)
+            if not layout.extras:
+                PyObject_GC_UnTrack(op)
     let(&section)
 
 
@@ -1524,7 +1561,9 @@ cdef int load_frozen_error() except -1:
 
 cdef int assign(PyObject* op, Field* field, PyObject* value) except -1:
     cdef bint cyclic = False
-    if field.lazy and field.how != REQUIRED and value == Py_None and not field.optional:
+    if unlikely(field.style != ORDINARY or field.after != NULL):
+        assign_styled(op, field, value)
+    elif field.renews and value == Py_None:
         renew_lazy(op, field)
     else:
         value = taken(field, value, &cyclic)
@@ -1552,12 +1591,7 @@ cdef int record_setattro(PyObject* op, PyObject* name, PyObject* value) except -
 
 
 cdef PyObject* get_lazy(PyObject* op, void* closure) except NULL:
-    cdef Layout* layout = layout_of(op)
-    cdef Field* field = <Field*>closure
-    if unlikely(field < layout.fields or field >= layout.fields + layout.count):
-        # The descriptor is a base's, and the record's class may make another kind of value.
-        field = find(layout, field.name)
-    return lazy_value(op, field)
+    return lazy_value(op, field_here(op, <Field*>closure))
 
 
 cdef int set_lazy(PyObject* op, PyObject* value, void* closure) except -1:
@@ -1565,7 +1599,10 @@ cdef int set_lazy(PyObject* op, PyObject* value, void* closure) except -1:
     cdef Field* field = <Field*>closure
     if value == NULL:
         raise AttributeError(f"{<object>field.name} cannot be deleted")
-    put(op, field.offset, Py_NewRef(value), True)
+    if field.renews and value == Py_None:
+        renew_lazy(op, field)
+    else:
+        put(op, field.offset, Py_NewRef(value), True)
     return 0
 
 
@@ -1574,12 +1611,15 @@ cdef PyGetSetDef dict_attribute = PyGetSetDef(
 )
 
 
+include "_record_styles.pxi"
+
+
 # --- The metaclass -----------------------------------------------------------------------------------------------
 
 
 cdef PyObject* meta_new(PyTypeObject* meta, PyObject* args, PyObject* kwargs) except NULL:
     if declare is None:
-        raise TypeError("import synthex_fast.record before making a class")
+        from synthex_fast import record  # noqa: F401
     options = {} if kwargs == NULL else <dict>kwargs
     made = declare(<object>meta, *<tuple>args, **options)
     return Py_NewRef(<PyObject*>made)
@@ -1614,12 +1654,15 @@ cdef void layout_free(Layout* layout) noexcept:
         layout_drop(layout)
         for i in range(layout.count):
             Py_XDECREF(layout.fields[i].name)
+            Py_XDECREF(layout.fields[i].description)
     if layout.idle != NULL:
         freelist_delete(layout.idle)
     PyMem_RawFree(layout.fields)
     PyMem_RawFree(layout.names)
     PyMem_RawFree(layout.order)
     PyMem_RawFree(layout.special)
+    PyMem_RawFree(layout.role)
+    PyMem_RawFree(layout.later)
     PyMem_RawFree(layout.attributes)
     PyMem_RawFree(layout)
 
@@ -1676,6 +1719,8 @@ cdef void meta_dealloc(PyObject* cls) noexcept:
 
 
 cdef int meta_setattro(PyObject* cls, PyObject* name, PyObject* value) except -1:
+    if <object>name == "stats" and layout_at(cls) != NULL:
+        raise TypeError(f"cannot set stats of {(<object>cls).__name__}")
     (<Slots*>&PyType_Type).tp_setattro(cls, name, value)
     # The functions that a layout remembers, and the slots that a class written in Python inherits from it.
     if <object>name in ("__init__", "__new__", "__post_init__"):
@@ -1755,12 +1800,27 @@ class RecordStats(dict):
         return dict, (dict(self),)
 
 
+cdef object HERE = object()
+
+
 @cython.final
 @cython.internal
-cdef class StatsAttribute:
-    """The attribute ``stats`` of record classes and of their instances: a new `RecordStats` each."""
+cdef class ClassAttribute:
+    """An attribute of record classes and of their instances: ``stats``, or else ``acquire``.
+
+    ``stats`` is a new `RecordStats` each time. ``acquire`` is the class, so that calling it is the same.
+    """
+
+    cdef bint counts
+
+    def __cinit__(self, bint counts, made_here):
+        if made_here is not HERE:
+            raise TypeError("this attribute can't be made elsewhere")
+        self.counts = counts
 
     def __get__(self, instance, owner):
+        if not self.counts:
+            return owner
         if layout_at(<void*>owner) == NULL:
             raise AttributeError("stats")
         stats = RecordStats(counts(<Layout*>layout_at(<void*>owner)))
@@ -1820,11 +1880,13 @@ cdef object copy_of(object self, object memo):
             word = slot_at(op, field.offset)[0]
             if is_number(word):
                 slot_at(<PyObject*>twin, field.offset)[0] = word
-                if field.clock:
-                    slot_at(<PyObject*>twin, field.clock)[0] = slot_at(op, field.clock)[0]
+            if field.clock:
+                slot_at(<PyObject*>twin, field.clock)[0] = slot_at(op, field.clock)[0]
             let(&section)
             if word == NULL or is_number(word):
                 continue
+        elif is_touched(field) and not has_contents(op, field):
+            continue
         value = peeked_or(op, field, ...)
         if value is ...:
             continue
@@ -1850,10 +1912,12 @@ cdef bint same_word(PyObject* one, PyObject* other, Field* field, bint* differen
 cdef object compared(object self, object other, int op):
     cdef Layout* layout = layout_of(<PyObject*>self)
     cdef Field* field
+    cdef list pairs = []
     cdef bint different = False
     cdef int i
     if type(self) is not type(other) or not layout.eq or (op != Py_EQ and op != Py_NE and not layout.ordered):
         return NotImplemented
+    # All values are taken before any is compared, because comparing may run code that changes them.
     for i in range(layout.count):
         field = &layout.fields[layout.order[i]]
         if not field.compared:
@@ -1867,7 +1931,17 @@ cdef object compared(object self, object other, int op):
                 return True
         mine = peeked_or(<PyObject*>self, field, ...)
         theirs = peeked_or(<PyObject*>other, field, ...)
-        if mine is theirs or mine == theirs:
+        if mine is theirs:
+            continue
+        if (
+            PyUnicode_CheckExact(<PyObject*>mine) and PyUnicode_CheckExact(<PyObject*>theirs)
+            and same_text(<PyObject*>mine, <PyObject*>theirs)
+        ):
+            continue
+        pair = (mine, theirs)
+        pairs.append(pair)
+    for mine, theirs in pairs:
+        if mine == theirs:
             continue
         if op == Py_EQ:
             return False
@@ -1913,10 +1987,15 @@ cdef class RecordBase:
         cdef int i
         for i in range(layout.count):
             field = &layout.fields[i]
-            if not field.lazy or not is_number(slot_at(op, field.offset)[0]):
-                value = peeked_or(op, field, ...)
-                if value is not ...:
-                    put(op, field.offset, taken(field, <PyObject*>value, &cyclic), True)
+            # Containers that are made when touched are checked whichever way they are set.
+            if is_touched(field) or (field.lazy and is_number(slot_at(op, field.offset)[0])):
+                continue
+            value = peeked_or(op, field, ...)
+            if value is not ...:
+                put(op, field.offset, taken(field, <PyObject*>value, &cyclic), True)
+                if field.style == CLOCKED:
+                    store_pointer(<void**>slot_at(op, field.clock), number_word(micros_of(<PyObject*>value)))
+        compare_times(op, layout)
 
     def reset(self):
         """Set every field back to its default, and fields without one to an empty value.
@@ -1960,6 +2039,8 @@ cdef class RecordBase:
             for i in range(layout.count):
                 field = &layout.fields[layout.order[i]]
                 value = peeked_or(<PyObject*>self, field, ...)
+                if field.style == CODED:
+                    value = coded_text(<PyObject*>self, field)
                 if field.shown and value is not ...:
                     part = f"{<str>field.name}={value!r}"
                     parts.append(part)
@@ -2045,19 +2126,23 @@ cdef class RecordBase:
 
     def __getstate__(self):
         cdef Layout* layout = layout_of(<PyObject*>self)
+        cdef Field* field
         cdef dict fields = {}
         cdef int i
         for i in range(layout.count):
-            value = peeked_or(<PyObject*>self, &layout.fields[layout.order[i]], ...)
+            field = &layout.fields[layout.order[i]]
+            if field.style == CODED:
+                value = coded_text(<PyObject*>self, field)
+            else:
+                value = peeked_or(<PyObject*>self, field, ...)
             if value is not ...:
-                fields[<str>layout.names[layout.order[i]]] = value
+                fields[<str>field.name] = value
         return fields, extra_state(self, layout)
 
     def __setstate__(self, state):
         cdef PyObject* op = <PyObject*>self
         cdef Layout* layout = ready(Py_TYPE(op))
         cdef Field* field
-        cdef PyObject* value
         cdef bint cyclic = True
         cdef int i
         if not (isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict)):
@@ -2069,8 +2154,7 @@ cdef class RecordBase:
             field = &layout.fields[i]
             given = fields.get(<str>field.name, ...)
             if given is not ...:
-                value = taken(field, <PyObject*>given, &cyclic)
-                put(<PyObject*>fresh, field.offset, value, True)
+                restore(<PyObject*>fresh, layout, field, given)
             elif field.how != REQUIRED:
                 fill_default(<PyObject*>fresh, layout, field, &cyclic)
         for name in fields:
@@ -2109,25 +2193,90 @@ cdef Field* base_field(PyTypeObject* cls, object name) except? NULL:
     return found
 
 
+cdef int declare_field(Layout* layout, Field* field, object cls, tuple given) except -1:
+    """Fill in a field that the class declares; returns which parameter it is."""
+    cdef Field* inherited
+    name, rule, how, value, slot, clock, parameter, shown, compared_, hashed = given[:10]
+    Py_INCREF(<PyObject*>name)
+    field.name = <PyObject*>name
+    PyUnicode_InternInPlace(&field.name)
+    # From here on, an error frees what the field owns.
+    layout.count += 1
+    field.how = how
+    if how == VALUE or how == FACTORY or how == CODE:
+        field.value = Py_NewRef(<PyObject*>value)
+    if len(given) > 10:
+        field.style = given[10]
+        if given[12] is not None:
+            field.description = Py_NewRef(<PyObject*>given[12])
+    field.lazy = how in (UUID4, UUID7, NOW)
+    if slot is not None:
+        field.offset = offset_of(cls, slot)
+        if clock is not None:
+            field.clock = offset_of(cls, clock)
+    else:
+        inherited = base_field(layout.type, name)
+        if inherited.style != ORDINARY:
+            raise TypeError(f"{name}: a base class has this field as one that can't be declared anew")
+        field.offset = inherited.offset
+        field.clock = inherited.clock
+        if field.lazy and (not inherited.lazy or (how == UUID7 and not inherited.clock)):
+            raise TypeError(f"{name}: a base class has this field as one that is not made when first read")
+        field.lazy = inherited.lazy
+    field.shown = shown
+    field.compared = compared_
+    field.hashed = hashed
+    if rule is not None:
+        field.rule = Py_NewRef(<PyObject*>rule)
+        if how == CODE:
+            field.code = number_word((<Rule>rule).options.index(value))
+    return parameter
+
+
+cdef int inherit(Layout* layout, Field* field, Field* inherited) noexcept:
+    """Fill in a field as a base class has it; returns which parameter it is."""
+    field[0] = inherited[0]
+    layout.count += 1
+    Py_INCREF(field.name)
+    Py_XINCREF(field.value)
+    Py_XINCREF(field.rule)
+    Py_XINCREF(field.description)
+    field.after = NULL
+    field.keeps = False
+    return field.parameter
+
+
+cdef int describe(object cls, Field* field) except -1:
+    """Give the member descriptor of a class's own field its description."""
+    if field.description != NULL:
+        slot = cls.__dict__.get(<str>field.name)
+        if slot is not None:
+            # The text is in the field's own object, which lives as long as the class does.
+            set_member_doc(<PyObject*>slot, PyUnicode_AsUTF8(<object>field.description))
+    return 0
+
+
 def lay_out(
-    cls, list fields, tuple order, *, pool, gc, frozen, eq, ordered, validate, weakrefs, attributes, extras, reset
+    cls, list fields, tuple order, *, pool, gc, frozen, eq, ordered, validate, weakrefs, attributes, extras, reset,
+    blank=False, opens=False
 ):
     """Give the class its layout.
 
-    ``fields`` has a tuple for each field, positional parameters first, then keyword-only ones, then fields that are no
-    parameters: name, rule (None: not resolved yet), how it is filled, the default or factory, the class's own slot or
-    None (inherited), the slot for a clock or None, which parameter it is (0 to 2), and whether it is shown, compared
-    and hashed. ``order`` has the indices of the fields as they were declared. ``weakrefs`` and ``attributes`` name the
-    class's own hidden slots, if it has any.
+    ``fields`` has an item for each field, positional parameters first, then keyword-only ones, then fields that are no
+    parameters. A field that a base class declares has its name; one that the class declares has a tuple: name, rule
+    (None: not resolved yet), how it is filled, the default or factory, the class's own slot or None (inherited), the
+    slot for a clock or None, which parameter it is (0 to 2), and whether it is shown, compared and hashed; then, if it
+    has one, its style, the name of the field whose time it must be later than, and its description. ``order`` has the
+    indices of the fields as they were declared. ``weakrefs`` and ``attributes`` name the class's own hidden slots, if
+    it has any. ``blank`` and ``opens`` are described at `Layout`.
     """
     cdef PyTypeObject* type_ = <PyTypeObject*>cls
     cdef Slots* slots = <Slots*>type_
     cdef Layout* layout
     cdef Layout* base = NULL
     cdef Field* field
-    cdef Field* inherited
     cdef int count = <int>len(fields)
-    cdef int i, lazies = 0
+    cdef int i, parameter, attributes_made = 0
     cdef bint resolved = True
     if slots.tp_flags & PREHEADER or slots.tp_itemsize or layout_at(<void*>cls) != NULL:
         raise TypeError(f"{cls.__name__}: its bases can't be combined with a Record")
@@ -2148,9 +2297,13 @@ def lay_out(
         layout.order = <unsigned short*>PyMem_RawCalloc(count + 1, sizeof(unsigned short))
         layout.attributes = <PyGetSetDef*>PyMem_RawCalloc(count + 1, sizeof(PyGetSetDef))
         layout.special = <Field**>PyMem_RawCalloc(count + 1, sizeof(Field*))
+        layout.later = <Field**>PyMem_RawCalloc(count + 1, sizeof(Field*))
+        layout.role = <unsigned short*>PyMem_RawCalloc(
+            slots.tp_basicsize // sizeof(PyObject*), sizeof(unsigned short)
+        )
         if (
             layout.fields == NULL or layout.names == NULL or layout.order == NULL or layout.attributes == NULL
-            or layout.special == NULL
+            or layout.special == NULL or layout.later == NULL or layout.role == NULL
         ):
             raise MemoryError()
         layout.pool = pool
@@ -2162,6 +2315,8 @@ def lay_out(
         layout.ordered = ordered
         layout.validated = validate
         layout.extras = extras
+        layout.blank = blank or (base != NULL and base.blank)
+        layout.opens = opens or (base != NULL and base.opens)
         if weakrefs is not None:
             layout.weakrefs = slots.tp_weaklistoffset = offset_of(cls, weakrefs)
         elif base != NULL:
@@ -2171,50 +2326,49 @@ def lay_out(
         layout.tracked = gc and slots.tp_dictoffset != 0
         layout.extras = layout.extras or slots.tp_dictoffset != 0 or (base != NULL and base.extras)
         for i in range(count):
-            name, rule, how, value, slot, clock, parameter, shown, compared_, hashed = fields[i]
             field = &layout.fields[i]
-            layout.count = i + 1
-            Py_INCREF(<PyObject*>name)
-            field.name = <PyObject*>name
-            PyUnicode_InternInPlace(&field.name)
-            layout.names[i] = field.name
             layout.order[i] = order[i]
-            field.how = how
-            if how == VALUE or how == FACTORY:
-                Py_INCREF(<PyObject*>value)
-                field.value = <PyObject*>value
-            field.lazy = how in (UUID4, UUID7, NOW)
-            if slot is not None:
-                field.offset = offset_of(cls, slot)
-                if clock is not None:
-                    field.clock = offset_of(cls, clock)
+            if isinstance(fields[i], str):
+                parameter = inherit(layout, field, base_field(type_, fields[i]))
             else:
-                inherited = base_field(type_, name)
-                field.offset = inherited.offset
-                field.clock = inherited.clock
-                if field.lazy and (not inherited.lazy or (how == UUID7 and not inherited.clock)):
-                    raise TypeError(f"{name}: a base class has this field as one that is not made when first read")
-                field.lazy = inherited.lazy
-            if pool and gc and (how == NEW_LIST or how == NEW_DICT):
+                parameter = declare_field(layout, field, cls, fields[i])
+            layout.count = i + 1
+            layout.names[i] = field.name
+            field.lazy = field.lazy or field.style == CODED
+            if field.lazy and field.how in (UUID4, UUID7, NOW):
+                field.renews = True
+            if is_touched(field):
+                field.renews = True
+            if pool and gc and field.how in (NEW_LIST, NEW_DICT, WHEN_TOUCHED):
                 layout.keeping = field.keeps = True
                 field.keep = KEEP
-            if field.lazy or field.keeps:
+            if field.lazy or field.keeps or is_touched(field):
                 layout.special[layout.specials] = field
                 layout.specials += 1
-            field.shown = shown
-            field.compared = compared_
-            field.hashed = hashed
+            field.parameter = parameter
             if parameter < 2:
                 layout.parameters = i + 1
                 if parameter == 0:
                     layout.positional = i + 1
-            if rule is None:
+            if field.rule == NULL:
                 resolved = False
             else:
-                adopt(field, rule, validate)
+                adopt(field, <Rule>field.rule, validate)
                 # An instance without the collector's header may be of a subclass, and that a record with more in it.
                 if not field.plain or field.kind == INSTANCE:
                     layout.nests = True
+        for i in range(count):
+            if isinstance(fields[i], str):
+                field = base_field(type_, fields[i])
+                if field.after != NULL:
+                    layout.fields[i].after = find(layout, field.after.name)
+            elif len(fields[i]) > 11 and fields[i][11] is not None:
+                layout.fields[i].after = find_named(layout, fields[i][11])
+            if layout.fields[i].after != NULL:
+                layout.later[layout.laters] = &layout.fields[i]
+                layout.laters += 1
+        for i in range(layout.specials):
+            layout.role[(layout.special[i].offset - sizeof(PyObject)) // sizeof(PyObject*)] = <unsigned short>(i + 1)
         if reset is not None:
             Py_INCREF(<PyObject*>reset)
             layout.reset = <PyObject*>reset
@@ -2223,17 +2377,17 @@ def lay_out(
         layout.state = READY if resolved else UNRESOLVED
         for i in range(count):
             field = &layout.fields[i]
-            if field.lazy:
-                layout.attributes[lazies] = PyGetSetDef(
-                    PyUnicode_AsUTF8(<object>field.name), get_lazy, set_lazy, "Made when first read.", field
-                )
-                descriptor = PyDescr_NewGetSet(type_, &layout.attributes[lazies])
-                lazies += 1
-                if fields[i][4] is not None:
-                    delattr(cls, fields[i][4])
-                    if fields[i][5] is not None:
-                        delattr(cls, fields[i][5])
-                setattr(cls, <str>field.name, descriptor)
+            if not field.lazy and not is_touched(field):
+                describe(cls, field)
+                continue
+            layout.attributes[attributes_made] = attribute_of(field)
+            descriptor = PyDescr_NewGetSet(type_, &layout.attributes[attributes_made])
+            attributes_made += 1
+            if not isinstance(fields[i], str):
+                for slot in fields[i][4:6]:
+                    if slot is not None:
+                        delattr(cls, slot)
+            setattr(cls, <str>field.name, descriptor)
         if weakrefs is not None:
             delattr(cls, weakrefs)
         if attributes is not None:
@@ -2316,6 +2470,7 @@ def options_of(cls):
     return {
         "pool": layout.pool, "gc": layout.gc, "frozen": layout.frozen, "order": layout.ordered, "eq": layout.eq,
         "validate": layout.validated, "weakref": slots.tp_weaklistoffset != 0, "dict": slots.tp_dictoffset != 0,
+        "opens": layout.opens,
         "reset": None if layout.reset == NULL else <object>layout.reset,
     }
 
@@ -2334,6 +2489,23 @@ def make_class(meta, str name, tuple bases, dict namespace, dict keywords):
     """``type.__new__`` for the metaclass; the keywords are for ``__init_subclass__``."""
     arguments = (name, bases, namespace)
     return owned((<Slots*>&PyType_Type).tp_new(<PyTypeObject*>meta, <PyObject*>arguments, <PyObject*>keywords))
+
+
+cdef Py_ssize_t field_offset(object cls, str name) except -1:
+    """The offset of a field's slot in the class's instances, and in those of its subclasses."""
+    return named_field(cls, name).offset
+
+
+cdef Py_ssize_t clock_offset(object cls, str name) except -1:
+    """The offset of the slot in which a time always is a number of microseconds since the epoch (`clock_in`)."""
+    return named_field(cls, name).clock
+
+
+cdef Field* named_field(object cls, str name) except NULL:
+    cdef Field* field = find(complete_layout(cls), <PyObject*>name)
+    if field == NULL:
+        raise SystemError(f"{cls.__name__} has no field {name}")
+    return field
 
 
 def know_datetime():
@@ -2361,8 +2533,6 @@ def set_makers(declaring, resolving):
     resolve = resolving
 
 
-cdef PyMethodDef acquiring
-
 cdef int install() except -1:
     cdef Slots* meta = <Slots*>&meta_type
     cdef Slots* base = <Slots*><PyTypeObject*>RecordBase
@@ -2381,14 +2551,8 @@ cdef int install() except -1:
     PyType_Ready(&meta_type)
     base.tp_new = record_new
     base.tp_dealloc = record_dealloc
-    acquiring.ml_name = "acquire"
-    acquiring.ml_meth = <PyCFunction>record_acquire
-    acquiring.ml_flags = METH_FASTCALL | METH_KEYWORDS
-    acquiring.ml_doc = "The same as calling the class."
-    PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "acquire", PyDescr_NewClassMethod(
-        <PyTypeObject*>RecordBase, &acquiring
-    ))
-    PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "stats", StatsAttribute())
+    PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "acquire", ClassAttribute(False, HERE))
+    PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "stats", ClassAttribute(True, HERE))
     PyType_Modified(<PyTypeObject*>RecordBase)
     return 0
 

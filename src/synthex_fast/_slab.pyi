@@ -28,7 +28,7 @@ import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 from synthex_fast._consensus import Aggregate, AggregateRow
-from synthex_fast._records import PooledExpertResponse
+from synthex_fast.experts import PooledExpertResponse
 
 __all__ = ["Aggregate", "AggregateRow", "Columns", "ResponseBuffer"]
 

@@ -61,6 +61,8 @@ from synthex_fast._python cimport (
     PyErr_CheckSignals,
     PyErr_Fetch,
     PyErr_Restore,
+    PyFloat_AS_DOUBLE,
+    PyFloat_CheckExact,
     PyFrozenSet_New,
     PyList_CheckExact,
     PyList_SET_ITEM,
@@ -85,9 +87,9 @@ from synthex_fast._python cimport (
     traverseproc,
     visitproc,
 )
-from synthex_fast._records cimport PooledExpertResponse
+from synthex_fast._record cimport clock_in, clock_offset, field_offset, slot_at
 from synthex_fast._sync cimport (
-    FREE_THREADED, load_double, load_flag, load_pointer, load_ssize, lock, store_flag, store_pointer, store_ssize,
+    FREE_THREADED, load_flag, load_pointer, load_ssize, lock, store_flag, store_pointer, store_ssize,
     uniquely_referenced, unlikely, unlock,
 )
 
@@ -103,6 +105,7 @@ from synthex_fast.errors import (
     type_error,
     value_error,
 )
+from synthex_fast.experts import PooledExpertResponse
 
 __all__ = ["Aggregate", "AggregateRow", "Columns", "ResponseBuffer"]
 
@@ -372,54 +375,79 @@ cdef tuple COLUMN_NAMES = ("confidence", "timestamp", "query", "expert")
 
 # The buffer -------------------------------------------------------------------------------------------------
 
+# The response type, and the offsets of what a buffer reads of one.
+cdef PyTypeObject* RESPONSE = <PyTypeObject*>PooledExpertResponse
+cdef Py_ssize_t QUERY_ID = field_offset(PooledExpertResponse, "query_id")
+cdef Py_ssize_t EXPERT_ID = field_offset(PooledExpertResponse, "expert_id")
+cdef Py_ssize_t ANSWER = field_offset(PooledExpertResponse, "content")
+cdef Py_ssize_t REASONING = field_offset(PooledExpertResponse, "reasoning")
+cdef Py_ssize_t CONFIDENCE = field_offset(PooledExpertResponse, "confidence")
+cdef Py_ssize_t CLOCK = clock_offset(PooledExpertResponse, "timestamp")
+
+
+cdef object value_in(object response, Py_ssize_t offset):
+    cdef PyObject* value = slot_at(<PyObject*>response, offset)[0]
+    if value == NULL:
+        raise AttributeError("a PooledExpertResponse lacks a field, which was deleted behind its back")
+    return <object>value
+
+
+cdef inline double seconds_in(PyObject* response) noexcept:
+    return <double>clock_in(response, CLOCK) / 1e6
+
+
 cdef Py_ssize_t sole_nbytes(PyObject* response) noexcept:
     """Bytes that releasing this reference frees: the response and its texts, where nothing else refers to them."""
     cdef Py_ssize_t nbytes
     cdef PyObject* text
+    cdef PyObject* number
     if not uniquely_referenced(response):
         return 0
     nbytes = Py_TYPE(response).tp_basicsize
-    text = <PyObject*>(<PooledExpertResponse>response).content
-    if is_plain_text(text) and uniquely_referenced(text):
+    text = slot_at(response, ANSWER)[0]
+    if text != NULL and is_plain_text(text) and uniquely_referenced(text):
         nbytes += text_nbytes(text)
-    text = <PyObject*>(<PooledExpertResponse>response).reasoning
-    if is_plain_text(text) and uniquely_referenced(text):
+    text = slot_at(response, REASONING)[0]
+    if text != NULL and is_plain_text(text) and uniquely_referenced(text):
         nbytes += text_nbytes(text)
+    number = slot_at(response, CONFIDENCE)[0]
+    if number != NULL and PyFloat_CheckExact(number) and uniquely_referenced(number):
+        nbytes += Py_TYPE(number).tp_basicsize
     return nbytes
 
 
 cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
     """Fill the row with the response's current values and strong references. Index -1: not part of a batch."""
-    cdef PooledExpertResponse response
     cdef object query
     cdef object expert
-    if not isinstance(got, PooledExpertResponse):
+    cdef object confidence
+    if not PyObject_TypeCheck(<PyObject*>got, RESPONSE):
         raise type_error("response" if index < 0 else f"responses[{index}]", got, "a PooledExpertResponse")
-    response = <PooledExpertResponse>got
-    with cython.critical_section(response):
-        query = response.query_id
-        expert = response.expert_id
-        self.confidence = load_double(&response.confidence)
-        self.timestamp = load_double(&response.seconds)
+    with cython.critical_section(got):
+        query = value_in(got, QUERY_ID)
+        expert = value_in(got, EXPERT_ID)
+        confidence = value_in(got, CONFIDENCE)
+        self.timestamp = seconds_in(<PyObject*>got)
+    self.confidence = real("confidence", confidence, "a number from 0 to 1")
     # A subclass of str may define __hash__ and __eq__; an exact str of the same text does not.
     query = PyUnicode_FromObject(query)
     expert = PyUnicode_FromObject(expert)
     Py_INCREF(<PyObject*>query)
     Py_INCREF(<PyObject*>expert)
-    Py_INCREF(<PyObject*>response)
+    Py_INCREF(<PyObject*>got)
     self.query = <PyObject*>query
     self.expert = <PyObject*>expert
-    self.response = <PyObject*>response
+    self.response = <PyObject*>got
     return 0
 
 
 cdef object query_of(object got, Py_ssize_t index):
     """The id of the query that a response answers, as a plain str."""
     cdef object query
-    if not isinstance(got, PooledExpertResponse):
+    if not PyObject_TypeCheck(<PyObject*>got, RESPONSE):
         raise type_error(f"responses[{index}]", got, "a PooledExpertResponse")
     with cython.critical_section(got):
-        query = (<PooledExpertResponse>got).query_id
+        query = value_in(got, QUERY_ID)
     return PyUnicode_FromObject(query)
 
 
@@ -583,14 +611,18 @@ cdef class ResponseBuffer:
         cdef Py_ssize_t first = 0
         for i in range(n):
             item = items[i]
-            if unlikely(not PyObject_TypeCheck(item, <PyTypeObject*>PooledExpertResponse)):
+            if unlikely(not PyObject_TypeCheck(item, RESPONSE)):
                 return -1
-            other = <PyObject*>(<PooledExpertResponse>item).query_id
+            other = slot_at(item, QUERY_ID)[0]
             if other != query:
-                if unlikely(not is_plain_text(other)):
+                if unlikely(other == NULL or not is_plain_text(other)):
                     return -1
                 query = other
-            if unlikely(not is_plain_text(<PyObject*>(<PooledExpertResponse>item).expert_id)):
+            other = slot_at(item, EXPERT_ID)[0]
+            if unlikely(other == NULL or not is_plain_text(other)):
+                return -1
+            other = slot_at(item, CONFIDENCE)[0]
+            if unlikely(other == NULL or not PyFloat_CheckExact(other)):
                 return -1
         if unlikely(not self.fits(n)):
             return 0
@@ -598,7 +630,7 @@ cdef class ResponseBuffer:
         row = self.fill.count
         for i in range(n):
             item = items[i]
-            other = <PyObject*>(<PooledExpertResponse>item).query_id
+            other = slot_at(item, QUERY_ID)[0]
             if other != query:
                 query = other
                 found = code_of(&answers.queries, query)
@@ -609,10 +641,10 @@ cdef class ResponseBuffer:
                     first = row
             Py_INCREF(item)
             slab.responses[row] = item
-            slab.confidence[row] = (<PooledExpertResponse>item).confidence
-            slab.timestamp[row] = (<PooledExpertResponse>item).seconds
+            slab.confidence[row] = PyFloat_AS_DOUBLE(slot_at(item, CONFIDENCE)[0])
+            slab.timestamp[row] = seconds_in(item)
             slab.query[row] = code
-            answers.expert[row] = code_of(&answers.experts, <PyObject*>(<PooledExpertResponse>item).expert_id)
+            answers.expert[row] = code_of(&answers.experts, slot_at(item, EXPERT_ID)[0])
             row += 1
         if code >= 0:
             tally_rows(answers, code, slab.confidence, first, row)

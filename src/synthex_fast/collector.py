@@ -19,7 +19,7 @@ from weakref import ref
 
 from synthex_fast._arguments import want_callable, want_text, whole_number
 from synthex_fast._forks import fork_count
-from synthex_fast._records import PooledExpertResponse
+from synthex_fast.experts import PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
 from synthex_fast._ttl import TTLDict
 from synthex_fast.errors import (

@@ -507,7 +507,7 @@ _DEFAULT_POOL = 1024
 class _Options:
     """The class options: those given, those of the nearest base, or the defaults."""
 
-    def __init__(self, name: str, base: dict[str, Any], given: dict[str, Any]) -> None:
+    def __init__(self, name: str, base: dict[str, Any], given: dict[str, Any], *, slotted: bool) -> None:
         for option in ("frozen", "order", "eq", "kw_only", "gc", "weakref", "dict", "validate"):
             if option in given:
                 want_bool(option, given[option])
@@ -518,7 +518,7 @@ class _Options:
         self.kw_only: bool = given.get("kw_only", False)
         self.gc: bool = given.get("gc", base.get("gc", True))
         self.weakref: bool = given.get("weakref", base.get("weakref", False))
-        self.dict: bool = given.get("dict", base.get("dict", False))
+        self.dict: bool = given.get("dict", base.get("dict", False) or (bool(base.get("opens")) and not slotted))
         self.validate: bool = given.get("validate", base.get("validate", True))
         self.reset: Any = want_callable("reset", given.get("reset", base.get("reset")), optional=True)
         if base.get("fields") and base.get("frozen", False) != self.frozen:
@@ -769,27 +769,32 @@ def _resolve(cls: type) -> None:
     _record.set_rules(cls, rules)
 
 
+def signature_of(cls: Any) -> Any:
+    """The signature of a record class."""
+    from inspect import Parameter, Signature
+
+    kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return Signature(
+        [
+            Parameter(
+                one.name,
+                kinds[_parameter(one)],
+                default=Parameter.empty if _how(one)[0] == "required" else _Default.of(one),
+                annotation=one.type,
+            )
+            for one in sorted(cls.__dataclass_fields__.values(), key=_parameter)
+            if one.init
+        ]
+    )
+
+
 class _Signature:
     """``__signature__`` of a class, made when `inspect.signature` asks for it; instances have none."""
 
     def __get__(self, instance: object, owner: Any) -> Any:
         if instance is not None:
             raise AttributeError("__signature__")
-        from inspect import Parameter, Signature
-
-        kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-        return Signature(
-            [
-                Parameter(
-                    one.name,
-                    kinds[_parameter(one)],
-                    default=Parameter.empty if _how(one)[0] == "required" else _Default.of(one),
-                    annotation=one.type,
-                )
-                for one in sorted(owner.__dataclass_fields__.values(), key=_parameter)
-                if one.init
-            ]
-        )
+        return signature_of(owner)
 
 
 class _Default:
@@ -816,7 +821,8 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     bases = _suitable_bases(bases, namespace)
     inherited = _inherited_fields(bases)
     base = next((base for base in bases if isinstance(base, RecordMeta)), None)
-    options = _Options(name, {} if base is None else {**_record.options_of(base), "fields": inherited}, given)
+    of_base = {} if base is None else {**_record.options_of(base), "fields": inherited}
+    options = _Options(name, of_base, given, slotted="__slots__" in namespace)
     own = _own_fields(name, namespace, _annotations_of(namespace), options.kw_only)
     for key in namespace:
         if key in inherited:
@@ -838,7 +844,7 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     _add_methods(namespace, options)
     cls: Any = _record.make_class(meta, name, bases, namespace, rest)
     scopes = _scopes(cls, _locals_of_statement() if own else {})
-    rules: dict[str, Rule | None] = {} if base is None else _record.known_rules_of(base)
+    rules: dict[str, Rule | None] = {}
     for key, one in own.items():
         try:
             rules[key] = _rule_for(cls, one, scopes)
@@ -851,12 +857,14 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
             (
                 one.name,
                 *_filled(cls, one, rules[one.name], options.validate),
-                *slots.get(one.name, (None, None)),
+                *slots[one.name],
                 _parameter(one),
                 bool(one.repr),
                 bool(one.compare),
                 bool(one.compare if one.hash is None else one.hash),
             )
+            if one.name in own
+            else one.name
             for one in arranged
         ],
         tuple(arranged.index(one) for one in fields.values()),
