@@ -34,8 +34,8 @@ RECORDS = (
     {"_pool", "_consensus", "_async_loads"},
     {"_record", "_ttl", "_async_flush"},
     {"record", "_tiered", "_cached"},
-    {"experts", "caching"},
-    {"_records"},
+    {"_declaration", "caching"},
+    {"experts"},
     {"_slab"},
     {"collector", "tiered", "compat"},
 )

@@ -14,7 +14,6 @@ IN_PRIVATE_MODULES = {
     "_sizeof": ("sizeof", "sizeof_pair"),
     "_pool": ("Acquisition", "Lease"),
     "_record": ("RecordStats",),
-    "_records": ("RecordStats",),
     "_slab": ("Columns", "Aggregate", "AggregateRow"),
 }
 

@@ -8,8 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from synthex_fast.experts import PooledExpertResponse
     from synthex_fast._slab import ResponseBuffer
+    from synthex_fast.experts import PooledExpertResponse
 
 __all__ = ["flush"]
 

@@ -16,6 +16,7 @@ from synthex_fast._record import (
     Rule,
     lay_out,
     make_class,
+    set_loader,
 )
 
 TYPE_CHECKING = False
@@ -30,10 +31,18 @@ _CONSTRAINTS = "__import__('synthex_fast.record').record"
 _DATETIME = "__import__('datetime').datetime"
 
 
+def _load_record() -> None:
+    from synthex_fast import record  # noqa: F401
+
+
+# A user's subclass of a class declared here is declared as any other record class is.
+set_loader(_load_record)
+
+
 class Part:
     """One field: what it accepts, how it is filled and stored, and what others are told about it."""
 
-    __slots__ = ("after", "annotation", "clocked", "default", "description", "how", "rule", "style")
+    __slots__ = ("after", "annotation", "default", "description", "how", "rule", "style")
 
     def __init__(
         self,
@@ -73,7 +82,9 @@ def number(low: float, high: float, description: str, default: float) -> Part:
     return Part(Rule(KINDS["number"], low=low, high=high), annotation, description, "value", default)
 
 
-def choice(load: Callable[[], Any], name: str, options: tuple[str, ...], description: str, default: str) -> Part:
+def choice(
+    load: Callable[[], Any], name: str, options: tuple[str, ...], description: str, default: str
+) -> Part:
     """One of some texts, read as a member of the enumeration ``name`` that ``load`` returns."""
     rule = Rule(KINDS["literal"], cls=load, options=options, allowed="one of " + ", ".join(options))
     annotation = f"__import__('synthex_fast.kinds').kinds.{name}"

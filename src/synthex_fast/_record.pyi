@@ -11,6 +11,7 @@ __all__ = ["RecordBase", "RecordMeta", "Rule"]
 
 KINDS: dict[str, int]
 HOWS: dict[str, int]
+STYLES: dict[str, int]
 
 _Count: TypeAlias = Literal["created", "reused", "released", "discarded", "aliased", "pool_size"]
 
@@ -63,6 +64,7 @@ class Rule:
         pattern: Any = None,
         choices: Iterable[Any] | None = None,
         calls: Iterable[Callable[[Any], object]] = (),
+        allowed: str | None = None,
     ) -> None: ...
     @property
     def allowed(self) -> str: ...
@@ -97,7 +99,7 @@ class RecordBase:
 
 def lay_out(
     cls: type,
-    fields: list[tuple[Any, ...]],
+    fields: list[str | tuple[Any, ...]],
     order: tuple[int, ...],
     *,
     pool: int,
@@ -110,6 +112,8 @@ def lay_out(
     attributes: str | None,
     extras: bool,
     reset: Callable[[Any], object] | None,
+    blank: bool = False,
+    opens: bool = False,
 ) -> None: ...
 def known_rules_of(cls: type) -> dict[str, Rule | None]: ...
 def unresolved(cls: type) -> list[str]: ...
@@ -122,4 +126,5 @@ def make_class(
 ) -> type: ...
 def know_datetime() -> None: ...
 def uuid7_text() -> str: ...
+def set_loader(loading: Callable[[], None]) -> None: ...
 def set_makers(declaring: Callable[..., type], resolving: Callable[[type], None]) -> None: ...

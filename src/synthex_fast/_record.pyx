@@ -315,6 +315,13 @@ cdef struct Field:
     PyObject* description       # owned text, or NULL
 
 
+cdef struct Default:
+    # What a field gets that no argument was given for.
+    Py_ssize_t offset
+    PyObject* word              # what its slot gets, a number or a borrowed reference that needs no care, or NULL
+    Field* field
+
+
 cdef struct Layout:
     PyTypeObject* type          # borrowed
     Freelist* idle
@@ -340,6 +347,10 @@ cdef struct Layout:
     bint opens                  # subclasses written in Python have a __dict__ unless they say otherwise
     int specials
     int laters
+    int defaults
+    Default* default            # of all fields but those that are made when touched
+    int* first_default          # for each number of fields, the first default of the fields from there on
+    Py_ssize_t plain_from       # from this offset on, all slots hold references only
     bint nests                  # a value may be a record or hold one
     Py_ssize_t pool             # the most idle records
     bint extras                 # there is a __dict__, or slots that are no fields
@@ -369,6 +380,7 @@ cdef object utc = None
 cdef object FrozenInstanceError = None
 cdef object declare = None      # of record.py: makes a class
 cdef object resolve = None      # of record.py: evaluates what was left of a class's annotations
+cdef object load_makers = None  # imports record.py, which sets the two
 
 
 # --- Rules: what a field accepts ---------------------------------------------------------------------------------
@@ -985,10 +997,11 @@ cdef void drop_marked(PyObject* op, Layout* layout) noexcept:
     """
     cdef PyObject** slot = slot_at(op, sizeof(PyObject))
     cdef PyObject** end = slot_at(op, layout.end)
+    cdef PyObject** first_plain = slot_at(op, layout.plain_from)
     cdef unsigned short* role = layout.role
     cdef PyObject* value
     cdef Field* field
-    while slot < end:
+    while slot < first_plain:
         value = slot[0]
         if value != NULL and not is_number(value):
             slot[0] = NULL
@@ -1004,6 +1017,11 @@ cdef void drop_marked(PyObject* op, Layout* layout) noexcept:
                         slot[0] = marked(value) if is_touched(field) else value
         slot += 1
         role += 1
+    while slot < end:
+        value = slot[0]
+        slot[0] = NULL
+        Py_XDECREF(value)
+        slot += 1
 
 
 cdef void block_free(void* block) noexcept:
@@ -1275,6 +1293,7 @@ cdef inline int fill(
 ) except -1:
     """Set the first fields to what is given for them, and the others to their defaults."""
     cdef Field* field = layout.fields
+    cdef Default* default
     cdef PyObject* value
     cdef Py_ssize_t i
     for i in range(number):
@@ -1300,18 +1319,18 @@ cdef inline int fill(
                 drop_idle(op, field)
             slot_at(op, field.offset)[0] = value
         field += 1
-    while number < layout.count:
-        # The commonest that `fill_default` does, written out.
-        if field.how == CODE:
-            slot_at(op, field.offset)[0] = field.code
-        elif field.how == VALUE and not FREE_THREADED:
-            Py_INCREF(field.value)
-            slot_at(op, field.offset)[0] = field.value
-            cyclic[0] |= collectable(field.value)
-        elif field.how != WHEN_TOUCHED:
-            fill_default(op, layout, field, cyclic)
-        field += 1
-        number += 1
+    for i in range(layout.first_default[number], layout.defaults):
+        default = &layout.default[i]
+        if is_number(default.word):
+            slot_at(op, default.offset)[0] = default.word
+        elif default.word != NULL:
+            Py_INCREF(default.word)
+            slot_at(op, default.offset)[0] = default.word
+        elif default.field.how == UUID4 and default.field.lazy:
+            want_serial()
+            slot_at(op, default.offset)[0] = number_word(take_serial())
+        else:
+            fill_default(op, layout, default.field, cyclic)
     for i in range(layout.laters):
         value = slot_at(op, layout.later[i].offset)[0]
         if unlikely(value != Py_None):
@@ -1619,7 +1638,7 @@ include "_record_styles.pxi"
 
 cdef PyObject* meta_new(PyTypeObject* meta, PyObject* args, PyObject* kwargs) except NULL:
     if declare is None:
-        from synthex_fast import record  # noqa: F401
+        load_makers()
     options = {} if kwargs == NULL else <dict>kwargs
     made = declare(<object>meta, *<tuple>args, **options)
     return Py_NewRef(<PyObject*>made)
@@ -1633,6 +1652,7 @@ cdef void layout_drop(Layout* layout) noexcept:
     """Drop the references that a layout has to anything but the names."""
     cdef PyObject* old
     cdef int i
+    layout.defaults = 0
     for i in range(layout.count):
         old = layout.fields[i].value
         layout.fields[i].value = NULL
@@ -1663,6 +1683,8 @@ cdef void layout_free(Layout* layout) noexcept:
     PyMem_RawFree(layout.special)
     PyMem_RawFree(layout.role)
     PyMem_RawFree(layout.later)
+    PyMem_RawFree(layout.default)
+    PyMem_RawFree(layout.first_default)
     PyMem_RawFree(layout.attributes)
     PyMem_RawFree(layout)
 
@@ -2246,6 +2268,29 @@ cdef int inherit(Layout* layout, Field* field, Field* inherited) noexcept:
     return field.parameter
 
 
+cdef void list_defaults(Layout* layout) noexcept:
+    """List what the fields get that no arguments are given for."""
+    cdef Field* field
+    cdef Default* default
+    cdef int i
+    layout.defaults = 0
+    for i in range(layout.count):
+        field = &layout.fields[i]
+        layout.first_default[i] = layout.defaults
+        if field.how == WHEN_TOUCHED:
+            continue
+        default = &layout.default[layout.defaults]
+        layout.defaults += 1
+        default.field = field
+        default.offset = field.offset
+        default.word = NULL
+        if field.how == CODE:
+            default.word = field.code
+        elif field.how == VALUE and not FREE_THREADED and not collectable(field.value):
+            default.word = field.value
+    layout.first_default[layout.count] = layout.defaults
+
+
 cdef int describe(object cls, Field* field) except -1:
     """Give the member descriptor of a class's own field its description."""
     if field.description != NULL:
@@ -2298,12 +2343,15 @@ def lay_out(
         layout.attributes = <PyGetSetDef*>PyMem_RawCalloc(count + 1, sizeof(PyGetSetDef))
         layout.special = <Field**>PyMem_RawCalloc(count + 1, sizeof(Field*))
         layout.later = <Field**>PyMem_RawCalloc(count + 1, sizeof(Field*))
+        layout.default = <Default*>PyMem_RawCalloc(count + 1, sizeof(Default))
+        layout.first_default = <int*>PyMem_RawCalloc(count + 1, sizeof(int))
         layout.role = <unsigned short*>PyMem_RawCalloc(
             slots.tp_basicsize // sizeof(PyObject*), sizeof(unsigned short)
         )
         if (
             layout.fields == NULL or layout.names == NULL or layout.order == NULL or layout.attributes == NULL
-            or layout.special == NULL or layout.later == NULL or layout.role == NULL
+            or layout.special == NULL or layout.later == NULL or layout.role == NULL or layout.default == NULL
+            or layout.first_default == NULL
         ):
             raise MemoryError()
         layout.pool = pool
@@ -2367,7 +2415,13 @@ def lay_out(
             if layout.fields[i].after != NULL:
                 layout.later[layout.laters] = &layout.fields[i]
                 layout.laters += 1
+        list_defaults(layout)
+        layout.plain_from = sizeof(PyObject)
         for i in range(layout.specials):
+            layout.plain_from = max(
+                layout.plain_from,
+                max(layout.special[i].offset, layout.special[i].clock) + <Py_ssize_t>sizeof(PyObject*)
+            )
             layout.role[(layout.special[i].offset - sizeof(PyObject)) // sizeof(PyObject*)] = <unsigned short>(i + 1)
         if reset is not None:
             Py_INCREF(<PyObject*>reset)
@@ -2531,6 +2585,12 @@ def set_makers(declaring, resolving):
     global declare, resolve
     declare = declaring
     resolve = resolving
+
+
+def set_loader(loading):
+    """Called by a module that declares classes without `record.py`; the function is to import that."""
+    global load_makers
+    load_makers = loading
 
 
 cdef int install() except -1:

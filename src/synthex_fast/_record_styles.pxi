@@ -1,9 +1,9 @@
 # Fields that are stored in another way than they are read, a part of ``_record.pyx``.
 #
-# - CODED: one of some texts. The slot holds its place among them as a number. Reading gives the member of an enumeration
-#   that is imported only then.
-# - CLOCKED: a time that is made when first read. A second slot always has it as a number of microseconds, for C code and
-#   for fields that must be later (`Field.after`).
+# - CODED: one of some texts. The slot holds its place among them as a number. Reading it gives the member of an
+#   enumeration that is imported only then.
+# - CLOCKED: a time that is made when first read. A second slot always has it as a number of microseconds, for C code
+#   and for fields that must be later (`Field.after`).
 # - TOUCHED, TEXTS, TAGS: a dict or list that is made when first read. The slot is NULL until then, or holds an idle
 #   container, marked as no reference is: with the lowest bit set, so that all that looks for numbers leaves it alone.
 #   Texts that are given are copied, into the idle list if there is one. That list is out of the collector's sight until

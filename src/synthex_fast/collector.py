@@ -19,7 +19,6 @@ from weakref import ref
 
 from synthex_fast._arguments import want_callable, want_text, whole_number
 from synthex_fast._forks import fork_count
-from synthex_fast.experts import PooledExpertResponse
 from synthex_fast._slab import ResponseBuffer
 from synthex_fast._ttl import TTLDict
 from synthex_fast.errors import (
@@ -30,6 +29,7 @@ from synthex_fast.errors import (
     ValueTooLargeError,
     type_error,
 )
+from synthex_fast.experts import PooledExpertResponse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

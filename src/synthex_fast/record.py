@@ -518,7 +518,9 @@ class _Options:
         self.kw_only: bool = given.get("kw_only", False)
         self.gc: bool = given.get("gc", base.get("gc", True))
         self.weakref: bool = given.get("weakref", base.get("weakref", False))
-        self.dict: bool = given.get("dict", base.get("dict", False) or (bool(base.get("opens")) and not slotted))
+        self.dict: bool = given.get(
+            "dict", base.get("dict", False) or (bool(base.get("opens")) and not slotted)
+        )
         self.validate: bool = given.get("validate", base.get("validate", True))
         self.reset: Any = want_callable("reset", given.get("reset", base.get("reset")), optional=True)
         if base.get("fields") and base.get("frozen", False) != self.frozen:
