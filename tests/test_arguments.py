@@ -122,6 +122,15 @@ class Call:
                 made.close()
 
 
+def body_of(node, definitions):
+    """What the body of a class says, and those of its private bases."""
+    yield from node.body
+    for base in node.bases:
+        name = ast.unparse(base)
+        if name.startswith("_") and name in definitions:
+            yield from body_of(definitions[name], definitions)
+
+
 def public_calls():
     definitions = parsed_definitions()
     calls = {}
@@ -130,7 +139,7 @@ def public_calls():
         if isinstance(node, ast.FunctionDef):
             calls[public] = Call("", public, node, "function")
             continue
-        for function in node.body:
+        for function in body_of(node, definitions):
             if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             name, how = function.name, decorators(function)

@@ -1,8 +1,8 @@
 """What a field accepts (`Rule`), and the base class of all records, for Cython code that cimports them.
 
 A record's own fields are slots, which C code reads through their offsets; ``_record.pyx`` describes the layout. What is
-in a slot may be NULL and of any type, since member descriptors don't check what they store. On the free-threaded build a
-reader needs the record's critical section.
+in a slot may be NULL and of any type, since member descriptors don't check what they store. On the free-threaded build
+a reader needs the record's critical section.
 """
 
 from cpython.object cimport PyObject
