@@ -957,7 +957,8 @@ cdef void drop_marked(PyObject* op, Layout* layout) noexcept:
         value = slot[0]
         if value != NULL and field.keeps:
             slot[0] = NULL
-            if not load_u8(&field.keep):
+            if not load_u8(&field.keep) or PyDict_CheckExact(value) != (field.how == NEW_DICT):
+                # One of the other kind, which an annotation may allow, is no default.
                 Py_DECREF(value)
             else:
                 value = emptied(value)
