@@ -27,3 +27,13 @@ def test_a_container_of_the_other_kind_is_not_kept_for_the_default():
         del loose
         loose = Loose()
         assert (loose.mapping, loose.items) == ({}, [])
+
+
+def test_an_ellipsis_is_a_value_like_any_other():
+    loose = Loose(...)
+    assert repr(loose) == "Loose(value=Ellipsis, mapping={}, items=[])"
+    for twin in (copy.copy(loose), copy.deepcopy(loose), pickle.loads(pickle.dumps(loose)), loose.__replace__()):
+        assert twin.value is ...
+    raw = Loose.__new__(Loose)
+    assert raw != Loose(..., ..., ...)
+    assert raw == Loose.__new__(Loose)

@@ -351,6 +351,7 @@ cdef object utc = None
 cdef object FrozenInstanceError = None
 cdef object declare = None      # of record.py: makes a class
 cdef object resolve = None      # of record.py: evaluates what was left of a class's annotations
+cdef object UNSET = object()    # stands for no value, since every other object may be one
 
 
 # --- Rules: what a field accepts ---------------------------------------------------------------------------------
@@ -1437,7 +1438,7 @@ cdef void exchange(PyObject* op, PyObject* other, Layout* layout) noexcept:
 
 
 cdef object blank_of(Field* field):
-    """What a field that has no default is reset to; NULL stands for nothing."""
+    """What a field that has no default is reset to; UNSET stands for nothing."""
     cdef int kind = (<Rule>field.rule).kind
     if field.optional or kind == NOTHING:
         return None
@@ -1461,7 +1462,7 @@ cdef object blank_of(Field* field):
         return frozenset()
     if kind == TUPLE:
         return ()
-    return ...
+    return UNSET
 
 
 cdef int fill_blank(PyObject* op, Layout* layout, bint* cyclic) except -1:
@@ -1473,7 +1474,7 @@ cdef int fill_blank(PyObject* op, Layout* layout, bint* cyclic) except -1:
             fill_default(op, layout, field, cyclic)
             continue
         blank = blank_of(field)
-        if blank is not ...:
+        if blank is not UNSET:
             slot_at(op, field.offset)[0] = Py_NewRef(<PyObject*>blank)
             cyclic[0] |= collectable(<PyObject*>blank)
     return 0
@@ -1826,8 +1827,8 @@ cdef object copy_of(object self, object memo):
             let(&section)
             if word == NULL or is_number(word):
                 continue
-        value = peeked_or(op, field, ...)
-        if value is ...:
+        value = peeked_or(op, field, UNSET)
+        if value is UNSET:
             continue
         if memo is not None:
             value = deepcopy(value, memo)
@@ -1866,8 +1867,8 @@ cdef object compared(object self, object other, int op):
                 return False
             if op == Py_NE:
                 return True
-        mine = peeked_or(<PyObject*>self, field, ...)
-        theirs = peeked_or(<PyObject*>other, field, ...)
+        mine = peeked_or(<PyObject*>self, field, UNSET)
+        theirs = peeked_or(<PyObject*>other, field, UNSET)
         if mine is theirs or mine == theirs:
             continue
         if op == Py_EQ:
@@ -1915,8 +1916,8 @@ cdef class RecordBase:
         for i in range(layout.count):
             field = &layout.fields[i]
             if not field.lazy or not is_number(slot_at(op, field.offset)[0]):
-                value = peeked_or(op, field, ...)
-                if value is not ...:
+                value = peeked_or(op, field, UNSET)
+                if value is not UNSET:
                     put(op, field.offset, taken(field, <PyObject*>value, &cyclic), True)
 
     def reset(self):
@@ -1960,8 +1961,8 @@ cdef class RecordBase:
         try:
             for i in range(layout.count):
                 field = &layout.fields[layout.order[i]]
-                value = peeked_or(<PyObject*>self, field, ...)
-                if field.shown and value is not ...:
+                value = peeked_or(<PyObject*>self, field, UNSET)
+                if field.shown and value is not UNSET:
                     part = f"{<str>field.name}={value!r}"
                     parts.append(part)
             return f"{type(self).__qualname__}({', '.join(parts)})"
@@ -1975,8 +1976,8 @@ cdef class RecordBase:
         cdef int i
         for i in range(layout.count):
             field = &layout.fields[layout.order[i]]
-            value = peeked_or(<PyObject*>self, field, ...)
-            if field.shown and value is not ...:
+            value = peeked_or(<PyObject*>self, field, UNSET)
+            if field.shown and value is not UNSET:
                 part = (<str>field.name, value)
                 parts.append(part)
         return iter(parts)
@@ -2035,8 +2036,8 @@ cdef class RecordBase:
                 if name in changes:
                     raise ValueError(f"field {name} is declared with init=False, it cannot be specified with replace()")
             elif name not in changes:
-                value = peeked_or(<PyObject*>self, field, ...)
-                if value is not ...:
+                value = peeked_or(<PyObject*>self, field, UNSET)
+                if value is not UNSET:
                     changes[name] = value
         return PyObject_VectorcallDict(type(self), NULL, 0, changes)
 
@@ -2049,8 +2050,8 @@ cdef class RecordBase:
         cdef dict fields = {}
         cdef int i
         for i in range(layout.count):
-            value = peeked_or(<PyObject*>self, &layout.fields[layout.order[i]], ...)
-            if value is not ...:
+            value = peeked_or(<PyObject*>self, &layout.fields[layout.order[i]], UNSET)
+            if value is not UNSET:
                 fields[<str>layout.names[layout.order[i]]] = value
         return fields, extra_state(self, layout)
 
@@ -2068,8 +2069,8 @@ cdef class RecordBase:
         fresh = owned(bare(layout.type))
         for i in range(layout.count):
             field = &layout.fields[i]
-            given = fields.get(<str>field.name, ...)
-            if given is not ...:
+            given = fields.get(<str>field.name, UNSET)
+            if given is not UNSET:
                 value = taken(field, <PyObject*>given, &cyclic)
                 put(<PyObject*>fresh, field.offset, value, True)
             elif field.how != REQUIRED:
