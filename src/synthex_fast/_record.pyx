@@ -210,6 +210,7 @@ cdef extern from "Python.h":
         newfunc tp_new
         vectorcallfunc tp_vectorcall
         setattrofunc tp_setattro
+        void* tp_richcompare
         void* tp_init
         void* tp_call
         PyTypeObject* tp_base
@@ -1986,6 +1987,9 @@ cdef class RecordBase:
         return compared(self, other, Py_EQ)
 
     def __ne__(self, other):
+        if (<Slots*>Py_TYPE(<PyObject*>self)).tp_richcompare != (<Slots*><PyTypeObject*>RecordBase).tp_richcompare:
+            # The class may have an __eq__ of its own.
+            return object.__ne__(self, other)
         return compared(self, other, Py_NE)
 
     def __lt__(self, other):

@@ -706,13 +706,33 @@ def _add_methods(namespace: dict[str, Any], options: _Options) -> None:
         for method in _ORDERINGS:
             if method in namespace:
                 raise TypeError(f"cannot overwrite attribute {method}: order=True defines it")
-    if options.eq and not options.frozen and "__hash__" not in namespace:
-        namespace["__hash__"] = None
-    elif "__hash__" not in namespace and "__eq__" not in namespace:
-        namespace["__hash__"] = RecordBase.__hash__
+    if options.eq and namespace.get("__hash__") is None:
+        # A class body that defines __eq__ alone leaves the hash to us, as with dataclasses.
+        if "__hash__" not in namespace or "__eq__" in namespace:
+            namespace["__hash__"] = RecordBase.__hash__ if options.frozen else None
     hook = namespace.get("__post_init__")
     if hook is not None:
         namespace["__post_init__"] = _checked_post_init(hook)
+
+
+def _definer(cls: type, name: str) -> type:
+    """The class that an attribute is inherited from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
+def _renew_methods(cls: type, options: _Options) -> None:
+    """Replace methods that a base record has written for its own fields, as dataclasses do."""
+    for method in ("__repr__", *(("__eq__",) if options.eq else ())):
+        definer = _definer(cls, method)
+        if definer is not cls and isinstance(definer, RecordMeta):
+            setattr(cls, method, vars(RecordBase)[method])
+    if (
+        not options.eq
+        and cls.__hash__ is None
+        and cls.__eq__ is RecordBase.__eq__
+        and "__hash__" not in vars(cls)
+    ):
+        cls.__hash__ = RecordBase.__hash__  # type: ignore[method-assign]
 
 
 def _filled(
@@ -837,6 +857,7 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     namespace.setdefault("__match_args__", tuple(key for key, one in fields.items() if _parameter(one) == 0))
     _add_methods(namespace, options)
     cls: Any = _record.make_class(meta, name, bases, namespace, rest)
+    _renew_methods(cls, options)
     scopes = _scopes(cls, _locals_of_statement() if own else {})
     rules: dict[str, Rule | None] = {} if base is None else _record.known_rules_of(base)
     for key, one in own.items():
