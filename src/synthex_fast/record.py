@@ -7,6 +7,7 @@ module constructs, compares, copies and deallocates the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -688,12 +689,11 @@ def _extra_slots(namespace: dict[str, Any], own: Mapping[str, Any], options: _Op
     return tuple(name for name in names if name not in own and name not in ("__dict__", "__weakref__"))
 
 
-def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
     """A ``__post_init__`` that checks the fields first, for those who fill a record without constructing it."""
 
-    def __post_init__(self: Any) -> Any:
-        RecordBase.__post_init__(self)
-        return hook(self)
+    def __post_init__(self: Any) -> None:
+        _record.check_and_run(self, hook)
 
     __post_init__.__qualname__ = getattr(hook, "__qualname__", "__post_init__")
     __post_init__.__doc__ = hook.__doc__
@@ -701,15 +701,29 @@ def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return __post_init__
 
 
+def _check_before_mixin(cls: Any) -> None:
+    """The same where a base that is no record stands before the records and has the first ``__post_init__``."""
+    first = next(base for base in cls.__mro__ if "__post_init__" in vars(base))
+    if isinstance(first, RecordMeta) or first is RecordBase:
+        return
+
+    def __post_init__(self: Any) -> None:
+        # Looked up at each call: a subclass may have put another class in between.
+        _record.check_and_run(self, _record.post_init_after(type(self), cls))
+
+    __post_init__.__checks_for__ = cls  # type: ignore[attr-defined]
+    cls.__post_init__ = __post_init__
+
+
 def _add_methods(namespace: dict[str, Any], options: _Options) -> None:
     if options.order:
         for method in _ORDERINGS:
             if method in namespace:
                 raise TypeError(f"cannot overwrite attribute {method}: order=True defines it")
-    if options.eq and namespace.get("__hash__") is None:
-        # A class body that defines __eq__ alone leaves the hash to us, as with dataclasses.
-        if "__hash__" not in namespace or "__eq__" in namespace:
-            namespace["__hash__"] = RecordBase.__hash__ if options.frozen else None
+    # A class body that defines __eq__ leaves the hash to us all the same, as with dataclasses.
+    left = "__hash__" not in namespace or (namespace["__hash__"] is None and "__eq__" in namespace)
+    if options.eq and left:
+        namespace["__hash__"] = RecordBase.__hash__ if options.frozen else None
     hook = namespace.get("__post_init__")
     if hook is not None:
         namespace["__post_init__"] = _checked_post_init(hook)
@@ -789,6 +803,24 @@ def _resolve(cls: type) -> None:
     _record.set_rules(cls, rules)
 
 
+class _Params:
+    """``__dataclass_params__`` of a class, made when somebody asks for it."""
+
+    def __init__(self, kw_only: bool) -> None:
+        self.kw_only = kw_only
+
+    def __get__(self, instance: object, owner: Any) -> Any:
+        options = _record.options_of(owner)
+        chosen = {name: options[name] for name in ("eq", "order", "frozen")}
+        return _params(kw_only=self.kw_only, weakref_slot=options["weakref"], **chosen)
+
+
+@functools.cache
+def _params(**chosen: bool) -> Any:
+    made: Any = dataclasses.make_dataclass("_Params", (), slots=True, **chosen)
+    return made.__dataclass_params__
+
+
 class _Signature:
     """``__signature__`` of a class, made when `inspect.signature` asks for it; instances have none."""
 
@@ -853,11 +885,13 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     last = _LAST if (hidden_dict or hidden_weakrefs) and not fields and _LAST not in extra else None
     namespace["__slots__"] = (*made, *extra, *filter(None, (hidden_dict, hidden_weakrefs, last)))
     namespace["__dataclass_fields__"] = fields
+    namespace["__dataclass_params__"] = _Params(options.kw_only)
     namespace["__annotations_of__"] = tuple(own)
     namespace.setdefault("__match_args__", tuple(key for key, one in fields.items() if _parameter(one) == 0))
     _add_methods(namespace, options)
     cls: Any = _record.make_class(meta, name, bases, namespace, rest)
     _renew_methods(cls, options)
+    _check_before_mixin(cls)
     scopes = _scopes(cls, _locals_of_statement() if own else {})
     rules: dict[str, Rule | None] = {} if base is None else _record.known_rules_of(base)
     for key, one in own.items():
