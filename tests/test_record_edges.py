@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import gc
 import os
 import pickle
@@ -131,6 +132,37 @@ def test_not_equal_is_the_opposite_of_an_own_eq():
     for cls in (Own, Mixed):
         assert cls(1) == cls(2)
         assert not cls(1) != cls(2)  # noqa: SIM202
+
+
+def test_total_ordering_completes_a_record():
+    @functools.total_ordering
+    class Version(Record):
+        number: int
+
+        def __lt__(self, other):
+            return self.number < other.number
+
+    assert Version(1) <= Version(1) < Version(2)
+    assert Version(2) >= Version(1)
+    assert not Version(1) > Version(1)
+    assert Version(1) == Version(1) != Version(2)
+
+    class Sub(Version):
+        more: int = 0
+
+    assert Sub(1, 5) < Sub(2)
+    assert Sub(1, 5) != Sub(1)
+
+    class Plain(Record):
+        x: int
+
+    with pytest.raises(TypeError, match="'<' not supported"):
+        Plain(1) < Plain(2)  # noqa: B015
+
+    class Ordered(Version, order=True):
+        pass
+
+    assert sorted([Ordered(2), Ordered(1)]) == [Ordered(1), Ordered(2)]
 
 
 class Own:

@@ -11,6 +11,7 @@ __all__ = ["RecordBase", "RecordMeta", "Rule"]
 
 KINDS: dict[str, int]
 HOWS: dict[str, int]
+ORDERINGS: dict[str, Any]
 
 _Count: TypeAlias = Literal["created", "reused", "released", "discarded", "aliased", "pool_size"]
 

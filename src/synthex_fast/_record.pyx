@@ -264,6 +264,7 @@ cdef extern from "Python.h":
     PyTypeObject PyTuple_Type
     int PyType_Ready(PyTypeObject*) except -1
     const int METH_O
+    int PyDict_DelItem(PyObject*, object) except -1
     object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
     int PyObject_GenericSetAttr(PyObject*, PyObject*, PyObject*) except -1
     PyObject* PyObject_GenericGetDict(PyObject*, void*) except NULL
@@ -2388,6 +2389,8 @@ def lay_out(
     slots.tp_dealloc = record_dealloc
     if count and not frozen and sets_itself(cls):
         slots.tp_setattro = record_setattro
+    if compares_itself(cls):
+        slots.tp_richcompare = (<Slots*><PyTypeObject*>RecordBase).tp_richcompare
     if cls.__new__ is RecordBase.__new__:
         # A base before the record class would have lent its own.
         slots.tp_new = record_new
@@ -2511,6 +2514,19 @@ def set_makers(declaring, resolving):
     resolve = resolving
 
 
+# Only classes with order=True have them: a class that seems to is none that functools.total_ordering would complete.
+ORDERINGS = {}
+
+cdef bint compares_itself(object cls) except -1:
+    """Whether records of the class are compared in no other way than here."""
+    if cls.__eq__ is not RecordBase.__eq__ or cls.__ne__ is not RecordBase.__ne__:
+        return False
+    for name, method in ORDERINGS.items():
+        if getattr(cls, name) is not method and getattr(cls, name) is not getattr(object, name):
+            return False
+    return True
+
+
 cdef PyMethodDef acquiring
 cdef PyMethodDef setting
 cdef PyMethodDef deleting
@@ -2541,6 +2557,9 @@ cdef int install() except -1:
         <PyTypeObject*>RecordBase, &acquiring
     ))
     PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "stats", StatsAttribute())
+    for method in ("__lt__", "__le__", "__gt__", "__ge__"):
+        ORDERINGS[method] = RecordBase.__dict__[method]
+        PyDict_DelItem((<PyTypeObject*>RecordBase).tp_dict, method)
     setting.ml_name = "__setattr__"
     setting.ml_meth = <PyCFunction>set_attribute
     setting.ml_flags = METH_FASTCALL

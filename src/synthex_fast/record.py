@@ -36,7 +36,7 @@ from typing import (
 from synthex_fast import _record
 from synthex_fast._arguments import one_of, want_bool, want_callable, whole_number
 from synthex_fast._ids import uuid4_text
-from synthex_fast._record import HOWS, KINDS, RecordBase, RecordMeta, Rule
+from synthex_fast._record import HOWS, KINDS, ORDERINGS, RecordBase, RecordMeta, Rule
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error, value_error
 
 if TYPE_CHECKING:
@@ -530,7 +530,6 @@ class _Options:
 
 
 _OPTIONS = ("pool", "frozen", "order", "eq", "kw_only", "gc", "weakref", "dict", "validate", "reset")
-_ORDERINGS = ("__lt__", "__le__", "__gt__", "__ge__")
 
 
 def _annotations_of(namespace: dict[str, Any]) -> dict[str, Any]:
@@ -717,9 +716,10 @@ def _check_before_mixin(cls: Any) -> None:
 
 def _add_methods(namespace: dict[str, Any], options: _Options) -> None:
     if options.order:
-        for method in _ORDERINGS:
+        for method, function in ORDERINGS.items():
             if method in namespace:
                 raise TypeError(f"cannot overwrite attribute {method}: order=True defines it")
+            namespace[method] = function
     # A class body that defines __eq__ leaves the hash to us all the same, as with dataclasses.
     left = "__hash__" not in namespace or (namespace["__hash__"] is None and "__eq__" in namespace)
     if options.eq and left:
