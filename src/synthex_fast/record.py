@@ -960,13 +960,13 @@ class Record(RecordBase, metaclass=RecordMeta):
     - ``validate=False`` stores values unchecked.
     - ``reset``: a function that `Record.reset` and `Record.release` call with the record at their end.
 
-    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record; what
-    it stores there by ``object.__setattr__`` is checked when it returns. Elsewhere, ``object.__setattr__`` and the
-    descriptors of the fields store what they are given unchecked, and a reference cycle that they make may stay for ever.
+    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record;
+    what it stores there by ``object.__setattr__`` is checked when it returns. Elsewhere, ``object.__setattr__`` and the
+    fields' descriptors store what they are given unchecked, and a reference cycle that they make may stay for ever.
 
-    As with dataclasses, a subclass does not inherit ``__eq__`` and ``__repr__`` that a base record has written for its own
-    fields. The decorator itself can't be applied to a record. An instance of a class with ``__del__`` is not reused. Construction takes constant time for each field. Single reads
-    and assignments are thread-safe.
+    As with dataclasses, a subclass does not inherit ``__eq__`` and ``__repr__`` that a base record has written for its
+    own fields. The decorator itself can't be applied to a record. An instance of a class with ``__del__`` is not
+    reused. Construction takes constant time for each field. Single reads and assignments are thread-safe.
 
     >>> from typing import Annotated
     >>> from synthex_fast import Length, Range, Record, field
