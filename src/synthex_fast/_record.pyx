@@ -40,14 +40,14 @@ from synthex_fast._freelist cimport (
 )
 from synthex_fast._ids cimport id_for, take_serial, timed_id_for, want_serial
 from synthex_fast._python cimport (
-    Py_None, PyDescr_NewGetSet, PyFloat_AS_DOUBLE, PyObject_CallNoArgs, PyObject_GC_UnTrack, PyType_Modified,
-    PyUnicode_InternInPlace, destructor, freefunc, inquiry, newfunc, owned, Py_DECREF, Py_INCREF, Py_NewRef,
-    Py_ReprEnter, Py_ReprLeave, PY_SSIZE_T_MAX, Py_TYPE, Py_XDECREF, Py_XINCREF, PyDict_CheckExact, PyDict_Clear,
-    PyDict_New, PyDict_SetItemString, PyGetSetDef, PyList_CheckExact, PyList_GET_SIZE, PyList_New,
-    PyObject_ClearWeakRefs, PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track, PyObject_TypeCheck,
-    PyObject_VectorcallDict, PyTuple_CheckExact, PyTuple_GET_SIZE, PyTypeObject, PyUnicode_CheckExact,
-    PyUnicode_FromObject, PyUnicode_GET_LENGTH, PyVectorcall_NARGS, same_text, traverseproc, vectorcallfunc,
-    visitproc,
+    destructor, freefunc, inquiry, METH_FASTCALL, newfunc, owned, Py_DECREF, Py_INCREF, Py_NewRef, Py_None,
+    Py_ReprEnter, Py_ReprLeave, PY_SSIZE_T_MAX, Py_TYPE, Py_XDECREF, Py_XINCREF, PyCFunction, PyDescr_NewGetSet,
+    PyDict_CheckExact, PyDict_Clear, PyDict_New, PyDict_SetItemString, PyFloat_AS_DOUBLE, PyGetSetDef,
+    PyList_CheckExact, PyList_GET_SIZE, PyList_New, PyMethodDef, PyObject_CallNoArgs, PyObject_ClearWeakRefs,
+    PyObject_GC_Del, PyObject_GC_IsTracked, PyObject_GC_Track, PyObject_GC_UnTrack, PyObject_TypeCheck,
+    PyObject_VectorcallDict, PyTuple_CheckExact, PyTuple_GET_SIZE, PyType_Modified, PyTypeObject,
+    PyUnicode_CheckExact, PyUnicode_FromObject, PyUnicode_GET_LENGTH, PyUnicode_InternInPlace, PyVectorcall_NARGS,
+    same_text, traverseproc, vectorcallfunc, visitproc,
 )
 from synthex_fast._sync cimport (
     FREE_THREADED, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
@@ -107,16 +107,36 @@ cdef extern from *:
     /* How deeply deallocations are nested on this thread, and the records put aside by those nested too deeply. Such a
        record is dead; its first word links it to the next. */
     typedef struct { int depth; PyObject *aside; } synthex_nesting;
-    #ifdef Py_GIL_DISABLED
-      static SYNTHEX_THREAD_LOCAL synthex_nesting synthex_nested;
-    #else
-      static synthex_nesting synthex_nested;
-    #endif
+    static SYNTHEX_THREAD_LOCAL synthex_nesting synthex_nested;
     static inline synthex_nesting *synthex_nesting_here(void) { return &synthex_nested; }
 
-    /* The frozen record whose __post_init__ this thread runs. */
-    static SYNTHEX_THREAD_LOCAL PyObject *synthex_initialized;
-    static inline PyObject **synthex_initialized_here(void) { return &synthex_initialized; }
+    /* The frozen records whose __post_init__ this thread runs. They need not end in the order in which they began: a
+       greenlet may be switched to another in between, which is also why the links can't be on the stack. */
+    typedef struct synthex_initialized { PyObject *record; struct synthex_initialized *next; } synthex_initialized;
+    static SYNTHEX_THREAD_LOCAL synthex_initialized *synthex_initialized_here;
+    static int synthex_initialize(PyObject *record) {
+        synthex_initialized *link = PyMem_RawMalloc(sizeof(synthex_initialized));
+        if (link == NULL)
+            return 0;
+        link->record = record;
+        link->next = synthex_initialized_here;
+        synthex_initialized_here = link;
+        return 1;
+    }
+    static void synthex_end_initialize(PyObject *record) {
+        synthex_initialized **at = &synthex_initialized_here, *link;
+        while ((*at)->record != record)
+            at = &(*at)->next;
+        link = *at;
+        *at = link->next;
+        PyMem_RawFree(link);
+    }
+    static int synthex_is_initialized(PyObject *record) {
+        synthex_initialized *link = synthex_initialized_here;
+        while (link != NULL && link->record != record)
+            link = link->next;
+        return link != NULL;
+    }
     #define synthex_link(op) (*(PyObject **)(op))
 
     /* Brings a block's object header back to life with one reference; its class was never dropped. */
@@ -124,6 +144,15 @@ cdef extern from *:
       #define synthex_revive(op) _Py_NewReference(op)
     #else
       #define synthex_revive(op) ((void)((op)->ob_refcnt = 1))
+    #endif
+
+    /* A thread that finds a class ready must see what another has written before. */
+    #ifdef Py_GIL_DISABLED
+      #define synthex_load_state(p) _Py_atomic_load_uint8(p)
+      #define synthex_store_state(p, v) _Py_atomic_store_uint8((p), (v))
+    #else
+      #define synthex_load_state(p) (*(p))
+      #define synthex_store_state(p, v) (*(p) = (v))
     #endif
 
     #define synthex_gc_new(cls) ((PyObject *)_PyObject_GC_New(cls))
@@ -179,9 +208,13 @@ cdef extern from *:
         int depth
         PyObject* aside
     Nesting* nesting_here "synthex_nesting_here"() noexcept
-    PyObject** initialized_here "synthex_initialized_here"() noexcept
+    bint initialize "synthex_initialize"(PyObject*) noexcept
+    void end_initialize "synthex_end_initialize"(PyObject*) noexcept
+    bint is_initialized "synthex_is_initialized"(PyObject*) noexcept
     PyObject* link_of "synthex_link"(PyObject*) noexcept
     void revive "synthex_revive"(PyObject*) noexcept
+    unsigned char load_state "synthex_load_state"(const unsigned char*) noexcept
+    void store_state "synthex_store_state"(unsigned char*, unsigned char) noexcept
     PyObject* gc_new "synthex_gc_new"(PyTypeObject*) noexcept
     PyObject* plain_new "synthex_plain_new"(PyTypeObject*) noexcept
     bint is_gc "synthex_is_gc"(PyObject*) noexcept
@@ -215,6 +248,7 @@ cdef extern from "Python.h":
         newfunc tp_new
         vectorcallfunc tp_vectorcall
         setattrofunc tp_setattro
+        void* tp_richcompare
         void* tp_init
         void* tp_call
         PyTypeObject* tp_base
@@ -222,6 +256,7 @@ cdef extern from "Python.h":
     const unsigned long Py_TPFLAGS_IS_ABSTRACT
     PyTypeObject PyType_Type
     PyTypeObject PyBaseObject_Type
+    PyTypeObject PyFunction_Type
     PyTypeObject PyUnicode_Type
     PyTypeObject PyLong_Type
     PyTypeObject PyFloat_Type
@@ -233,6 +268,9 @@ cdef extern from "Python.h":
     PyTypeObject PyFrozenSet_Type
     PyTypeObject PyTuple_Type
     int PyType_Ready(PyTypeObject*) except -1
+    const int METH_O
+    int PyDict_DelItem(PyObject*, object) except -1
+    object PyDescr_NewMethod(PyTypeObject*, PyMethodDef*)
     int PyObject_GenericSetAttr(PyObject*, PyObject*, PyObject*) except -1
     PyObject* PyObject_GenericGetDict(PyObject*, void*) except NULL
     int PyObject_GenericSetDict(PyObject*, PyObject*, void*) except -1
@@ -381,6 +419,7 @@ cdef object FrozenInstanceError = None
 cdef object declare = None      # of record.py: makes a class
 cdef object resolve = None      # of record.py: evaluates what was left of a class's annotations
 cdef object load_makers = None  # imports record.py, which sets the two
+cdef object UNSET = object()    # stands for no value, since every other object may be one
 
 
 # --- Rules: what a field accepts ---------------------------------------------------------------------------------
@@ -733,7 +772,8 @@ cdef int adopt(Field* field, Rule rule, bint validate) except -1:
         field.plain = field.style == CODED or field.style == CLOCKED
     field.simple = field.plain and field.exact != NULL and field.bound == FREE and not field.keeps
     Py_INCREF(<PyObject*>rule)
-    field.rule = <PyObject*>rule
+    # A thread that makes a subclass reads it.
+    store_pointer(<void**>&field.rule, <PyObject*>rule)
     Py_XDECREF(old)
     return 0
 
@@ -1009,7 +1049,11 @@ cdef void drop_marked(PyObject* op, Layout* layout) noexcept:
                 Py_DECREF(value)
             else:
                 field = layout.special[role[0] - 1]
-                if not field.keeps or not load_u8(&field.keep):
+                if (
+                    not field.keeps or not load_u8(&field.keep)
+                    # One of the other kind, which an annotation may allow, is no default.
+                    or PyDict_CheckExact(value) != (field.how == NEW_DICT or field.style == TOUCHED)
+                ):
                     Py_DECREF(value)
                 else:
                     value = emptied(value)
@@ -1353,20 +1397,90 @@ cdef inline PyObject* made(Layout* layout, PyObject* const* given, Py_ssize_t nu
     return op
 
 
-cdef int post_init(PyObject* op, Layout* layout) except -1:
-    """Run the class's own ``__post_init__``. A frozen record can be assigned to until it returns."""
-    cdef PyObject* before
-    hook = <object>layout.post_init
+cdef object stored_in(PyObject* op, Field* field):
+    """The field's value; UNSET if it has none, or one that is not made yet."""
+    cdef Section section
+    cdef PyObject* value
+    hold(&section, op)
+    value = slot_at(op, field.offset)[0]
+    if value == NULL or is_number(value):
+        value = <PyObject*>UNSET
+    Py_INCREF(value)
+    let(&section)
+    return owned(value)
+
+
+cdef int check_fields(PyObject* op, Layout* layout, list known) except -1:
+    """Check the fields of a record that was filled in another way, except those whose value is the one in `known`."""
+    cdef Field* field
+    cdef bint cyclic
+    cdef int i
+    for i in range(layout.count):
+        field = &layout.fields[i]
+        if is_touched(field):
+            # Checked whichever way it is set.
+            continue
+        value = stored_in(op, field)
+        if value is not UNSET and (known is None or value is not known[i]):
+            cyclic = False
+            put(op, field.offset, taken(field, <PyObject*>value, &cyclic), cyclic)
+            if field.style == CLOCKED:
+                store_pointer(<void**>slot_at(op, field.clock), number_word(micros_of(<PyObject*>value)))
+    return compare_times(op, layout)
+
+
+cdef int run_hook(PyObject* op, Layout* layout, object hook) except -1:
+    """Run a ``__post_init__``. A frozen record can be assigned to until it returns, by ``object.__setattr__`` as well.
+
+    What that stores is checked when the hook has returned.
+    """
+    cdef list known = []
+    cdef int i
     if not layout.frozen:
-        hook(<object>op)
+        call_hook(hook, op)
         return 0
-    before = initialized_here()[0]
-    initialized_here()[0] = op
+    for i in range(layout.count):
+        value = stored_in(op, &layout.fields[i])
+        known.append(value)
+    if not initialize(op):
+        raise MemoryError()
     try:
-        hook(<object>op)
+        call_hook(hook, op)
     finally:
-        initialized_here()[0] = before
+        end_initialize(op)
+    return check_fields(op, layout, known)
+
+
+cdef int call_hook(object hook, PyObject* op) except -1:
+    if PyObject_TypeCheck(<PyObject*>hook, &PyFunction_Type):
+        hook(<object>op)
+    else:
+        bound = hook.__get__(<object>op, type(<object>op)) if hasattr(hook, "__get__") else hook
+        bound()
     return 0
+
+
+cdef object hook_after(object cls, object after):
+    """The first ``__post_init__`` in the class's MRO, after a class of it or None, that a class body has; or None.
+
+    It is the function that was written there, without the check that `record.py` puts around it.
+    """
+    cdef bint here = after is None
+    for base in cls.__mro__:
+        if not here:
+            here = base is after
+            continue
+        if base is RecordBase:
+            continue
+        hook = base.__dict__.get("__post_init__", UNSET)
+        if hook is not UNSET and not hasattr(hook, "__checks_for__"):
+            return getattr(hook, "__wrapped_hook__", hook)
+    return None
+
+
+cdef int post_init(PyObject* op, Layout* layout) except -1:
+    """Run the class's ``__post_init__``."""
+    return run_hook(op, layout, <object>layout.post_init)
 
 
 ctypedef int (*post_init_function)(PyObject*, Layout*) noexcept
@@ -1394,7 +1508,7 @@ cdef int prepare(PyTypeObject* cls) except -1:
 
 cdef inline Layout* ready(PyTypeObject* cls) except NULL:
     cdef Layout* layout = <Layout*>layout_at(cls)
-    if unlikely(layout == NULL or load_u8(&layout.state) != READY):
+    if unlikely(layout == NULL or load_state(&layout.state) != READY):
         prepare(cls)
     return layout
 
@@ -1455,9 +1569,14 @@ cdef PyObject* bare(PyTypeObject* cls) except NULL:
 
 
 cdef PyObject* record_new(PyTypeObject* cls, PyObject* args, PyObject* kwargs) except NULL:
+    cdef PyObject* op
     if not PyObject_TypeCheck(<PyObject*>cls, &meta_type):
         raise TypeError(f"{(<object>cls).__name__} can't be instantiated")
-    return blank(cls) if ready(cls).blank else bare(cls)
+    op = blank(cls) if ready(cls).blank else bare(cls)
+    if (<Layout*>layout_at(cls)).gc:
+        # Whoever fills it may store values without our knowledge.
+        track(op)
+    return op
 
 
 cdef void exchange(PyObject* op, PyObject* other, Layout* layout) noexcept:
@@ -1492,7 +1611,7 @@ cdef void exchange(PyObject* op, PyObject* other, Layout* layout) noexcept:
 
 
 cdef object blank_of(Field* field):
-    """What a field that has no default is reset to; NULL stands for nothing."""
+    """What a field that has no default is reset to; UNSET stands for nothing."""
     cdef int kind = (<Rule>field.rule).kind
     if field.optional or kind == NOTHING:
         return None
@@ -1516,7 +1635,7 @@ cdef object blank_of(Field* field):
         return frozenset()
     if kind == TUPLE:
         return ()
-    return ...
+    return UNSET
 
 
 cdef int fill_blank(PyObject* op, Layout* layout, bint* cyclic) except -1:
@@ -1528,7 +1647,7 @@ cdef int fill_blank(PyObject* op, Layout* layout, bint* cyclic) except -1:
             fill_default(op, layout, field, cyclic)
             continue
         blank = blank_of(field)
-        if blank is not ...:
+        if blank is not UNSET:
             slot_at(op, field.offset)[0] = Py_NewRef(<PyObject*>blank)
             cyclic[0] |= collectable(<PyObject*>blank)
     return 0
@@ -1593,7 +1712,7 @@ cdef int assign(PyObject* op, Field* field, PyObject* value) except -1:
 cdef int record_setattro(PyObject* op, PyObject* name, PyObject* value) except -1:
     cdef Layout* layout = layout_of(op)
     cdef Field* field
-    if unlikely(layout.frozen) and op != initialized_here()[0]:
+    if unlikely(layout.frozen) and not is_initialized(op):
         refuse_frozen(name, value)
     field = find(layout, name)
     if field == NULL:
@@ -1604,7 +1723,7 @@ cdef int record_setattro(PyObject* op, PyObject* name, PyObject* value) except -
         return 0
     if value == NULL:
         raise AttributeError(f"{<object>name} cannot be deleted")
-    if unlikely(load_u8(&layout.state) != READY):
+    if unlikely(load_state(&layout.state) != READY):
         prepare(layout.type)
     return assign(op, field, value)
 
@@ -1623,6 +1742,33 @@ cdef int set_lazy(PyObject* op, PyObject* value, void* closure) except -1:
     else:
         put(op, field.offset, Py_NewRef(value), True)
     return 0
+
+
+# `object.__setattr__` refuses an object if a class that is not written in Python assigns attributes in its own way. So
+# RecordBase has these as plain methods, and only classes that are not frozen get `record_setattro` itself in the slot.
+cdef PyObject* set_attribute(PyObject* op, PyObject* const* args, Py_ssize_t nargs) except NULL:
+    if nargs != 2:
+        raise TypeError(f"expected 2 arguments, got {nargs}")
+    want_name(<object>args[0])
+    record_setattro(op, args[0], args[1])
+    return Py_NewRef(Py_None)
+
+
+cdef PyObject* delete_attribute(PyObject* op, PyObject* name) except NULL:
+    want_name(<object>name)
+    record_setattro(op, name, NULL)
+    return Py_NewRef(Py_None)
+
+
+cdef int want_name(object name) except -1:
+    if not isinstance(name, str):
+        raise TypeError(f"attribute name must be string, not '{type(name).__name__}'")
+    return 0
+
+
+cdef bint sets_itself(object cls) except -1:
+    """Whether attributes of the class's records are set in no other way than here."""
+    return cls.__setattr__ is RecordBase.__setattr__ and cls.__delattr__ is RecordBase.__delattr__
 
 
 cdef PyGetSetDef dict_attribute = PyGetSetDef(
@@ -1723,7 +1869,7 @@ cdef int meta_clear(PyObject* cls) noexcept:
     cdef Layout* layout = <Layout*>layout_at(cls)
     if layout != NULL:
         # Records that are garbage too may still be deallocated, but nothing may be made any more.
-        store_u8(&layout.state, CLEARED)
+        store_state(&layout.state, CLEARED)
         freelist_resize(layout.idle, 0)
         layout_drop(layout)
     return (<Slots*>&PyType_Type).tp_clear(cls)
@@ -1743,6 +1889,12 @@ cdef void meta_dealloc(PyObject* cls) noexcept:
 cdef int meta_setattro(PyObject* cls, PyObject* name, PyObject* value) except -1:
     if <object>name == "stats" and layout_at(cls) != NULL:
         raise TypeError(f"cannot set stats of {(<object>cls).__name__}")
+    if <object>name == "__dataclass_params__":
+        # The first thing that `dataclasses.dataclass` does. Its methods would bypass the checks.
+        raise TypeError(
+            f"{(<object>cls).__name__} is a Record, which is a dataclass already: "
+            "pass the decorator's arguments as class options instead"
+        )
     (<Slots*>&PyType_Type).tp_setattro(cls, name, value)
     # The functions that a layout remembers, and the slots that a class written in Python inherits from it.
     if <object>name in ("__init__", "__new__", "__post_init__"):
@@ -1755,10 +1907,9 @@ cdef int refresh(object cls) except -1:
     cdef Layout* layout = <Layout*>layout_at(<void*>cls)
     cdef PyObject* old
     if layout != NULL:
-        hook = getattr(cls, "__post_init__", None)
-        hook = getattr(hook, "__wrapped_hook__", hook)
+        hook = hook_after(cls, None)
         old = layout.post_init
-        layout.post_init = NULL if hook is None or hook is RecordBase.__post_init__ else Py_NewRef(<PyObject*>hook)
+        layout.post_init = NULL if hook is None else Py_NewRef(<PyObject*>hook)
         if not FREE_THREADED:
             # Without the GIL another thread may be about to call it. It is dropped with the process then.
             Py_XDECREF(old)
@@ -1909,8 +2060,8 @@ cdef object copy_of(object self, object memo):
                 continue
         elif is_touched(field) and not has_contents(op, field):
             continue
-        value = peeked_or(op, field, ...)
-        if value is ...:
+        value = peeked_or(op, field, UNSET)
+        if value is UNSET:
             continue
         if memo is not None:
             value = deepcopy(value, memo)
@@ -1951,8 +2102,8 @@ cdef object compared(object self, object other, int op):
                 return False
             if op == Py_NE:
                 return True
-        mine = peeked_or(<PyObject*>self, field, ...)
-        theirs = peeked_or(<PyObject*>other, field, ...)
+        mine = peeked_or(<PyObject*>self, field, UNSET)
+        theirs = peeked_or(<PyObject*>other, field, UNSET)
         if mine is theirs:
             continue
         if (
@@ -1991,33 +2142,13 @@ cdef class RecordBase:
         if layout.post_init != NULL:
             post_init(op, layout)
 
-    def __setattr__(self, name, value):
-        record_setattro(<PyObject*>self, <PyObject*>name, <PyObject*>value)
-
-    def __delattr__(self, name):
-        record_setattro(<PyObject*>self, <PyObject*>name, NULL)
-
     def __post_init__(self):
         """Check every field again.
 
-        For libraries that fill a record without calling its class. Construction calls only one that a class defines.
+        For libraries that fill a record without calling its class. Construction calls only one that a class defines,
+        be it a base that is no record and stands behind: that one is called from here as well.
         """
-        cdef PyObject* op = <PyObject*>self
-        cdef Layout* layout = ready(Py_TYPE(op))
-        cdef Field* field
-        cdef bint cyclic = False
-        cdef int i
-        for i in range(layout.count):
-            field = &layout.fields[i]
-            # Containers that are made when touched are checked whichever way they are set.
-            if is_touched(field) or (field.lazy and is_number(slot_at(op, field.offset)[0])):
-                continue
-            value = peeked_or(op, field, ...)
-            if value is not ...:
-                put(op, field.offset, taken(field, <PyObject*>value, &cyclic), True)
-                if field.style == CLOCKED:
-                    store_pointer(<void**>slot_at(op, field.clock), number_word(micros_of(<PyObject*>value)))
-        compare_times(op, layout)
+        check_and_run(self, hook_after(type(self), RecordBase))
 
     def reset(self):
         """Set every field back to its default, and fields without one to an empty value.
@@ -2060,10 +2191,10 @@ cdef class RecordBase:
         try:
             for i in range(layout.count):
                 field = &layout.fields[layout.order[i]]
-                value = peeked_or(<PyObject*>self, field, ...)
+                value = peeked_or(<PyObject*>self, field, UNSET)
                 if field.style == CODED:
                     value = coded_text(<PyObject*>self, field)
-                if field.shown and value is not ...:
+                if field.shown and value is not UNSET:
                     part = f"{<str>field.name}={value!r}"
                     parts.append(part)
             return f"{type(self).__qualname__}({', '.join(parts)})"
@@ -2077,8 +2208,8 @@ cdef class RecordBase:
         cdef int i
         for i in range(layout.count):
             field = &layout.fields[layout.order[i]]
-            value = peeked_or(<PyObject*>self, field, ...)
-            if field.shown and value is not ...:
+            value = peeked_or(<PyObject*>self, field, UNSET)
+            if field.shown and value is not UNSET:
                 part = (<str>field.name, value)
                 parts.append(part)
         return iter(parts)
@@ -2087,6 +2218,9 @@ cdef class RecordBase:
         return compared(self, other, Py_EQ)
 
     def __ne__(self, other):
+        if (<Slots*>Py_TYPE(<PyObject*>self)).tp_richcompare != (<Slots*><PyTypeObject*>RecordBase).tp_richcompare:
+            # The class may have an __eq__ of its own.
+            return object.__ne__(self, other)
         return compared(self, other, Py_NE)
 
     def __lt__(self, other):
@@ -2137,8 +2271,8 @@ cdef class RecordBase:
                 if name in changes:
                     raise ValueError(f"field {name} is declared with init=False, it cannot be specified with replace()")
             elif name not in changes:
-                value = peeked_or(<PyObject*>self, field, ...)
-                if value is not ...:
+                value = peeked_or(<PyObject*>self, field, UNSET)
+                if value is not UNSET:
                     changes[name] = value
         return PyObject_VectorcallDict(type(self), NULL, 0, changes)
 
@@ -2156,8 +2290,8 @@ cdef class RecordBase:
             if field.style == CODED:
                 value = coded_text(<PyObject*>self, field)
             else:
-                value = peeked_or(<PyObject*>self, field, ...)
-            if value is not ...:
+                value = peeked_or(<PyObject*>self, field, UNSET)
+            if value is not UNSET:
                 fields[<str>field.name] = value
         return fields, extra_state(self, layout)
 
@@ -2174,8 +2308,8 @@ cdef class RecordBase:
         fresh = owned(bare(layout.type))
         for i in range(layout.count):
             field = &layout.fields[i]
-            given = fields.get(<str>field.name, ...)
-            if given is not ...:
+            given = fields.get(<str>field.name, UNSET)
+            if given is not UNSET:
                 restore(<PyObject*>fresh, layout, field, given)
             elif field.how != REQUIRED:
                 fill_default(<PyObject*>fresh, layout, field, &cyclic)
@@ -2371,7 +2505,8 @@ def lay_out(
             layout.weakrefs = base.weakrefs
         if attributes is not None:
             slots.tp_dictoffset = offset_of(cls, attributes)
-        layout.tracked = gc and slots.tp_dictoffset != 0
+        # An own __setattr__ may pass values on to object's, which would not track the record.
+        layout.tracked = gc and (slots.tp_dictoffset != 0 or not (frozen or sets_itself(cls)))
         layout.extras = layout.extras or slots.tp_dictoffset != 0 or (base != NULL and base.extras)
         for i in range(count):
             field = &layout.fields[i]
@@ -2463,11 +2598,32 @@ def lay_out(
         slots.tp_clear = NULL
         slots.tp_free = PyObject_Free
     slots.tp_dealloc = record_dealloc
+    if count and not frozen and sets_itself(cls):
+        slots.tp_setattro = record_setattro
+    if compares_itself(cls):
+        slots.tp_richcompare = (<Slots*><PyTypeObject*>RecordBase).tp_richcompare
     if cls.__new__ is RecordBase.__new__:
         # A base before the record class would have lent its own.
         slots.tp_new = record_new
     refresh(cls)
     PyType_Modified(type_)
+
+
+def check_and_run(record, hook):
+    """Check a record's fields, then run a ``__post_init__``, if it is not None, as construction does."""
+    cdef PyObject* op = <PyObject*>record
+    cdef Layout* layout = ready(Py_TYPE(op))
+    check_fields(op, layout, None)
+    if layout.gc:
+        # A library may have stored what it likes.
+        track(op)
+    if hook is not None:
+        run_hook(op, layout, hook)
+
+
+def post_init_after(cls, after):
+    """The ``__post_init__`` that is next in the class's MRO after one of its classes; None if there is none."""
+    return hook_after(cls, after)
 
 
 def known_rules_of(cls):
@@ -2501,7 +2657,7 @@ def set_rules(cls, dict rules):
                 rule = rules.get(<str>layout.names[i])
                 if rule is not None and layout.fields[i].rule == NULL:
                     adopt(&layout.fields[i], rule, layout.validated)
-            store_u8(&layout.state, READY)
+            store_state(&layout.state, READY)
 
 
 def is_complete(cls):
@@ -2592,6 +2748,21 @@ def set_loader(loading):
     global load_makers
     load_makers = loading
 
+# Only classes with order=True have them: a class that seems to is none that functools.total_ordering would complete.
+ORDERINGS = {}
+
+cdef bint compares_itself(object cls) except -1:
+    """Whether records of the class are compared in no other way than here."""
+    if cls.__eq__ is not RecordBase.__eq__ or cls.__ne__ is not RecordBase.__ne__:
+        return False
+    for name, method in ORDERINGS.items():
+        if getattr(cls, name) is not method and getattr(cls, name) is not getattr(object, name):
+            return False
+    return True
+
+
+cdef PyMethodDef setting
+cdef PyMethodDef deleting
 
 cdef int install() except -1:
     cdef Slots* meta = <Slots*>&meta_type
@@ -2613,6 +2784,23 @@ cdef int install() except -1:
     base.tp_dealloc = record_dealloc
     PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "acquire", ClassAttribute(False, HERE))
     PyDict_SetItemString((<PyTypeObject*>RecordBase).tp_dict, "stats", ClassAttribute(True, HERE))
+    for method in ("__lt__", "__le__", "__gt__", "__ge__"):
+        ORDERINGS[method] = RecordBase.__dict__[method]
+        PyDict_DelItem((<PyTypeObject*>RecordBase).tp_dict, method)
+    setting.ml_name = "__setattr__"
+    setting.ml_meth = <PyCFunction>set_attribute
+    setting.ml_flags = METH_FASTCALL
+    setting.ml_doc = "Implement setattr(self, name, value)."
+    deleting.ml_name = "__delattr__"
+    deleting.ml_meth = <PyCFunction>delete_attribute
+    deleting.ml_flags = METH_O
+    deleting.ml_doc = "Implement delattr(self, name)."
+    PyDict_SetItemString(
+        (<PyTypeObject*>RecordBase).tp_dict, "__setattr__", PyDescr_NewMethod(<PyTypeObject*>RecordBase, &setting)
+    )
+    PyDict_SetItemString(
+        (<PyTypeObject*>RecordBase).tp_dict, "__delattr__", PyDescr_NewMethod(<PyTypeObject*>RecordBase, &deleting)
+    )
     PyType_Modified(<PyTypeObject*>RecordBase)
     return 0
 

@@ -7,6 +7,7 @@ module constructs, compares, copies and deallocates the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +36,7 @@ from typing import (
 from synthex_fast import _record
 from synthex_fast._arguments import one_of, want_bool, want_callable, whole_number
 from synthex_fast._ids import uuid4_text
-from synthex_fast._record import HOWS, KINDS, RecordBase, RecordMeta, Rule
+from synthex_fast._record import HOWS, KINDS, ORDERINGS, RecordBase, RecordMeta, Rule
 from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, type_error, value_error
 
 if TYPE_CHECKING:
@@ -531,7 +532,6 @@ class _Options:
 
 
 _OPTIONS = ("pool", "frozen", "order", "eq", "kw_only", "gc", "weakref", "dict", "validate", "reset")
-_ORDERINGS = ("__lt__", "__le__", "__gt__", "__ge__")
 
 
 def _annotations_of(namespace: dict[str, Any]) -> dict[str, Any]:
@@ -690,12 +690,11 @@ def _extra_slots(namespace: dict[str, Any], own: Mapping[str, Any], options: _Op
     return tuple(name for name in names if name not in own and name not in ("__dict__", "__weakref__"))
 
 
-def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
     """A ``__post_init__`` that checks the fields first, for those who fill a record without constructing it."""
 
-    def __post_init__(self: Any) -> Any:
-        RecordBase.__post_init__(self)
-        return hook(self)
+    def __post_init__(self: Any) -> None:
+        _record.check_and_run(self, hook)
 
     __post_init__.__qualname__ = getattr(hook, "__qualname__", "__post_init__")
     __post_init__.__doc__ = hook.__doc__
@@ -703,18 +702,53 @@ def _checked_post_init(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return __post_init__
 
 
+def _check_before_mixin(cls: Any) -> None:
+    """The same where a base that is no record stands before the records and has the first ``__post_init__``."""
+    first = next(base for base in cls.__mro__ if "__post_init__" in vars(base))
+    if isinstance(first, RecordMeta) or first is RecordBase:
+        return
+
+    def __post_init__(self: Any) -> None:
+        # Looked up at each call: a subclass may have put another class in between.
+        _record.check_and_run(self, _record.post_init_after(type(self), cls))
+
+    __post_init__.__checks_for__ = cls  # type: ignore[attr-defined]
+    cls.__post_init__ = __post_init__
+
+
 def _add_methods(namespace: dict[str, Any], options: _Options) -> None:
     if options.order:
-        for method in _ORDERINGS:
+        for method, function in ORDERINGS.items():
             if method in namespace:
                 raise TypeError(f"cannot overwrite attribute {method}: order=True defines it")
-    if options.eq and not options.frozen and "__hash__" not in namespace:
-        namespace["__hash__"] = None
-    elif "__hash__" not in namespace and "__eq__" not in namespace:
-        namespace["__hash__"] = RecordBase.__hash__
+            namespace[method] = function
+    # A class body that defines __eq__ leaves the hash to us all the same, as with dataclasses.
+    left = "__hash__" not in namespace or (namespace["__hash__"] is None and "__eq__" in namespace)
+    if options.eq and left:
+        namespace["__hash__"] = RecordBase.__hash__ if options.frozen else None
     hook = namespace.get("__post_init__")
     if hook is not None:
         namespace["__post_init__"] = _checked_post_init(hook)
+
+
+def _definer(cls: type, name: str) -> type:
+    """The class that an attribute is inherited from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
+def _renew_methods(cls: type, options: _Options) -> None:
+    """Replace methods that a base record has written for its own fields, as dataclasses do."""
+    for method in ("__repr__", *(("__eq__",) if options.eq else ())):
+        definer = _definer(cls, method)
+        if definer is not cls and isinstance(definer, RecordMeta):
+            setattr(cls, method, vars(RecordBase)[method])
+    if (
+        not options.eq
+        and cls.__hash__ is None
+        and cls.__eq__ is RecordBase.__eq__
+        and "__hash__" not in vars(cls)
+    ):
+        cls.__hash__ = RecordBase.__hash__  # type: ignore[method-assign]
 
 
 def _filled(
@@ -790,6 +824,24 @@ def signature_of(cls: Any) -> Any:
     )
 
 
+class _Params:
+    """``__dataclass_params__`` of a class, made when somebody asks for it."""
+
+    def __init__(self, kw_only: bool) -> None:
+        self.kw_only = kw_only
+
+    def __get__(self, instance: object, owner: Any) -> Any:
+        options = _record.options_of(owner)
+        chosen = {name: options[name] for name in ("eq", "order", "frozen")}
+        return _params(kw_only=self.kw_only, weakref_slot=options["weakref"], **chosen)
+
+
+@functools.cache
+def _params(**chosen: bool) -> Any:
+    made: Any = dataclasses.make_dataclass("_Params", (), slots=True, **chosen)
+    return made.__dataclass_params__
+
+
 class _Signature:
     """``__signature__`` of a class, made when `inspect.signature` asks for it; instances have none."""
 
@@ -841,10 +893,13 @@ def _declare(meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any
     last = _LAST if (hidden_dict or hidden_weakrefs) and not fields and _LAST not in extra else None
     namespace["__slots__"] = (*made, *extra, *filter(None, (hidden_dict, hidden_weakrefs, last)))
     namespace["__dataclass_fields__"] = fields
+    namespace["__dataclass_params__"] = _Params(options.kw_only)
     namespace["__annotations_of__"] = tuple(own)
     namespace.setdefault("__match_args__", tuple(key for key, one in fields.items() if _parameter(one) == 0))
     _add_methods(namespace, options)
     cls: Any = _record.make_class(meta, name, bases, namespace, rest)
+    _renew_methods(cls, options)
+    _check_before_mixin(cls)
     scopes = _scopes(cls, _locals_of_statement() if own else {})
     rules: dict[str, Rule | None] = {}
     for key, one in own.items():
@@ -915,9 +970,13 @@ class Record(RecordBase, metaclass=RecordMeta):
     - ``validate=False`` stores values unchecked.
     - ``reset``: a function that `Record.reset` and `Record.release` call with the record at their end.
 
-    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record. An
-    instance of a class with ``__del__`` is not reused. Construction takes constant time for each field. Single reads
-    and assignments are thread-safe.
+    ``__post_init__`` runs after construction, if the class has one, and can assign to the fields of a frozen record;
+    what it stores there by ``object.__setattr__`` is checked when it returns. Elsewhere, ``object.__setattr__`` and the
+    fields' descriptors store what they are given unchecked, and a reference cycle that they make may stay for ever.
+
+    As with dataclasses, a subclass does not inherit ``__eq__`` and ``__repr__`` that a base record has written for its
+    own fields. The decorator itself can't be applied to a record. An instance of a class with ``__del__`` is not
+    reused. Construction takes constant time for each field. Single reads and assignments are thread-safe.
 
     >>> from typing import Annotated
     >>> from synthex_fast import Length, Range, Record, field
