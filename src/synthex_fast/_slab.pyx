@@ -385,10 +385,11 @@ cdef Py_ssize_t CONFIDENCE = field_offset(PooledExpertResponse, "confidence")
 cdef Py_ssize_t CLOCK = clock_offset(PooledExpertResponse, "timestamp")
 
 
-cdef object value_in(object response, Py_ssize_t offset):
+cdef object value_in(object response, Py_ssize_t offset, str name):
     cdef PyObject* value = slot_at(<PyObject*>response, offset)[0]
     if value == NULL:
-        raise AttributeError("a PooledExpertResponse lacks a field, which was deleted behind its back")
+        # Only a member descriptor's own __delete__ can do that.
+        raise AttributeError(f"the response's {name} is not set")
     return <object>value
 
 
@@ -424,9 +425,9 @@ cdef int row_read(Row* self, object got, Py_ssize_t index) except -1:
     if not PyObject_TypeCheck(<PyObject*>got, RESPONSE):
         raise type_error("response" if index < 0 else f"responses[{index}]", got, "a PooledExpertResponse")
     with cython.critical_section(got):
-        query = value_in(got, QUERY_ID)
-        expert = value_in(got, EXPERT_ID)
-        confidence = value_in(got, CONFIDENCE)
+        query = value_in(got, QUERY_ID, "query_id")
+        expert = value_in(got, EXPERT_ID, "expert_id")
+        confidence = value_in(got, CONFIDENCE, "confidence")
         self.timestamp = seconds_in(<PyObject*>got)
     self.confidence = real("confidence", confidence, "a number from 0 to 1")
     # A subclass of str may define __hash__ and __eq__; an exact str of the same text does not.
@@ -447,7 +448,7 @@ cdef object query_of(object got, Py_ssize_t index):
     if not PyObject_TypeCheck(<PyObject*>got, RESPONSE):
         raise type_error(f"responses[{index}]", got, "a PooledExpertResponse")
     with cython.critical_section(got):
-        query = value_in(got, QUERY_ID)
+        query = value_in(got, QUERY_ID, "query_id")
     return PyUnicode_FromObject(query)
 
 
@@ -614,8 +615,10 @@ cdef class ResponseBuffer:
             if unlikely(not PyObject_TypeCheck(item, RESPONSE)):
                 return -1
             other = slot_at(item, QUERY_ID)[0]
+            if unlikely(other == NULL):
+                return -1
             if other != query:
-                if unlikely(other == NULL or not is_plain_text(other)):
+                if unlikely(not is_plain_text(other)):
                     return -1
                 query = other
             other = slot_at(item, EXPERT_ID)[0]
