@@ -108,7 +108,14 @@ cdef extern from *:
        record is dead; its first word links it to the next. */
     typedef struct { int depth; PyObject *aside; } synthex_nesting;
     static SYNTHEX_THREAD_LOCAL synthex_nesting synthex_nested;
-    static inline synthex_nesting *synthex_nesting_here(void) { return &synthex_nested; }
+    static inline synthex_nesting *synthex_nesting_here(void) {
+        synthex_nesting *here = &synthex_nested;
+    #if defined(__GNUC__)
+        /* Or else the compiler looks the address up for each use of it. */
+        __asm__ ("" : "+r"(here));
+    #endif
+        return here;
+    }
 
     /* The frozen records whose __post_init__ this thread runs. They need not end in the order in which they began: a
        greenlet may be switched to another in between, which is also why the links can't be on the stack. */
@@ -360,6 +367,12 @@ cdef struct Default:
     Field* field
 
 
+cdef struct Loose:
+    # A slot that may hold a reference, or something else.
+    Py_ssize_t offset
+    Field* field                # NULL if it holds references only
+
+
 cdef struct Layout:
     PyTypeObject* type          # borrowed
     Freelist* idle
@@ -367,7 +380,8 @@ cdef struct Layout:
     PyObject** names            # borrowed from the fields
     unsigned short* order       # indices of the fields in the order in which they were declared
     Field** special             # the fields whose slots may hold a number or an idle container
-    unsigned short* role        # of each slot: 0, or the place in `special` of its field, counted from 1
+    Loose* loose                # the slots before ``plain_from`` that may hold references
+    int looses
     Field** later               # the fields whose time must be later than that of another
     PyGetSetDef* attributes     # of fields that are not read as they are stored
     int count
@@ -1035,32 +1049,29 @@ cdef void drop_marked(PyObject* op, Layout* layout) noexcept:
 
     Numbers stay: nothing reads them any more, and all of them are set again when the block is used.
     """
-    cdef PyObject** slot = slot_at(op, sizeof(PyObject))
+    cdef PyObject** slot
     cdef PyObject** end = slot_at(op, layout.end)
-    cdef PyObject** first_plain = slot_at(op, layout.plain_from)
-    cdef unsigned short* role = layout.role
     cdef PyObject* value
     cdef Field* field
-    while slot < first_plain:
+    cdef int i
+    for i in range(layout.looses):
+        slot = slot_at(op, layout.loose[i].offset)
         value = slot[0]
-        if value != NULL and not is_number(value):
-            slot[0] = NULL
-            if not role[0]:
-                Py_DECREF(value)
-            else:
-                field = layout.special[role[0] - 1]
-                if (
-                    not field.keeps or not load_u8(&field.keep)
-                    # One of the other kind, which an annotation may allow, is no default.
-                    or PyDict_CheckExact(value) != (field.how == NEW_DICT or field.style == TOUCHED)
-                ):
-                    Py_DECREF(value)
-                else:
-                    value = emptied(value)
-                    if value != NULL:
-                        slot[0] = marked(value) if is_touched(field) else value
-        slot += 1
-        role += 1
+        if value == NULL or is_number(value):
+            continue
+        slot[0] = NULL
+        field = layout.loose[i].field
+        if (
+            field == NULL or not field.keeps or not load_u8(&field.keep)
+            # One of the other kind, which an annotation may allow, is no default.
+            or PyDict_CheckExact(value) != (field.how == NEW_DICT or field.style == TOUCHED)
+        ):
+            Py_DECREF(value)
+            continue
+        value = emptied(value)
+        if value != NULL:
+            slot[0] = marked(value) if is_touched(field) else value
+    slot = slot_at(op, layout.plain_from)
     while slot < end:
         value = slot[0]
         slot[0] = NULL
@@ -1370,9 +1381,13 @@ cdef inline int fill(
         elif default.word != NULL:
             Py_INCREF(default.word)
             slot_at(op, default.offset)[0] = default.word
-        elif default.field.how == UUID4 and default.field.lazy:
+        elif default.field.how == UUID4:
             want_serial()
             slot_at(op, default.offset)[0] = number_word(take_serial())
+        elif default.field.how == NOW:
+            slot_at(op, default.offset)[0] = value = number_word(microseconds_now())
+            if default.field.clock:
+                slot_at(op, default.field.clock)[0] = value
         else:
             fill_default(op, layout, default.field, cyclic)
     for i in range(layout.laters):
@@ -1827,7 +1842,7 @@ cdef void layout_free(Layout* layout) noexcept:
     PyMem_RawFree(layout.names)
     PyMem_RawFree(layout.order)
     PyMem_RawFree(layout.special)
-    PyMem_RawFree(layout.role)
+    PyMem_RawFree(layout.loose)
     PyMem_RawFree(layout.later)
     PyMem_RawFree(layout.default)
     PyMem_RawFree(layout.first_default)
@@ -2402,6 +2417,34 @@ cdef int inherit(Layout* layout, Field* field, Field* inherited) noexcept:
     return field.parameter
 
 
+cdef void list_loose_slots(Layout* layout) noexcept:
+    """Find out which slots may hold what, for `drop_marked`."""
+    cdef Py_ssize_t offset = sizeof(PyObject)
+    cdef Field* field
+    cdef Field* found
+    cdef bint numbers_only
+    cdef int i
+    layout.plain_from = offset
+    for i in range(layout.specials):
+        field = layout.special[i]
+        layout.plain_from = max(
+            layout.plain_from, max(field.offset, field.clock) + <Py_ssize_t>sizeof(PyObject*)
+        )
+    while offset < layout.plain_from:
+        found = NULL
+        numbers_only = False
+        for i in range(layout.specials):
+            field = layout.special[i]
+            if field.offset == offset:
+                found = field
+            numbers_only |= field.clock == offset
+        if not numbers_only and not (found != NULL and found.style == CODED):
+            layout.loose[layout.looses].offset = offset
+            layout.loose[layout.looses].field = found
+            layout.looses += 1
+        offset += sizeof(PyObject*)
+
+
 cdef void list_defaults(Layout* layout) noexcept:
     """List what the fields get that no arguments are given for."""
     cdef Field* field
@@ -2479,12 +2522,10 @@ def lay_out(
         layout.later = <Field**>PyMem_RawCalloc(count + 1, sizeof(Field*))
         layout.default = <Default*>PyMem_RawCalloc(count + 1, sizeof(Default))
         layout.first_default = <int*>PyMem_RawCalloc(count + 1, sizeof(int))
-        layout.role = <unsigned short*>PyMem_RawCalloc(
-            slots.tp_basicsize // sizeof(PyObject*), sizeof(unsigned short)
-        )
+        layout.loose = <Loose*>PyMem_RawCalloc(slots.tp_basicsize // sizeof(PyObject*), sizeof(Loose))
         if (
             layout.fields == NULL or layout.names == NULL or layout.order == NULL or layout.attributes == NULL
-            or layout.special == NULL or layout.later == NULL or layout.role == NULL or layout.default == NULL
+            or layout.special == NULL or layout.later == NULL or layout.loose == NULL or layout.default == NULL
             or layout.first_default == NULL
         ):
             raise MemoryError()
@@ -2551,13 +2592,7 @@ def lay_out(
                 layout.later[layout.laters] = &layout.fields[i]
                 layout.laters += 1
         list_defaults(layout)
-        layout.plain_from = sizeof(PyObject)
-        for i in range(layout.specials):
-            layout.plain_from = max(
-                layout.plain_from,
-                max(layout.special[i].offset, layout.special[i].clock) + <Py_ssize_t>sizeof(PyObject*)
-            )
-            layout.role[(layout.special[i].offset - sizeof(PyObject)) // sizeof(PyObject*)] = <unsigned short>(i + 1)
+        list_loose_slots(layout)
         if reset is not None:
             Py_INCREF(<PyObject*>reset)
             layout.reset = <PyObject*>reset
