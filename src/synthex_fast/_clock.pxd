@@ -32,14 +32,14 @@ cdef extern from *:
           QueryPerformanceFrequency(&frequency);
           return (double)ticks.QuadPart / (double)frequency.QuadPart;
       }
-      static inline double synthex_wall(void) {
+      static inline unsigned long long synthex_wall_micros(void) {
           FILETIME t;
           ULARGE_INTEGER u;
           GetSystemTimePreciseAsFileTime(&t);
           u.LowPart = t.dwLowDateTime;
           u.HighPart = t.dwHighDateTime;
           /* FILETIME counts 100 ns steps from 1601. */
-          return (double)synthex_microseconds(u.QuadPart - 116444736000000000ULL, 10) * 1e-6;
+          return synthex_microseconds(u.QuadPart - 116444736000000000ULL, 10);
       }
     #else
       #include <time.h>
@@ -61,10 +61,10 @@ cdef extern from *:
           clock_gettime(CLOCK_MONOTONIC, &t);
           return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
       }
-      static inline double synthex_wall(void) {
+      static inline unsigned long long synthex_wall_micros(void) {
           struct timespec t;
           clock_gettime(CLOCK_REALTIME, &t);
-          return (double)t.tv_sec + (double)synthex_microseconds((unsigned long long)t.tv_nsec, 1000) * 1e-6;
+          return (unsigned long long)t.tv_sec * 1000000 + synthex_microseconds((unsigned long long)t.tv_nsec, 1000);
       }
     #endif
     #endif
@@ -72,4 +72,5 @@ cdef extern from *:
     double monotonic_coarse "synthex_monotonic"() noexcept nogil
     # For durations only: on Windows it starts from a different zero than the coarse clock.
     double monotonic_precise "synthex_precise"() noexcept nogil
-    double wall_clock "synthex_wall"() noexcept nogil
+    # Microseconds since the epoch.
+    unsigned long long wall_micros "synthex_wall_micros"() noexcept nogil

@@ -33,7 +33,7 @@ from cpython.object cimport PyObject, Py_EQ, Py_GE, Py_GT, Py_LE, Py_LT, Py_NE
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-from synthex_fast._clock cimport wall_clock
+from synthex_fast._clock cimport wall_micros
 from synthex_fast._freelist cimport (
     COUNTS, DISCARDED, Freelist, MISSED, RELEASED, REUSED, freelist_delete, freelist_new, freelist_pop, freelist_push,
     freelist_resize, freelist_stats,
@@ -315,6 +315,13 @@ cdef enum Style:
     TAGS                        # the same, of stripped and distinct lower-case texts
 
 
+cdef enum Simple:
+    # Whether a value of the exact class is stored as it is, if it is plain and the field never `keeps`.
+    INTRICATE
+    SIMPLE
+    SIZED                       # if it has the length that is allowed
+
+
 cdef enum Bound:
     # How a value of the exact class is checked further.
     FREE, LENGTH, SPAN, CHECKED
@@ -346,7 +353,7 @@ cdef struct Field:
     unsigned char style
     unsigned char how
     unsigned char bound
-    unsigned char simple        # plain, FREE and not `keeps`: a value of the exact class is stored as it is
+    unsigned char simple        # whether a value of the exact class is stored as it is (`Simple`)
     unsigned char plain         # a value of the exact class can't be part of a reference cycle
     unsigned char optional      # None is allowed
     unsigned char lazy          # the slot may hold a number in place of a reference
@@ -784,7 +791,9 @@ cdef int adopt(Field* field, Rule rule, bint validate) except -1:
         field.kind = UNION
         field.exact = NULL
         field.plain = field.style == CODED or field.style == CLOCKED
-    field.simple = field.plain and field.exact != NULL and field.bound == FREE and not field.keeps
+    field.simple = INTRICATE
+    if field.plain and field.exact != NULL and not field.keeps:
+        field.simple = SIMPLE if field.bound == FREE else SIZED if field.bound == LENGTH else INTRICATE
     Py_INCREF(<PyObject*>rule)
     # A thread that makes a subclass reads it.
     store_pointer(<void**>&field.rule, <PyObject*>rule)
@@ -805,12 +814,15 @@ cdef inline void track(PyObject* op) noexcept:
         PyObject_GC_Track(op)
 
 
+cdef inline bint of_length(Field* field, PyObject* value) noexcept:
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value)
+    return field.least <= length <= field.most
+
+
 cdef inline bint within(Field* field, PyObject* value) noexcept:
-    cdef Py_ssize_t length
     cdef double number
     if field.bound == LENGTH:
-        length = PyUnicode_GET_LENGTH(value)
-        return field.least <= length <= field.most
+        return of_length(field, value)
     if field.bound == SPAN:
         number = PyFloat_AS_DOUBLE(value)
         return field.low <= number <= field.high
@@ -873,21 +885,17 @@ cdef int load_datetime() except -1:
     return 0
 
 
-cdef inline uint64_t microseconds_now() noexcept:
-    return <uint64_t>(wall_clock() * 1e6 + 0.5)
-
-
 cdef int start_lazy(PyObject* op, Field* field) except -1:
     """Give a field that is made when first read its number. The record is not shared yet."""
     cdef PyObject* word
     if field.how == NOW:
-        slot_at(op, field.offset)[0] = word = number_word(microseconds_now())
+        slot_at(op, field.offset)[0] = word = number_word(wall_micros())
         if field.clock:
             slot_at(op, field.clock)[0] = word
         return 0
     want_serial()
     if field.how == UUID7:
-        slot_at(op, field.clock)[0] = number_word(microseconds_now() // 1000)
+        slot_at(op, field.clock)[0] = number_word(wall_micros() // 1000)
     slot_at(op, field.offset)[0] = number_word(take_serial())
     return 0
 
@@ -938,7 +946,7 @@ cdef int renew_lazy(PyObject* op, Field* field) except -1:
     """Give the field a new number, whatever it holds."""
     cdef Section section
     cdef PyObject* old
-    cdef uint64_t now = microseconds_now()
+    cdef uint64_t now = wall_micros()
     cdef uint64_t serial = now
     if field.how != NOW:
         want_serial()
@@ -1355,7 +1363,10 @@ cdef inline int fill(
         value = given[i]
         if unlikely(value == NULL):
             fill_default(op, layout, field, cyclic)
-        elif likely(Py_TYPE(value) == field.exact and field.simple):
+        elif likely(
+            Py_TYPE(value) == field.exact
+            and (field.simple == SIMPLE or (field.simple == SIZED and of_length(field, value)))
+        ):
             Py_INCREF(value)
             slot_at(op, field.offset)[0] = value
         else:
@@ -1385,7 +1396,7 @@ cdef inline int fill(
             want_serial()
             slot_at(op, default.offset)[0] = number_word(take_serial())
         elif default.field.how == NOW:
-            slot_at(op, default.offset)[0] = value = number_word(microseconds_now())
+            slot_at(op, default.offset)[0] = value = number_word(wall_micros())
             if default.field.clock:
                 slot_at(op, default.field.clock)[0] = value
         else:
@@ -2768,7 +2779,7 @@ def uuid7_text():
     7
     """
     want_serial()
-    return timed_id_for(take_serial(), microseconds_now() // 1000)
+    return timed_id_for(take_serial(), wall_micros() // 1000)
 
 
 def set_makers(declaring, resolving):

@@ -191,7 +191,7 @@ cdef int assign_clocked(PyObject* op, Field* field, PyObject* value) except -1:
     cdef PyObject* old
     cdef Section section
     if renewed:
-        micros = microseconds_now()
+        micros = wall_micros()
         want_earlier(op, field, value, micros)
         word = clock = number_word(micros)
     else:
