@@ -626,3 +626,18 @@ def test_allocation_failure_in_hooks(fail_allocations):
     assert fail_allocations(lambda: Store((1, 2))) > 0
     assert fail_allocations(lambda: Sum((1, 2))) > 0
     assert fail_allocations(lambda record: record.__post_init__(), prepare=lambda: Sum((1, 2))) > 0
+
+
+def test_threads_that_run_hooks_and_drop_deep_chains(hammer):
+    def work(index):
+        store = Store((index, 1))
+        assert (store.total, store.seen) == (index + 1, [store])
+        store.seen.clear()
+        long = chain(60, store)
+        del long
+        assert shared.total == 3
+        shared.__post_init__()
+
+    shared = Store((1, 2))
+    hammer(4, work, iterations=300)
+    assert shared.seen == [shared]

@@ -49,7 +49,7 @@ from synthex_fast._python cimport (
     traverseproc, vectorcallfunc, visitproc,
 )
 from synthex_fast._sync cimport (
-    FREE_THREADED, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
+    FREE_THREADED, load_pointer, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
 )
 
 from operator import index as to_index
@@ -2001,9 +2001,13 @@ cdef object copy_of(object self, object memo):
 
 cdef bint same_word(PyObject* one, PyObject* other, Field* field, bint* different) noexcept:
     """Whether neither of two lazily made values has been read, and then whether they are different."""
-    cdef PyObject* a = slot_at(one, field.offset)[0]
-    cdef PyObject* b = slot_at(other, field.offset)[0]
-    if field.lazy and is_number(a) and is_number(b):
+    cdef PyObject* a
+    cdef PyObject* b
+    if not field.lazy:
+        return False
+    a = <PyObject*>load_pointer(<void**>slot_at(one, field.offset))
+    b = <PyObject*>load_pointer(<void**>slot_at(other, field.offset))
+    if is_number(a) and is_number(b):
         different[0] = a != b
         return True
     return False
