@@ -19,6 +19,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 
 from synthex_fast._python cimport PY_SSIZE_T_MAX, PyObject_CallNoArgs, owned
+from synthex_fast._sync cimport FREE_THREADED
 
 import copyreg
 from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
@@ -471,6 +472,9 @@ cdef Entry insert(Cache self, object key, object value, object size):
     entry.value = value
     entry.size = size
     with cython.critical_section(self):
+        if FREE_THREADED and key in self.data:
+            # Another thread's, since we looked: an entry that is dropped must be in no order any more.
+            remove(self, key)
         self.data[key] = entry
         if size is not None:
             self.total = self.total + size
