@@ -16,7 +16,7 @@ import pytest
 from support import in_child, in_threads, needs_fork, quiet_fork
 
 from synthex_fast import Length, Range, Record, field
-from synthex_fast.errors import ArgumentTypeError
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError
 
 
 class Loose(Record):
@@ -51,6 +51,33 @@ def test_an_ellipsis_is_a_value_like_any_other():
     raw = Loose.__new__(Loose)
     assert raw != Loose(..., ..., ...)
     assert raw == Loose.__new__(Loose)
+
+
+class Slotted(Record):
+    __slots__ = ("own",)
+    x: int
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        5,
+        (1, 2, 3),
+        (5, None),
+        (None, 5),
+        ({"a": 1}, None),
+        (None, {"nowhere": 1}),
+        (None, {"x": "text"}),
+        (None, {1: 2}),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(extra):
+    record = Slotted(7)
+    with pytest.raises(ArgumentValueError, match="state must be"):
+        record.__setstate__(({"x": 1}, extra))
+    assert record == Slotted(7)
+    record.__setstate__(({"x": 1}, (None, {"own": 2})))
+    assert (record.x, record.own) == (1, 2)
 
 
 # --- classes ---
@@ -599,3 +626,18 @@ def test_allocation_failure_in_hooks(fail_allocations):
     assert fail_allocations(lambda: Store((1, 2))) > 0
     assert fail_allocations(lambda: Sum((1, 2))) > 0
     assert fail_allocations(lambda record: record.__post_init__(), prepare=lambda: Sum((1, 2))) > 0
+
+
+def test_threads_that_run_hooks_and_drop_deep_chains(hammer):
+    def work(index):
+        store = Store((index, 1))
+        assert (store.total, store.seen) == (index + 1, [store])
+        store.seen.clear()
+        long = chain(60, store)
+        del long
+        assert shared.total == 3
+        shared.__post_init__()
+
+    shared = Store((1, 2))
+    hammer(4, work, iterations=300)
+    assert shared.seen == [shared]

@@ -261,9 +261,9 @@ cdef object pool_make(ObjectPool pool):
     if obj is None:
         raise FactoryError("factory must return an object, not None")
     refuse_awaitable("factory", obj, True)
-    if unlikely(not pool.probed):
-        pool.probed = True
-        pool.held_elsewhere = not is_unshared(<PyObject*>obj)
+    if unlikely(not load_flag(&pool.probed)):
+        store_flag(&pool.probed, True)
+        store_flag(&pool.held_elsewhere, not is_unshared(<PyObject*>obj))
     freelist_count(pool.idle, MADE, 1)
     if FREE_THREADED and not owned_by_this_thread(<PyObject*>pool):
         # Two threads that count references to one object contend for its cache line. With deferred counting they
@@ -336,7 +336,7 @@ cdef int pool_discard_alias(ObjectPool pool, PyObject* obj) except -1:
     cls = type(<object>obj)
     Py_DECREF(obj)
     # A reset may drop what held the object at first; then some have been reused.
-    if pool.held_elsewhere and not pool.warned and not pool_has_reused(pool):
+    if load_flag(&pool.held_elsewhere) and not pool.warned and not pool_has_reused(pool):
         pool.warned = True
         warn_of_held_objects(cls)
     return 0
@@ -830,7 +830,7 @@ on_discard=None, name=None)\n--\n
             "aliased": counts[<int>ALIASED],
             "pool_size": idle,
             "reuse_rate": <double>reused / <double>max(<int64_t>1, made + reused),
-            "held_elsewhere": bool(self.held_elsewhere),
+            "held_elsewhere": bool(load_flag(&self.held_elsewhere)),
         }
         if self.bounds != NULL:
             bounds = bounds_of(self)

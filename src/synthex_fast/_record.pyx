@@ -50,7 +50,7 @@ from synthex_fast._python cimport (
     same_text, traverseproc, vectorcallfunc, visitproc,
 )
 from synthex_fast._sync cimport (
-    FREE_THREADED, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
+    FREE_THREADED, load_pointer, load_u8, store_pointer, store_u8, likely, uniquely_referenced, unlikely,
 )
 
 from operator import index as to_index
@@ -2040,6 +2040,25 @@ cdef object extra_state(object self, Layout* layout):
     return (attributes, slots) if attributes or slots else None
 
 
+cdef int check_extra(object self, Layout* layout, object extra) except -1:
+    """That `restore_extra` can restore it, and that it has no value of a field, which would not be checked."""
+    cdef type cls = type(self)
+    if extra is None:
+        return 0
+    if not isinstance(extra, tuple) or len(<tuple>extra) != 2:
+        raise value_error("state", extra, "what __getstate__() returned")
+    attributes, slots = extra
+    for part in (attributes, slots):
+        if not (part is None or isinstance(part, dict)):
+            raise value_error("state", part, "what __getstate__() returned")
+    if attributes and (<Slots*><PyTypeObject*>cls).tp_dictoffset == 0:
+        raise value_error("state", attributes, f"without attributes, for which {cls.__qualname__} has no __dict__")
+    for name in slots or ():
+        if not isinstance(name, str) or find_named(layout, name) != NULL or not hasattr(cls, name):
+            raise value_error("state", name, f"a slot of {cls.__qualname__}")
+    return 0
+
+
 cdef int restore_extra(object self, object extra) except -1:
     if extra is None:
         return 0
@@ -2100,9 +2119,13 @@ cdef object copy_of(object self, object memo):
 
 cdef bint same_word(PyObject* one, PyObject* other, Field* field, bint* different) noexcept:
     """Whether neither of two lazily made values has been read, and then whether they are different."""
-    cdef PyObject* a = slot_at(one, field.offset)[0]
-    cdef PyObject* b = slot_at(other, field.offset)[0]
-    if field.lazy and is_number(a) and is_number(b):
+    cdef PyObject* a
+    cdef PyObject* b
+    if not field.lazy:
+        return False
+    a = <PyObject*>load_pointer(<void**>slot_at(one, field.offset))
+    b = <PyObject*>load_pointer(<void**>slot_at(other, field.offset))
+    if is_number(a) and is_number(b):
         different[0] = a != b
         return True
     return False
@@ -2342,6 +2365,7 @@ cdef class RecordBase:
         for name in fields:
             if find_named(layout, name) == NULL:
                 raise value_error("state", name, f"a field of {type(self).__qualname__}")
+        check_extra(self, layout, extra)
         exchange(op, <PyObject*>fresh, layout)
         if layout.gc:
             track(op)

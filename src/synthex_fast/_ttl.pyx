@@ -48,7 +48,7 @@ from synthex_fast._clock cimport monotonic_coarse, monotonic_precise
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._loads cimport Aged, Load, abandoned, end, new_load, raise_error_of, wait_for
 from synthex_fast._python cimport (
-    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_None, Py_REFCNT, Py_ReprEnter, Py_ReprLeave, Py_XDECREF,
+    PY_SSIZE_T_MAX, Py_DECREF, Py_INCREF, Py_NewRef, Py_None, Py_REFCNT, Py_ReprEnter, Py_ReprLeave, Py_XDECREF,
     PyErr_WriteUnraisable, PyFloat_AS_DOUBLE, PyFloat_CheckExact, PyDict_SetItemString, PyList_GET_SIZE,
     PyObject_CallFunctionObjArgs,
     PyObject_RichCompareBool, PySequence_Fast_ITEMS, PyTuple_GET_ITEM, PyTuple_GET_SIZE,
@@ -57,8 +57,8 @@ from synthex_fast._python cimport (
 )
 from synthex_fast._sizeof cimport pair_sizeof
 from synthex_fast._sync cimport (
-    FREE_THREADED, Mutex, likely, load_double, load_ssize, load_u32, load_u64, mutex_lock, mutex_unlock,
-    owned_by_this_thread, store_double, store_ssize, store_u32, store_u64, this_thread_number, unlikely,
+    FREE_THREADED, Mutex, likely, load_double, load_pointer, load_ssize, load_u32, load_u64, mutex_lock, mutex_unlock,
+    owned_by_this_thread, store_double, store_pointer, store_ssize, store_u32, store_u64, this_thread_number, unlikely,
 )
 from synthex_fast._table cimport (
     DEAD, FIFO, IN_MAIN, INLINE_SIZE_MAX, LRU, NONE, S3FIFO, SIEVE, TICKS_PER_SECOND, Node, Table, dead_pop, dead_push,
@@ -147,8 +147,8 @@ cdef str AWAIT_INSTEAD = "; await aget_or_set(key, coroutine_function) instead"
 cdef str PAIRS = "a mapping or an iterable of (key, value) pairs"
 # What a caller's `sizeof` may return at most, so that sums with it don't overflow.
 cdef object SIZE_MAX = 2**62 - 1
-# The sweeper's function, imported when the first dict needs it.
-cdef object schedule = None
+# The sweeper's function, imported when the first dict needs it and then kept: threads read it without a lock.
+cdef PyObject* schedule = NULL
 
 
 include "_ttl_locking.pxi"

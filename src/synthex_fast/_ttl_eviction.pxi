@@ -348,9 +348,9 @@ cdef void make_room_beside(TTLDict self, uint32_t slot, double now, Victims* vic
 
 cdef int import_sweeper() except -1:
     global schedule
-    if schedule is None:
+    if load_pointer(<void**>&schedule) == NULL:
         from synthex_fast._sweeper import schedule as found
-        schedule = found
+        store_pointer(<void**>&schedule, Py_NewRef(<PyObject*>found))
     return 0
 
 
@@ -360,7 +360,7 @@ cdef int wake_sweeper(TTLDict self, double now) except -1:
     store_double(&self.sweep_at, max(due, now))
     try:
         import_sweeper()
-        schedule(self, due)
+        (<object>load_pointer(<void**>&schedule))(self, due)
     except Exception:
         # Out of memory, or no thread could be started. A store after half a second tries again.
         store_double(&self.sweep_at, now + 0.5 - SWEEP_LOST)

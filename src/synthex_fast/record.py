@@ -748,7 +748,7 @@ def _renew_methods(cls: type, options: _Options) -> None:
         and cls.__eq__ is RecordBase.__eq__
         and "__hash__" not in vars(cls)
     ):
-        cls.__hash__ = RecordBase.__hash__  # type: ignore[method-assign]
+        cls.__hash__ = RecordBase.__hash__
 
 
 def _filled(
@@ -837,7 +837,7 @@ class _Params:
 
 
 @functools.cache
-def _params(**chosen: bool) -> Any:
+def _params(**chosen: Any) -> Any:
     made: Any = dataclasses.make_dataclass("_Params", (), slots=True, **chosen)
     return made.__dataclass_params__
 

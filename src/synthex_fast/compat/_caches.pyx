@@ -19,6 +19,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 
 from synthex_fast._python cimport PY_SSIZE_T_MAX, PyObject_CallNoArgs, owned
+from synthex_fast._sync cimport FREE_THREADED
 
 import copyreg
 from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
@@ -198,7 +199,7 @@ cdef class Cache:
         cdef Entry entry = self.victim()
         if entry is None:
             raise KeyError(f"{type(self).__name__} is empty") from None
-        key, value = entry.key, entry.value
+        key, value = entry.key, value_of(self, entry)
         delete(self, key)
         return key, value
 
@@ -317,10 +318,11 @@ cdef class Cache:
         order = []
         expiry = []
         for entry in list(self.data.values()):
+            with cython.critical_section(self):
+                pair = (entry.key, entry.value, entry.size, entry.expires, entry.number, entry.uses)
             # Another thread may just be storing it.
-            if isinstance(self, TimedCache) and entry.expires is None:
-                continue
-            pairs.append((entry.key, entry.value, entry.size, entry.expires, entry.number, entry.uses))
+            if pair[3] is not None or not isinstance(self, TimedCache):
+                pairs.append(pair)
         self.list_orders(order, expiry)
         return {
             "maxsize": self.most, "sized": bool(self.sized), "pairs": pairs, "order": order, "expiry": expiry,
@@ -371,10 +373,22 @@ cdef inline object value_of(Cache self, Entry entry):
     return value
 
 
-cdef inline bint is_due(TimedCache self, Entry entry) except -1:
+cdef inline object size_of(Cache self, Entry entry):
+    cdef object size
+    with cython.critical_section(self):
+        size = entry.size
+    return size
+
+
+cdef inline object expiry_of(Cache self, Entry entry):
     cdef object expires
     with cython.critical_section(self):
         expires = entry.expires
+    return expires
+
+
+cdef inline bint is_due(TimedCache self, Entry entry) except -1:
+    cdef object expires = expiry_of(self, entry)
     # None: it is just being stored.
     return expires is not None and not before(self.clock.now(), expires)
 
@@ -396,7 +410,7 @@ cdef str cache_repr(Cache self):
     cdef Entry entry
     pairs = {}
     for entry in list(self.data.values()):
-        pairs[entry.key] = entry.value
+        pairs[entry.key] = value_of(self, entry)
     size = total_of(self) if self.sized else len(pairs)
     return f"{type(self).__name__}({pairs!r}, maxsize={self.most!r}, currsize={size!r})"
 
@@ -426,7 +440,7 @@ cdef Entry put_sized(Cache self, object key, object value):
     if size < 0:
         raise ValueError("value size must be non-negative")
     entry = find(self, key)
-    more = size if entry is None else size - entry.size
+    more = size if entry is None else size - size_of(self, entry)
     while total_of(self) + more > self.most:
         evict(self)
         # It may be the entry itself that had to go.
@@ -448,7 +462,7 @@ cdef int replace(Cache self, Entry entry, object value) except -1:
     with cython.critical_section(self):
         # Dropped after the exchange.
         value, entry.value = entry.value, value
-    self.updated(entry)
+        self.updated(entry)
     return 0
 
 
@@ -458,6 +472,9 @@ cdef Entry insert(Cache self, object key, object value, object size):
     entry.value = value
     entry.size = size
     with cython.critical_section(self):
+        if FREE_THREADED and key in self.data:
+            # Another thread's, since we looked: an entry that is dropped must be in no order any more.
+            remove(self, key)
         self.data[key] = entry
         if size is not None:
             self.total = self.total + size
@@ -835,7 +852,7 @@ cdef class TimedCache(Cache):
     def __delitem__(self, key):
         time = self.clock.now()
         cdef Entry entry = remove(self, key)
-        if not before(time, entry.expires):
+        if not before(time, expiry_of(self, entry)):
             raise KeyError(key)
 
     def __iter__(self):
@@ -933,7 +950,7 @@ cdef class TTLCache(TimedCache):
             if entry is self.root or before(time, expires):
                 break
             remove(self, entry.key)
-            found.append((entry.key, entry.value))
+            found.append((entry.key, value_of(self, entry)))
         return found
 
     cdef object settings(self):
@@ -1029,7 +1046,7 @@ cdef class TLRUCache(TimedCache):
             heappop(heap)
             if not item.removed:
                 entry = remove(self, item.key)
-                found.append((entry.key, entry.value))
+                found.append((entry.key, value_of(self, entry)))
         return found
 
     cdef object settings(self):
