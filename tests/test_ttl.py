@@ -2858,7 +2858,7 @@ def test_set_many_stores_nothing_if_a_comparison_fails(room):
     cache[10] = "old"
     with pytest.raises(OSError, match="no"):
         cache.set_many([(10, "new"), (11, 1), (Incomparable(), 2), ("after", 3)])
-    assert [*cache.values()] == ["present", "old"]
+    assert set(cache.values()) == {"present", "old"}
 
 
 def test_set_many_stores_the_entries_before_a_comparison_that_fails_later():
@@ -2882,7 +2882,7 @@ def test_set_many_stores_the_entries_before_a_comparison_that_fails_later():
     fickle = Fickle()
     with pytest.raises(OSError, match="no"):
         cache.set_many([(10, "new"), (fickle, 2), ("after", 3)])
-    assert [*cache.values()] == ["present", "new"]
+    assert set(cache.values()) == {"present", "new"}
 
 
 @pytest.mark.parametrize(
