@@ -74,7 +74,7 @@ def flights_in(loop: AbstractEventLoop, owner: Any) -> dict[Any, Flight]:
 
 def flights_of(loop: AbstractEventLoop, owner: object) -> list[Flight]:
     """The loads that the loop has for a cached function."""
-    kept = getattr(loop, _KEPT_AS, None) or _kept_apart.get(loop) or {}
+    kept: Any = getattr(loop, _KEPT_AS, None) or _kept_apart.get(loop) or {}
     return [flight for flights in list(kept.values()) for flight in flights.values() if flight.owner is owner]
 
 

@@ -317,7 +317,7 @@ class _Shared(Copies):
         self._make_connection = _connection_factory(server, asynchronous, self._timeout)
         self._set_up(TTLDict(max_size, **options))
         # Lists the loads of `get_or_set`.
-        self._loading = TTLDict(sweep=False)
+        self._loading: TTLDict[str, Any] = TTLDict(sweep=False)
         self._counts = dict.fromkeys(
             (
                 "remote_hits",
