@@ -5,8 +5,9 @@ import contextlib
 import copy
 import functools
 import gc
-import importlib.util
+import importlib
 import inspect
+import os
 import pickle
 import sys
 import threading
@@ -15,16 +16,17 @@ import unittest
 import weakref
 from collections import OrderedDict
 from datetime import timedelta
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Clock, in_threads, wait_for
+from support import Clock, in_child, in_threads, needs_fork, quiet_fork, wait_for
 
 import synthex_fast
 from synthex_fast import TTLDict
 from synthex_fast.caching import CacheInfo, cached, cachedmethod
-from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, LoadCycleError
+from synthex_fast.errors import ArgumentTypeError, ArgumentValueError, LoadCycleError, SynthexFastError
 
 
 class Counting:
@@ -991,7 +993,7 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("test") is None, reason="CPython's tests are not installed")
+@pytest.mark.skipif(find_spec("test") is None, reason="CPython's tests are not installed")
 def test_cpythons_own_tests_of_lru_cache():
     functools_tests = cpython_tests()
     if functools_tests is None:
@@ -1020,3 +1022,157 @@ def test_cpythons_own_tests_of_lru_cache():
     assert result.testsRun > 15
     failed = [f"{test}\n{why}" for test, why in result.errors + result.failures]
     assert not failed, "\n".join(failed)
+
+
+# ---- closing
+
+
+def test_cache_close_cancels_or_awaits_loads():
+    async def main():
+        may_end, begun, cancelled = asyncio.Event(), [], []
+
+        def function():
+            async def load(x):
+                begun.append(x)
+                try:
+                    await may_end.wait()
+                except asyncio.CancelledError:
+                    cancelled.append(x)
+                    raise
+                return x
+
+            return load
+
+        shared = TTLDict()
+        for decorate in (cached, cached(refresh_after=50), cached(shared), cached({})):
+            f, other = decorate(function()), cached(shared, key=lambda x: ("other", x))(function())
+            del begun[:], cancelled[:]
+            tasks = [asyncio.create_task(f(x)) for x in (1, 1, 2)]
+            theirs = asyncio.create_task(other(3))
+            while len(begun) < 3:
+                await asyncio.sleep(0)
+            assert f.cache_parameters()["tasks"] == 2 and not f.cache_parameters()["closed"]
+            await f.cache_close()
+            assert sorted(cancelled) == [1, 2]
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(each) for each in found] == [asyncio.CancelledError] * 3
+            assert f.cache_parameters()["tasks"] == 0 and f.cache_parameters()["closed"]
+            with pytest.raises(SynthexFastError, match="is closed"):
+                await f(1)
+            # Who waited did not begin another, and loads of others go on.
+            assert sorted(begun) == [1, 2, 3]
+            assert other.cache_parameters()["tasks"] == 1
+            await f.cache_close()
+            may_end.set()
+            assert await theirs == 3
+            may_end.clear()
+            shared.clear()
+        f = cached(function())
+        task = asyncio.create_task(f(4))
+        while 4 not in begun:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(f.cache_close(wait=True))
+        await asyncio.sleep(0)
+        assert not closing.done() and not task.done()
+        may_end.set()
+        await closing
+        assert await task == 4 and f.cache[4] == 4
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    with pytest.raises(TypeError, match="is for coroutine functions"):
+        cached(len).cache_close()
+    with pytest.raises(ArgumentTypeError, match="wait must be"):
+        cached(asyncio.sleep).cache_close(wait=1)
+
+
+def test_a_load_may_close_its_own_cache():
+    @cached
+    async def f():
+        await f.cache_close()
+        return 1
+
+    assert asyncio.run(asyncio.wait_for(f(), 60)) == 1
+
+
+def test_what_other_decorators_functions_have():
+    ours = {name for name in dir(cached(asyncio.sleep)) if not name.startswith("_")}
+    theirs = {name for name in dir(functools.lru_cache(len)) if not name.startswith("_")}
+    for module, make in (
+        ("async_lru", lambda package: package.alru_cache(asyncio.sleep)),
+        ("cachetools", lambda package: package.cached({}, info=True)(len)),
+    ):
+        if find_spec(module) is not None:
+            theirs |= {
+                name for name in dir(make(importlib.import_module(module))) if not name.startswith("_")
+            }
+    assert theirs >= {"cache_info", "cache_clear", "cache_parameters"}
+    assert theirs - ours == set()
+
+    class Shop:
+        def __init__(self):
+            self.results, self.mutex = {}, threading.Lock()
+
+        @cachedmethod(lambda self: self.results, lock=lambda self: self.mutex)
+        def price(self, article):
+            return len(article)
+
+    shop = Shop()
+    assert shop.price("tea") == 3
+    assert shop.price.cache is shop.results
+    assert shop.price.cache_lock is shop.price.cache_condition is shop.mutex
+
+
+# ---- forks
+
+
+@quiet_fork
+@needs_fork
+def test_a_child_of_a_process_with_a_refresh_pending_does_not_wait_for_it():
+    backend = Backend(ttl=60, refresh_after=10)
+    f = backend.cached
+    assert f(1) == "first"
+    backend.clock.now += 10
+    backend.may_end = threading.Event()
+    assert f(1) == "first"
+    wait_for(lambda: backend.calls == 2)
+
+    def child():
+        backend.may_end, backend.answer = None, "the child's"
+        # Still good, and made anew once it is not.
+        assert f(1) == "first"
+        backend.clock.now += 50
+        assert f(1) == "the child's"
+        # It refreshes by itself.
+        backend.clock.now += 10
+        backend.answer = "again"
+        assert f(1) == "the child's"
+        wait_for(lambda: f(1) == "again")
+
+    in_child(child)
+    backend.answer = "second"
+    backend.may_end.set()
+    wait_for(lambda: f(1) == "second")
+    assert backend.calls == 2
+
+
+@quiet_fork
+@needs_fork
+def test_a_child_of_a_process_with_a_load_pending_does_not_wait_for_it():
+    parent = os.getpid()
+    for options in ({}, {"stale_if_error": 5}):
+        begun, may_end = threading.Event(), threading.Event()
+
+        @cached(**options)
+        def f(x):
+            if os.getpid() == parent:
+                begun.set()  # noqa: B023
+                assert may_end.wait(60)  # noqa: B023
+            return os.getpid()
+
+        thread = threading.Thread(target=f, args=(1,))
+        thread.start()
+        assert begun.wait(60)
+        in_child(lambda: f(1) == os.getpid())
+        may_end.set()
+        thread.join(60)
+        assert f(1) == parent

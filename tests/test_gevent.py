@@ -378,3 +378,48 @@ def test_gunicorns_gevent_workers_serve_and_stop(tmp_path, patch):
             raise
         output = log.read_text()
         assert "Traceback" not in output and "TIMEOUT" not in output, output
+
+
+REFRESH = """
+import signal
+signal.alarm(40)
+from gevent import monkey; monkey.patch_all()
+import gevent
+from gevent.event import Event
+from synthex_fast.caching import cached
+
+now = [0.0]
+from synthex_fast import TTLDict
+may_end, calls, threads = Event(), [], []
+
+@cached(TTLDict(timer=lambda: now[0]), ttl=60, refresh_after=10)
+def f(x):
+    calls.append(x)
+    threads.append(gevent.getcurrent())
+    if len(calls) == 2:
+        # Only this greenlet waits.
+        assert may_end.wait(20)
+    return len(calls)
+
+assert f("a") == 1
+now[0] = 10.0
+assert [f("a") for _ in range(5)] == [1] * 5
+while len(calls) < 2:
+    gevent.sleep(0.001)
+assert threads[1] is not gevent.getcurrent()
+assert f("a") == 1 and len(calls) == 2
+may_end.set()
+while f("a") != 2:
+    gevent.sleep(0.001)
+assert len(calls) == 2
+
+# Greenlets that find it ended share one call.
+now[0] = 100.0
+assert [each.get(timeout=20) for each in [gevent.spawn(f, "a") for _ in range(6)]] == [3] * 6
+assert len(calls) == 3
+print("done")
+"""
+
+
+def test_a_cached_function_is_refreshed_in_a_greenlet():
+    assert run(REFRESH).strip() == "done"

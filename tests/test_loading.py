@@ -590,6 +590,89 @@ async def test_coroutines_that_wait_for_themselves_get_an_error():
     assert await cache.aget_or_set("k", lambda: asyncio.sleep(0, 1)) == 1
 
 
+@pytest.mark.parametrize("how", ["gather", "task", "group", "shield"])
+def test_a_load_that_waits_for_itself_through_a_task_gets_an_error(how):
+    async def through(call):
+        if how == "gather":
+            return (await asyncio.gather(call))[0]
+        if how == "task":
+            return await asyncio.create_task(call)
+        if how == "shield":
+            return await asyncio.shield(call)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(call)
+        return task.result()
+
+    async def main():
+        cache, other = TTLDict(), TTLDict()
+
+        async def itself():
+            return await through(cache.aget_or_set("k", itself))
+
+        async def first():
+            return await through(other.aget_or_set("b", second))
+
+        async def second():
+            return await through(cache.aget_or_set("a", first))
+
+        for key, function in (("k", itself), ("a", first)):
+            with pytest.raises(BaseException) as caught:
+                await asyncio.wait_for(cache.aget_or_set(key, function), 20)
+            error = caught.value
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            assert type(error) is LoadCycleError
+        both = asyncio.Barrier(2)
+
+        async def wait_for_other(key):
+            await both.wait()
+            return await through(cache.aget_or_set(1 - key, None or itself))
+
+        calls = [cache.aget_or_set(key, lambda key=key: wait_for_other(key)) for key in (0, 1)]
+        found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert all(isinstance(each, LoadCycleError | BaseExceptionGroup) for each in found)
+        # Nothing of it is left.
+        assert await cache.aget_or_set("k", lambda: asyncio.sleep(0, 1)) == 1
+
+    asyncio.run(main())
+
+
+@coroutine_test
+async def test_a_task_that_outlives_the_load_that_started_it_is_free():
+    cache, started = TTLDict(), []
+    ended = asyncio.Event()
+
+    async def later():
+        await ended.wait()
+        assert cache.pop("k") == "made"
+        return await cache.aget_or_set("k", lambda: asyncio.sleep(0, "anew"))
+
+    async def make():
+        started.append(asyncio.create_task(later()))
+        return "made"
+
+    assert await cache.aget_or_set("k", make) == "made"
+    ended.set()
+    assert await started[0] == "anew"
+
+
+@coroutine_test
+async def test_loads_that_share_a_third_are_no_cycle():
+    cache = TTLDict()
+
+    async def leaf():
+        await asyncio.sleep(0)
+        return 1
+
+    async def branch():
+        return sum(await asyncio.gather(*(cache.aget_or_set("leaf", leaf) for _ in range(3))))
+
+    async def root():
+        return await asyncio.gather(*(cache.aget_or_set(key, branch) for key in "abab"))
+
+    assert await cache.aget_or_set("root", root) == [3] * 4
+
+
 @coroutine_test
 async def test_a_load_does_not_undo_a_deletion_in_a_loop():
     cache, load = TTLDict(), Awaited("old")
@@ -653,6 +736,57 @@ def test_loops_load_apart_and_a_closed_one_leaves_nothing():
     cache.clear()
     one_loop()
     unfinished._log_destroy_pending = False
+
+
+class Slotted(asyncio.SelectorEventLoop):
+    """A loop that keeps no attributes of others."""
+
+    @property
+    def __dict__(self):
+        raise AttributeError
+
+
+@pytest.mark.parametrize("kind", [asyncio.SelectorEventLoop, Slotted])
+def test_a_loop_that_is_closed_with_a_load_pending_is_freed(kind):
+    cache, loads = TTLDict(), []
+
+    def one_loop():
+        loop = kind()
+        load = Awaited()
+        unfinished = loop.create_task(cache.aget_or_set("j", load))
+        loop.run_until_complete(asyncio.sleep(0.01))
+        assert load.calls == 1
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False
+        unfinished._log_destroy_pending = False
+        loop.close()
+        loads.append(id(loop))
+        return weakref.ref(loop)
+
+    def fresh_loop():
+        loop = asyncio.new_event_loop()
+        try:
+            return loop.run_until_complete(
+                asyncio.wait_for(cache.aget_or_set("other", lambda: asyncio.sleep(0, "x")), 20)
+            )
+        finally:
+            loop.close()
+
+    reference = one_loop()
+    if kind is Slotted:
+        # Where the loop can't keep it, the next one lets go of it.
+        assert fresh_loop() == "x"
+        cache.clear()
+        other = Slotted()
+        other.run_until_complete(cache.aget_or_set("k", lambda: asyncio.sleep(0, 1)))
+        other.close()
+    gc.collect()
+    assert reference() is None
+    # No later loop sees the old load, also not at the same address.
+    for _ in range(20):
+        reference = one_loop()
+        gc.collect()
+    assert fresh_loop() == "x"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="needs eager tasks")

@@ -26,6 +26,7 @@ from support import ROOT, in_child, in_threads, needs_fork, quiet_fork, run, wai
 from synthex_fast.errors import (
     ArgumentTypeError,
     ArgumentValueError,
+    LoadCycleError,
     ServerUnavailableError,
     SynthexFastError,
 )
@@ -572,6 +573,58 @@ def test_the_parser_takes_items_in_any_pieces(size):
         list(parser.feed(b"HTTP/1.1 200 OK\r\n"))
 
 
+class Counted(bytearray):
+    """Counts the bytes that are looked at or copied."""
+
+    work = 0
+
+    def find(self, sub, start=0):
+        end = super().find(sub, start)
+        self.work += (len(self) if end < 0 else end) - start
+        return end
+
+    def __getitem__(self, where):
+        found = super().__getitem__(where)
+        self.work += len(found)
+        return found
+
+    def __delitem__(self, where):
+        self.work += len(self) - where.stop
+        super().__delitem__(where)
+
+
+def work_on(data, size):
+    parser = tiered._Parser()
+    parser._buffer = Counted()
+    items = []
+    for start in range(0, len(data), size):
+        items += parser.feed(data[start : start + size])
+    return items, parser._buffer.work / len(data)
+
+
+def test_the_parser_takes_a_push_of_many_keys_in_linear_time():
+    names = [b"cache:%d" % n for n in range(200_000)]
+    names_sent = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in names)
+    data = b">2\r\n$10\r\ninvalidate\r\n*%d\r\n%b" % (len(names), names_sent)
+    items, work = work_on(data, 1 << 16)
+    assert items == [[b"invalidate", names]]
+    assert work < 3
+
+
+@pytest.mark.parametrize("kind", [b"+", b"$100000\r\n"])
+def test_the_parser_takes_a_long_item_in_linear_time(kind):
+    items, work = work_on(kind + b"x" * 100_000 + b"\r\n", 100)
+    assert items == [b"x" * 100_000]
+    assert work < 3
+
+
+def test_the_parser_takes_empty_and_nested_aggregates():
+    data = b"*0\r\n%0\r\n>0\r\n|0\r\n:1\r\n*2\r\n|1\r\n+a\r\n*1\r\n:2\r\n*0\r\n%1\r\n*1\r\n:3\r\n:4\r\n"
+    items, _ = work_on(data, 1)
+    assert items == [[], {}, [], 1, [[], {(3,): 4}]]
+    assert type(items[2]) is tiered._Push
+
+
 # --- the server goes away and comes back ---
 
 
@@ -813,6 +866,276 @@ with TieredCache("{server.url}") as cache:
 
 
 # --- threads, forks, the end ---
+
+
+class Interrupted:
+    """A socket. While something is sent, the garbage collector runs, and what it calls uses the cache."""
+
+    def __init__(self, raw):
+        self.raw = raw
+
+    def sendall(self, data):
+        gc.collect()
+        self.raw.sendall(data)
+
+
+@pytest.mark.parametrize("kind", ["finaliser", "weak reference", "callback of gc"])
+@pytest.mark.parametrize("operation", ["get", "set", "get_or_set", "peek"])
+def test_a_finaliser_that_uses_the_cache_while_a_request_is_sent(server, kind, operation):
+    with cache_at(server) as cache:
+        cache.set("copied", 1)
+        seen = []
+        call = {
+            "get": lambda: cache.get("b"),
+            "set": lambda: cache.set("b", 2),
+            "get_or_set": lambda: cache.get_or_set("b", int),
+            "peek": lambda: cache.peek("copied"),
+        }[operation]
+
+        def use(*_):
+            try:
+                seen.append(call())
+            except SynthexFastError as error:
+                seen.append(str(error))
+
+        class Node:
+            pass
+
+        class Final(Node):
+            __del__ = use
+
+        def read():
+            node = Final() if kind == "finaliser" else Node()
+            node.me = node
+            kept = weakref.ref(node, use) if kind == "weak reference" else None
+            if kind == "callback of gc":
+                gc.callbacks.append(use)
+            del node
+            try:
+                cache.get("a")
+            finally:
+                if kind == "callback of gc":
+                    gc.callbacks.remove(use)
+            del kept
+
+        gc.disable()
+        link = cache._link
+        link.socket = Interrupted(link.socket)
+        reader = threading.Thread(target=read, daemon=True)
+        try:
+            reader.start()
+            reader.join(20)
+            assert not reader.is_alive(), "it waits for itself"
+        finally:
+            gc.enable()
+            # Closing shuts down what it knows as a socket.
+            link.socket = link.socket.raw
+        assert seen
+        for each in seen:
+            assert (
+                each == 1 if operation == "peek" else "a finaliser or signal handler used the cache" in each
+            )
+        # What it interrupted and what comes later is as if nothing had been.
+        cache.set("b", 3)
+        assert cache.get("b") == 3 and cache.get("a") is None
+
+
+def test_a_finaliser_that_uses_the_cache_while_it_is_connected(server, monkeypatch):
+    seen = []
+    with cache_at(server) as cache:
+        start = threading.Thread.start
+
+        def interrupted(thread):
+            if thread.name == "synthex-fast-tiered":
+                try:
+                    cache.get("b")
+                except SynthexFastError as error:
+                    seen.append(str(error))
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        user = threading.Thread(target=cache.get, args=("a",), daemon=True)
+        user.start()
+        user.join(20)
+        assert not user.is_alive(), "it waits for itself"
+        assert len(seen) == 1 and "was connecting the same cache" in seen[0]
+        assert cache.get("a") is None
+
+
+def test_values_are_released_without_the_lock(mortal):
+    """What a copy's finaliser waits for may be in a thread that waits for the lock."""
+    with cache_at(mortal, serializer=(lambda value: b"x", lambda data: Final()), timeout=1) as cache:
+        locked = []
+
+        class Final:
+            def __del__(self):
+                def try_it():
+                    locked.append(not link.lock.acquire(timeout=0.5))
+                    if not locked[-1]:
+                        link.lock.release()
+
+                thread = threading.Thread(target=try_it)
+                thread.start()
+                thread.join()
+
+        cache.set("a", 1)
+        link = cache._link
+        wait_for(lambda: len(cache.local) == 1)
+        mortal.kill()
+        wait_for(lambda: locked)
+        assert not any(locked)
+
+
+LONE = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("key", lambda cache: cache.get(LONE)),
+        ("key", lambda cache: cache.set("a" + LONE, 1)),
+        ("key", lambda cache: cache.delete(LONE)),
+        ("key", lambda cache: cache.get_or_set(LONE, int)),
+        ("value", lambda cache: cache.set("a", LONE)),
+        ("prefix", lambda cache: TieredCache("redis://127.0.0.1:1/0", prefix=LONE)),
+    ],
+)
+@pytest.mark.parametrize("serializer", ["str", "json"])
+def test_text_that_is_no_utf8_is_named(server, name, call, serializer):
+    with (
+        cache_at(server, serializer=serializer) as cache,
+        pytest.raises(ArgumentValueError, match=rf"^{name} must be text without lone surrogates"),
+    ):
+        call(cache)
+
+
+def test_get_or_set_is_single_flight(server, other):
+    with cache_at(server) as cache:
+        cache.ping()
+        calls, barrier, may_end = [], threading.Barrier(9), threading.Event()
+
+        def factory():
+            calls.append(1)
+            assert may_end.wait(20)
+            return 42
+
+        def call():
+            barrier.wait()
+            found.append(cache.get_or_set("a", factory))
+
+        found = []
+        threads = [threading.Thread(target=call, daemon=True) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        wait_for(lambda: cache._loading.stats["load_waits"] == 7)
+        # Another key does not wait.
+        assert cache.get_or_set("b", lambda: 1) == 1
+        may_end.set()
+        for thread in threads:
+            thread.join(20)
+        assert (found, calls) == ([42] * 8, [1])
+        assert other.get("cache:a") == "42" and cache.peek("a") == 42
+        assert cache.get_or_set("a", factory) == 42 and len(calls) == 1
+
+
+def test_an_exception_of_the_factory_goes_to_all_and_is_not_kept(server):
+    with cache_at(server) as cache:
+        may_end, seen = threading.Event(), []
+
+        def factory():
+            assert may_end.wait(20)
+            raise KeyError("no")
+
+        def call():
+            try:
+                cache.get_or_set("a", factory)
+            except KeyError as error:
+                seen.append(error)
+
+        threads = [threading.Thread(target=call, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: cache._loading.stats["load_waits"] == 3)
+        may_end.set()
+        for thread in threads:
+            thread.join(20)
+        assert len(seen) == 4 and cache._loading.stats["loads"] == 1
+        assert cache.get_or_set("a", lambda: 1) == 1
+
+
+def test_a_factory_that_asks_for_its_own_key(server):
+    with cache_at(server) as cache:
+        with pytest.raises(LoadCycleError, match="'a'"):
+            cache.get_or_set("a", lambda: cache.get_or_set("a", int))
+        assert cache.get_or_set("a", lambda: cache.get_or_set("b", lambda: 2)) == 2
+        with pytest.raises(ArgumentTypeError, match="factory must be"):
+            cache.get_or_set("a", 3)
+        with pytest.raises(ArgumentTypeError, match=r"factory\(\) must not be async"):
+            cache.get_or_set("c", lambda: asyncio.sleep(0))
+
+
+def test_a_load_is_not_written_if_its_key_is_deleted_meanwhile(server, other):
+    with cache_at(server) as cache:
+
+        def factory():
+            cache.delete("a")
+            return 1
+
+        assert cache.get_or_set("a", factory) == 1
+        assert other.get("cache:a") is None and cache.peek("a") is None
+
+    async def main():
+        async with AsyncTieredCache(server.url) as cache:
+
+            async def make():
+                await cache.delete("a")
+                return 1
+
+            assert await cache.get_or_set("a", make) == 1
+            assert other.get("cache:a") is None and cache.peek("a") is None
+
+    asyncio.run(main())
+
+
+def test_asyncio_get_or_set_is_single_flight(server):
+    async def main():
+        async with AsyncTieredCache(server.url) as cache:
+            calls, may_end = [], asyncio.Event()
+
+            async def make():
+                calls.append(1)
+                await may_end.wait()
+                return 42
+
+            tasks = [asyncio.create_task(cache.get_or_set("a", make)) for _ in range(8)]
+            async with asyncio.timeout(20):
+                while cache._loading.stats["load_waits"] < 7 or not calls:
+                    await asyncio.sleep(0.001)
+                tasks[0].cancel()
+                await asyncio.sleep(0)
+                may_end.set()
+                found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(found[0], asyncio.CancelledError)
+            assert (found[1:], calls) == ([42] * 7, [1])
+
+            async def fails():
+                raise KeyError
+
+            found = await asyncio.gather(
+                *(cache.get_or_set("b", fails) for _ in range(3)), return_exceptions=True
+            )
+            assert [type(each) for each in found] == [KeyError] * 3
+
+            async def itself():
+                return await asyncio.gather(cache.get_or_set("b", itself))
+
+            with pytest.raises(LoadCycleError):
+                await asyncio.wait_for(cache.get_or_set("b", itself), 20)
+            with pytest.raises(ArgumentTypeError, match=r"factory\(\) must be something to await"):
+                await cache.get_or_set("b", int)
+
+    asyncio.run(main())
 
 
 def test_threads_that_miss_together_share_a_reply(server, other):

@@ -2823,3 +2823,76 @@ def test_get_from_two_threads_sees_whole_values():
     finally:
         stop.set()
         thread.join()
+
+
+# ---- a comparison that fails in the middle of several entries
+
+
+class Incomparable:
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        raise OSError("no")
+
+
+@pytest.mark.parametrize("kind", [dict, TTLDict])
+def test_update_stores_the_entries_before_a_comparison_that_fails(kind):
+    """As `dict.update` does it, and no entry after it."""
+    present = Incomparable()
+    cache = kind()
+    cache[present] = "present"
+    with pytest.raises(OSError, match="no"):
+        cache.update([(10, 0), (11, 1), (Incomparable(), 2), ("after", 3)])
+    assert [*cache.values()] == ["present", 0, 1]
+
+
+@pytest.mark.parametrize("room", [0, 1000])
+def test_set_many_stores_nothing_if_a_comparison_fails(room):
+    cache = TTLDict.fromkeys(range(10, room))
+    for key in range(10, room):
+        # Leaves room for more entries than will be stored.
+        del cache[key]
+    present = Incomparable()
+    cache[present] = "present"
+    cache[10] = "old"
+    with pytest.raises(OSError, match="no"):
+        cache.set_many([(10, "new"), (11, 1), (Incomparable(), 2), ("after", 3)])
+    assert set(cache.values()) == {"present", "old"}
+
+
+def test_set_many_stores_the_entries_before_a_comparison_that_fails_later():
+    class Fickle:
+        calls = 0
+
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):
+            self.calls += 1
+            if self.calls > 1:
+                raise OSError("no")
+            return False
+
+    cache = TTLDict.fromkeys(range(10, 1000))
+    cache.clear()
+    cache.set_many({n: n for n in range(100, 200)})
+    cache.delete_many(range(100, 200))
+    cache[1] = "present"
+    fickle = Fickle()
+    with pytest.raises(OSError, match="no"):
+        cache.set_many([(10, "new"), (fickle, 2), ("after", 3)])
+    assert set(cache.values()) == {"present", "new"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [([], 1), ("large", "x" * 10_000)],
+    ids=["unhashable", "too large"],
+)
+def test_set_many_stores_nothing_if_an_entry_is_refused(bad):
+    cache = TTLDict(memory_limit=5_000)
+    cache["a"] = 1
+    with pytest.raises((TypeError, ValueTooLargeError)):
+        cache.set_many([("a", 2), ("b", 3), bad])
+    assert dict(cache) == {"a": 1}

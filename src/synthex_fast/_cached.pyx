@@ -33,7 +33,9 @@ import os
 import weakref
 from copy import copy
 
+from synthex_fast._arguments import want_bool
 from synthex_fast._unraisable import report
+from synthex_fast.errors import SynthexFastError
 
 __all__ = ["BoundCached", "Cached", "Holder"]
 
@@ -283,6 +285,7 @@ cdef class Cached:
     cdef int64_t misses_before
     cdef dict parameters
     cdef int64_t stale            # stale values returned because making new ones failed
+    cdef bint closed              # by `cache_close`
 
     def __init__(self, function, *, cache, mapping, mapping_of, lock, make, key, typed, is_async, is_method, options):
         self.vectorcall = call_cached
@@ -404,6 +407,8 @@ cdef class Cached:
         cdef PyObject* value
         cdef Call call
         cdef uint32_t hash
+        if self.closed:
+            raise SynthexFastError(f"{self.attribute[8:]}() is closed: its cache_close() was called")
         if self.is_method and count == 0:
             # The function's own error says what is missing.
             return owned(PyObject_Vectorcall(<PyObject*>self.function, args, <size_t>count, names))
@@ -595,7 +600,7 @@ cdef class Cached:
         factory.call = call
         flight = (<size_t><PyObject*>mapping, key)
         if self.is_async:
-            return run_flight(self.flights, flight, factory.awaited)
+            return run_flight(self, self.flights, flight, factory.awaited)
         hash_key(flight, &hash)
         load = new_load(flight, hash)
         load.unsaved = True
@@ -696,8 +701,41 @@ cdef class Cached:
         return self.lock
 
     def cache_parameters(self):
-        """The options, as `functools.lru_cache` tells them, with those that it lacks if they were given."""
-        return dict(self.parameters)
+        """The options, as `functools.lru_cache` tells them, with those that it lacks if they were given.
+
+        Of a coroutine function also ``tasks``, how many of its loads the running event loop has, and ``closed``.
+        """
+        found = dict(self.parameters)
+        if self.is_async:
+            found["tasks"] = len(loads_of(self))
+            found["closed"] = self.closed
+        return found
+
+    def cache_close(self, *, wait=False):
+        """Of a coroutine function, to be awaited: end its loads in the running event loop, and refuse later calls.
+
+        Loads that are under way are cancelled, and whoever waits for one gets `asyncio.CancelledError`; with ``wait``
+        they are left to end by themselves. Returns when they have ended. Later calls raise `SynthexFastError`, of all
+        instances if it is a method. Results stay in ``cache``. Harmless if repeated. TypeError for other functions.
+
+        >>> import asyncio
+        >>> from synthex_fast import cached
+        >>> @cached
+        ... async def answer():
+        ...     return 42
+        >>> async def main():
+        ...     found = await answer()
+        ...     await answer.cache_close()
+        ...     return found
+        >>> asyncio.run(main()), answer.cache_parameters()["closed"]
+        (42, True)
+        """
+        if not self.is_async:
+            raise TypeError(f"cache_close() is for coroutine functions, which {self.attribute[8:]}() is not")
+        return close_loads(self, want_bool("wait", wait))
+
+    def _close(self):
+        self.closed = True
 
     def cache_info(self):
         """Hits, misses, the most entries and the entries; of a method, those of all instances together."""
@@ -867,6 +905,15 @@ cdef class BoundCached:
         """Forget the instance's results; all of them if instances share a cache."""
         self.cached._clear_of(self.instance)
 
+    @property
+    def cache_lock(self):
+        """The instance's lock, or None."""
+        return self.cached.lock_for(<PyObject*>self.instance)
+
+    @property
+    def cache_condition(self):
+        return self.cached.lock_for(<PyObject*>self.instance)
+
     def cache_info(self):
         """Hits, misses and entries of the instance's cache."""
         if not self.cached._has_own_caches:
@@ -914,6 +961,8 @@ cdef object run_flight = None
 cdef object answered = None
 cdef object in_background = None
 cdef object info_from = None
+cdef object close_loads = None
+cdef object loads_of = None
 
 
 def life_from(name, value):
@@ -921,10 +970,11 @@ def life_from(name, value):
     return lifetime(name, value)
 
 
-def provide(run, flight, answer, background, info):
+def provide(run, flight, answer, background, info, close, loads):
     """Set the functions in Python that objects of this module call. Called once, by `synthex_fast.caching`."""
-    global run_async, run_flight, answered, in_background, info_from
+    global run_async, run_flight, answered, in_background, info_from, close_loads, loads_of
     run_async, run_flight, answered, in_background, info_from = run, flight, answer, background, info
+    close_loads, loads_of = close, loads
 
 
 cdef Cached _probe = Cached.__new__(Cached)

@@ -1,6 +1,6 @@
 # Types of `_tiered.pyx`: the local tier of `synthex_fast.tiered`.
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -26,6 +26,9 @@ class Copies:
 class LocalTier(Copies):
     def get(self, key: str, default: Any = None, /) -> Any: ...
     def __getitem__(self, key: str, /) -> Any: ...
+    def _load_once(
+        self, loading: TTLDict[str, Any], key: str, make: Callable[[Callable[[], bool]], Any]
+    ) -> Any: ...
 
 class AsyncLocalTier(Copies):
     def get(self, key: str, default: Any = None, /) -> Awaitable[Any]: ...

@@ -8,6 +8,7 @@ changes. Everything else, such as a key that is not there, is for the subclass's
 
 cimport cython
 from libc.math cimport INFINITY
+from libc.stdint cimport uint32_t
 
 from cpython.object cimport PyObject
 
@@ -15,7 +16,8 @@ from synthex_fast._clock cimport monotonic_coarse
 from synthex_fast._forks cimport forks_seen
 from synthex_fast._python cimport Py_NewRef, owned
 from synthex_fast._sync cimport likely, load_double, load_u32, store_double, store_u32
-from synthex_fast._ttl cimport TTLDict
+from synthex_fast._loads cimport Load, new_load
+from synthex_fast._ttl cimport TTLDict, hash_key, load_value
 
 __all__ = ["AsyncLocalTier", "Copies", "LocalTier"]
 
@@ -52,6 +54,17 @@ cdef extern from *:
 
 
 cdef object MISSING = object()
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Make:
+    """A load's factory. Calls `make` with what tells whether the load's key was deleted meanwhile."""
+    cdef object make
+    cdef Load load
+
+    def __call__(self):
+        return self.make(self.load.is_forgotten)
 
 
 cdef inline PyObject* local_lookup(Copies tier, PyObject* key) except? NULL:
@@ -123,6 +136,16 @@ cdef class LocalTier(Copies):
         if value is MISSING:
             raise KeyError(key)
         return value
+
+    def _load_once(self, TTLDict loading, key, make):
+        """What ``make(is_forgotten)`` returns, called once for all threads that ask for the key meanwhile."""
+        cdef uint32_t hash
+        cdef Make factory = Make.__new__(Make)
+        hash_key(key, &hash)
+        factory.make = make
+        factory.load = new_load(key, hash)
+        factory.load.unsaved = True
+        return load_value(loading, factory.load, factory, INFINITY, "factory()", "")
 
 
 cdef class AsyncLocalTier(Copies):

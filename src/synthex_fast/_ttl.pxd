@@ -81,7 +81,7 @@ cdef class TTLDict:
     cdef PyObject* loading
     cdef PyObject* loading_async
     cdef uint32_t loads_listed    # counts the changes of the first list
-    cdef object flights           # for each event loop what it loads, by key
+    cdef object flights           # stands for the dict where event loops keep what they load; or None
     cdef int64_t loads            # calls of a factory that have ended
     cdef int64_t load_failures    # those that raised
     cdef int64_t load_waits       # calls that waited for another's load

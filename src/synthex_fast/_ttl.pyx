@@ -186,6 +186,13 @@ cdef inline double life_from(TTLDict self, object ttl) except? -1.0:
     return lifetime("ttl", ttl, True)
 
 
+@cython.final
+@cython.internal
+cdef class FlightsOwner:
+    """Stands for a dict where event loops keep what they load for it, and goes with the dict."""
+    cdef object __weakref__
+
+
 @cython.trashcan(True)
 @cython.collection_type("mapping")
 cdef class TTLDict:
@@ -482,15 +489,14 @@ timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
     def _flights(self, loop):
         """What the event loop is loading, by key. Called by `_async_loads`, in its thread."""
         if self.flights is None:
-            self.flights = {}
-        flights = self.flights.get(loop)
-        if flights is None:
-            # A loop that was closed while it loaded something has left that behind.
-            for other in list(self.flights):
-                if other.is_closed():
-                    self.flights.pop(other, None)
-            flights = self.flights.setdefault(loop, {})
-        return flights
+            owner = FlightsOwner.__new__(FlightsOwner)
+            # Loops in several threads may come together.
+            enter(self)
+            if self.flights is None:
+                self.flights = owner
+            leave(self)
+        import_async_loads()
+        return flights_in(loop, self.flights)
 
     def _begin_load(self, key, Aged replaces, bint unsaved):
         cdef Load load = new_load(key, mix_hash(hash_of(<PyObject*>key), SEED))
@@ -531,8 +537,10 @@ timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
     def set_many(self, entries, ttl=None):
         """Store the entries of a mapping or of an iterable of pairs for `ttl` seconds. O(number of entries).
 
-        They are stored under one lock and at one time; it is released in between only to call `on_evict`. If one is
-        refused (`ValueTooLargeError`), or memory is short, nothing is stored.
+        They are stored under one lock and at one time; it is released in between only to call `on_evict`. If an
+        entry is refused (`ValueTooLargeError`), a key can't be hashed or its comparison with a present one raises, or
+        memory is short, nothing is stored. Comparisons are tried in advance, apart from those of texts. If one raises
+        only later, the entries before it are stored, as `dict.update` does it.
 
         >>> d = TTLDict()
         >>> d.set_many([("a", 1), ("b", 2)], ttl=60)
@@ -551,7 +559,11 @@ timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
         return delete_all(self, keys_from(keys))
 
     def update(self, other=(), /, **entries):
-        """Store the entries of a mapping or of an iterable of pairs, and the keyword arguments. O(entries given)."""
+        """Store the entries of a mapping or of an iterable of pairs, and the keyword arguments. O(entries given).
+
+        One after another, as `dict.update` does: if one raises, those before it are stored. `set_many` stores all or
+        none.
+        """
         if not isinstance(other, TTLDict):
             MutableMapping.update(self, other, **entries)
             return
@@ -1166,13 +1178,15 @@ cdef TTLDict joined(TTLDict self, object other):
 
 # The function behind `aget_or_set`, imported when it is first called.
 cdef object load_async = None
+cdef object flights_in = None
 
 
 cdef int import_async_loads() except -1:
-    global load_async
+    global load_async, flights_in
     if load_async is None:
-        from synthex_fast._async_loads import load as found
-        load_async = found
+        from synthex_fast import _async_loads
+        flights_in = _async_loads.flights_in
+        load_async = _async_loads.load
     return 0
 
 

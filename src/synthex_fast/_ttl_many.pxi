@@ -94,6 +94,10 @@ cdef int reserve_many(TTLDict self, Each* each, uint32_t count) noexcept:
     """Make room for entries, so that storing them can't fail. Returns 0 or a code as `put` notes it."""
     cdef Table* t = &self.table
     cdef uint32_t at, slot, fresh = 0, timed = 0
+    # A comparison that raises is to do so before anything is stored. Texts need none but with odd keys of equal hash.
+    for at in range(count):
+        if not PyUnicode_CheckExact(each[at].key) and find(self, each[at].key, each[at].hash, NULL) == FAILED:
+            return ERROR_SET
     for at in range(count):
         if each[at].size > INLINE_SIZE_MAX and not reserve_wide(t):
             return NO_MEMORY
@@ -171,7 +175,8 @@ cdef int set_all(TTLDict self, list pairs, double life) except -1:
             remove_some_due(self, now, EXPIRE_STEPS, &victims)
         late = sweeper_late(self, now)
         leave(self)
-        # Before any error is raised. If one is, the entries before it are stored.
+        # Before any error is raised. If one is, the entries before it are stored: a comparison that succeeded in
+        # `reserve_many` has failed, and what the entries replaced or evicted may have been released.
         release_refs(self, &victims)
         if error is not None:
             raise error

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 
+    from synthex_fast._async_loads import Flight
     from synthex_fast._loads import Aged
 
 __all__ = ["CacheInfo", "cached", "cachedmethod"]
@@ -404,14 +405,14 @@ async def _run(cached: Cached[Any, Any], cache: TTLDict[Any, Any], key: Any, cal
     from synthex_fast._async_loads import fly, load
 
     if not cached._is_aged:
-        return await load(cache, key, call, cached._life_in(cache))
+        return await load(cache, key, call, cached._life_in(cache), cached)
     found, value, aged, refresh = cached._look_up(cache, key)
     if found:
         if refresh and aged is not None:
             _refresh(cached, cache, key, aged, call)
         return value
     try:
-        made = await fly(cache, key, cached._aged_call(cache, key, call), math.inf, aged)
+        made = await fly(cache, key, cached._aged_call(cache, key, call), math.inf, aged, owner=cached)
     except Exception as error:
         return cached._stale_value(aged, error)
     return cached._opened(made)
@@ -427,7 +428,7 @@ def _refresh(cached: Cached[Any, Any], cache: TTLDict[Any, Any], key: Any, aged:
         # Whatever that is for, it may bring a new value.
         cached._refresh_failed(cache, aged, None)
         return
-    flight = take_off(cache, loop, key, cached._aged_call(cache, key, call), math.inf, aged)
+    flight = take_off(cache, loop, key, cached._aged_call(cache, key, call), math.inf, aged, owner=cached)
     flight.wanted = True
 
     def ended(task: Task[Any]) -> None:
@@ -440,11 +441,39 @@ def _refresh(cached: Cached[Any, Any], cache: TTLDict[Any, Any], key: Any, aged:
 
 
 def _run_flight(
-    flights: TTLDict[Any, Any], key: Any, function: Callable[[], Awaitable[Any]]
+    cached: Cached[Any, Any], flights: TTLDict[Any, Any], key: Any, function: Callable[[], Awaitable[Any]]
 ) -> Coroutine[Any, Any, Any]:
     from synthex_fast._async_loads import fly
 
-    return fly(flights, key, function, math.inf, None, True)
+    return fly(flights, key, function, math.inf, None, True, cached)
+
+
+def _loads_of(cached: Cached[Any, Any]) -> list[Flight]:
+    """Those that the running event loop has."""
+    from asyncio import _get_running_loop
+
+    from synthex_fast._async_loads import flights_of
+
+    loop = _get_running_loop()
+    return [] if loop is None else flights_of(loop, cached)
+
+
+async def _close(cached: Cached[Any, Any], wait: bool) -> None:
+    from asyncio import current_task
+    from asyncio import wait as ended
+
+    cached._close()
+    tasks = []
+    for flight in _loads_of(cached):
+        task = flight.task
+        # Not the one that this runs in, which would wait for itself.
+        if task is not None and task is not current_task():
+            if not wait:
+                flight.abandoned = True
+                task.cancel()
+            tasks.append(task)
+    if tasks:
+        await ended(tasks)
 
 
 async def _answered(value: Any) -> Any:
@@ -464,4 +493,4 @@ def _in_background(refresh: Callable[..., object], *arguments: Any) -> None:
     ).start()
 
 
-_cached.provide(_run, _run_flight, _answered, _in_background, CacheInfo._make)
+_cached.provide(_run, _run_flight, _answered, _in_background, CacheInfo._make, _close, _loads_of)

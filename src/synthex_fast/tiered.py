@@ -32,8 +32,10 @@ import threading
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 
-from synthex_fast._arguments import one_of, positive_seconds, want_text
+from synthex_fast._arguments import one_of, positive_seconds, refuse_awaited, want_callable, want_text
+from synthex_fast._async_loads import current_load, fly
 from synthex_fast._tiered import AsyncLocalTier, Copies, LocalTier
 from synthex_fast._ttl import TTLDict
 from synthex_fast.errors import ServerUnavailableError, SynthexFastError, type_error, value_error
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncTieredCache", "TieredCache"]
 
 _MISSING: Any = object()
+_BEGUN: Any = object()
 # Seconds between attempts to connect: the first and the longest pause.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _CHUNK = 1 << 16
@@ -57,6 +60,10 @@ _CHUNK = 1 << 16
 
 class _Incomplete(Exception):
     """The rest of an item has not arrived yet."""
+
+
+class _Forgotten(Exception):
+    """The key was deleted while the value was made that was to be written."""
 
 
 class _Push(list):  # type: ignore[type-arg]
@@ -70,13 +77,21 @@ class _Refusal(str):
 
 
 class _Parser:
-    """Splits what arrives into replies and pushes. Knows nothing of sockets."""
+    """Splits what arrives into replies and pushes. Knows nothing of sockets.
 
-    __slots__ = ("_at", "_buffer")
+    An item may arrive in thousands of pieces. What has been read of one is kept, so that each byte is looked at a fixed
+    number of times, however it is split.
+    """
+
+    __slots__ = ("_at", "_buffer", "_open", "_searched")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._at = 0
+        # Up to here no line ends that begins at `_at`.
+        self._searched = 0
+        # The aggregates that have begun, the outermost first: kind, how many items are still to come, those there are.
+        self._open: list[tuple[bytes, int, list[Any]]] = []
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """The items that are complete with this data."""
@@ -84,17 +99,33 @@ class _Parser:
         while self._at < len(self._buffer):
             start = self._at
             try:
-                item = self._item()
+                item = self._part()
             except _Incomplete:
                 self._at = start
                 break
-            yield item
-        del self._buffer[: self._at]
-        self._at = 0
+            if item is _BEGUN:
+                continue
+            while self._open:
+                kind, size, items = self._open[-1]
+                items.append(item)
+                if len(items) < size:
+                    break
+                self._open.pop()
+                if kind == b"|":  # attributes of the item that follows
+                    break
+                item = _whole(kind, items)
+            else:
+                yield item
+        if self._at:
+            del self._buffer[: self._at]
+            self._searched = max(self._searched - self._at, 0)
+            self._at = 0
 
     def _line(self) -> bytes:
-        end = self._buffer.find(b"\r\n", self._at)
+        end = self._buffer.find(b"\r\n", max(self._at, self._searched))
         if end < 0:
+            # The last byte may be the first half of the end.
+            self._searched = len(self._buffer) - 1
             raise _Incomplete
         line = bytes(self._buffer[self._at : end])
         self._at = end + 2
@@ -108,7 +139,8 @@ class _Parser:
         self._at = end + 2
         return data
 
-    def _item(self) -> Any:
+    def _part(self) -> Any:
+        """The next item that has none inside it; `_BEGUN` if an aggregate begins."""
         line = self._line()
         kind, rest = line[:1] or b"?", line[1:]
         if kind == b"$":
@@ -125,25 +157,30 @@ class _Parser:
             return _Refusal(self._bulk(int(rest)).decode("utf-8", "replace"))
         if kind == b"=":
             return self._bulk(int(rest))[4:]
-        if kind in b"*~":
-            return None if rest == b"-1" else [self._item() for _ in range(int(rest))]
-        if kind == b">":
-            return _Push([self._item() for _ in range(int(rest))])
-        if kind == b"%":
-            return {self._hashable(): self._item() for _ in range(int(rest))}
-        if kind == b"|":  # attributes of the item that follows
-            for _ in range(2 * int(rest)):
-                self._item()
-            return self._item()
+        if kind in b"*~>%|":
+            size = int(rest)
+            if size < 0:
+                return None
+            if kind in b"%|":
+                size *= 2
+            if size:
+                self._open.append((kind, size, []))
+                return _BEGUN
+            return _BEGUN if kind == b"|" else _whole(kind, [])
         if kind == b",":
             return float(rest)
         if kind == b"#":
             return rest == b"t"
         raise ConnectionError(f"the server sent {line[:40]!r}, which is not RESP3")
 
-    def _hashable(self) -> Any:
-        key = self._item()
-        return tuple(key) if isinstance(key, list) else key
+
+def _whole(kind: bytes, items: list[Any]) -> Any:
+    if kind == b">":
+        return _Push(items)
+    if kind == b"%":
+        keys = (tuple(key) if isinstance(key, list) else key for key in items[::2])
+        return dict(zip(keys, items[1::2], strict=True))
+    return items
 
 
 def _pack(*arguments: bytes) -> bytes:
@@ -164,15 +201,31 @@ def _bytes_as_they_are(value: Any) -> bytes:
 def _encoded(value: Any) -> bytes:
     if not isinstance(value, str):
         raise type_error("value", value, "a string, since the serializer is 'str'")
-    return value.encode()
+    return _utf8("value", value)
+
+
+def _utf8(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise value_error(name, text, "text without lone surrogates, which UTF-8 can't encode") from None
 
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
+
+def _json_of(value: Any) -> bytes:
+    text = _to_json(value)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise value_error("value", value, "text without lone surrogates, which UTF-8 can't encode") from None
+
+
 _SERIALIZERS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
     "bytes": (_bytes_as_they_are, bytes),
     "str": (_encoded, bytes.decode),
-    "json": (lambda value: _to_json(value).encode(), json.loads),
+    "json": (_json_of, json.loads),
 }
 
 
@@ -204,6 +257,7 @@ class _Request:
         "replies",
         "result",
         "sent",
+        "unless",
         "value",
         "wanted",
     )
@@ -220,6 +274,8 @@ class _Request:
         # The key has been invalidated since the first of its replies.
         self.outdated = False
         self.sent = math.inf
+        # If it is true when its turn to be sent comes, it is not sent.
+        self.unless: Callable[[], bool] | None = None
         self.result: Any = _MISSING
         self.error: BaseException | None = None
         self.done = done
@@ -256,10 +312,12 @@ class _Shared(Copies):
             if value > threading.TIMEOUT_MAX:
                 raise value_error(name, value, f"at most {threading.TIMEOUT_MAX:.0f} seconds")
         want_text("prefix", prefix)
-        self._prefix = prefix.encode()
+        self._prefix = _utf8("prefix", prefix)
         self._dumps, self._loads = _serializer(serializer)
         self._make_connection = _connection_factory(server, asynchronous, self._timeout)
         self._set_up(TTLDict(max_size, **options))
+        # Lists the loads of `get_or_set`.
+        self._loading: TTLDict[str, Any] = TTLDict(sweep=False)
         self._counts = dict.fromkeys(
             (
                 "remote_hits",
@@ -291,7 +349,7 @@ class _Shared(Copies):
     def _server_key(self, key: Any) -> bytes:
         if not isinstance(key, str):
             raise type_error("key", key, "a string")
-        return self._prefix + key.encode()
+        return self._prefix + _utf8("key", key)
 
     def _life(self, ttl: float | None) -> float:
         if ttl is None:
@@ -410,19 +468,23 @@ class _Shared(Copies):
         self._heard = time.monotonic()
         self._trust(math.inf)
 
-    def _on_lost(self, reason: object) -> None:
-        """The connection is gone, or there never was one. Fails what was under way."""
+    def _on_lost(self, reason: object) -> list[_Request]:
+        """The connection is gone, or there never was one. Fails what was under way, and returns it.
+
+        Neither values nor copies are released here, which can run code of the user's: the caller may hold a lock.
+        """
         self._reason = str(reason)
         if self._connected:
             self._connected = False
             self._counts["losses"] += 1
             self._trust(self._heard + self._stale_seconds)
-        self._drop_stale()
         self._reading.clear()
-        while self._pending:
-            request = self._pending.popleft()
+        failed = list(self._pending)
+        self._pending.clear()
+        for request in failed:
             request.error = self._unavailable()
             self._answer(request)
+        return failed
 
     def _drop_stale(self) -> None:
         if not self._connected and self._until <= time.monotonic():
@@ -530,17 +592,42 @@ def _tracking(prefix: bytes) -> bytes:
 
 # --- threads ---
 
-# Held while a link is started or taken away. A thread of the parent's may hold it at a fork.
-_starting = threading.Lock()
+# Held while a link is started or taken away. A thread of the parent's may hold it at a fork. It can be entered again:
+# a finaliser or a signal handler may run, and use a cache, in the thread that holds it.
+_starting = threading.RLock()
 
 
 def _renew_lock() -> None:
     global _starting
-    _starting = threading.Lock()
+    _starting = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
+
+
+class _Turn:
+    """Entered with a link's lock held. The lock's holder gets an error instead of a second turn within its first.
+
+    The garbage collector and signals can interrupt the holder, and what they call may use the cache. The interrupted
+    request has been sent in part, or is not in its place yet, so there is no room for another one.
+    """
+
+    __slots__ = ("_taken",)
+
+    def __init__(self) -> None:
+        self._taken = False
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise SynthexFastError(
+                "a finaliser or signal handler used the cache in a thread that it interrupted while that was sending a"
+                " request of the same cache"
+            )
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
 
 
 class _Link:
@@ -549,7 +636,9 @@ class _Link:
     def __init__(self, cache: TieredCache) -> None:
         self.cache = weakref.ref(cache)
         # Guards the order of requests, which is that of what is sent, and whether the connection is up.
-        self.lock = threading.Lock()
+        # One that its holder can take again, to be refused by `turn` instead of waiting for itself.
+        self.lock = threading.RLock()
+        self.turn = _Turn()
         self.socket: Any = None
         self.closing = False
         self.wake = threading.Event()
@@ -612,6 +701,8 @@ class _Link:
         cache = self.cache()
         if cache is None:
             return "the cache is gone"
+        # Before the lock is taken, since it runs what the copies run when they are released. Nobody else stores any.
+        cache.local.clear()
         with self.lock:
             if self.closing:
                 return "the cache was closed"
@@ -638,12 +729,14 @@ class _Link:
                 cache._receive(item)
 
     def send(self, cache: TieredCache, request: _Request, payload: bytes) -> None:
-        with self.lock:
+        with self.lock, self.turn:
             self.send_locked(cache, request, payload)
 
     def send_locked(self, cache: TieredCache, request: _Request, payload: bytes) -> None:
         if self.socket is None:
             raise cache._unavailable()
+        if request.unless is not None and request.unless():
+            raise _Forgotten
         request.sent = time.monotonic()
         cache._pending.append(request)
         try:
@@ -656,10 +749,16 @@ class _Link:
 
     def lose(self, reason: object) -> None:
         cache = self.cache()
+        usable = cache is not None and not cache._forked
+        failed: list[_Request] = []
         with self.lock:
             self.socket = None
-            if cache is not None and not cache._forked:
-                cache._on_lost(reason)
+            if usable:
+                failed = cache._on_lost(reason)  # type: ignore[union-attr]
+        if usable:
+            cache._drop_stale()  # type: ignore[union-attr]
+        # Their values are released here, without the lock.
+        del failed
 
     def stop(self, join: bool = False) -> None:
         self.closing = True
@@ -752,6 +851,8 @@ class TieredCache(_Shared, LocalTier):
         **options: Any,
     ) -> None:
         self._link: _Link | None = None
+        # The lock, while a thread that holds it makes a link. A child of a fork has another lock.
+        self._starting_in: Any = None
         self._configure(
             server,
             False,
@@ -783,6 +884,8 @@ class TieredCache(_Shared, LocalTier):
     def delete(self, key: str) -> bool:
         """Delete a key on the server and everywhere. Whether it was there. One round trip."""
         payload = _pack(b"UNLINK", self._server_key(key))
+        # A load of the key that is under way must not be written after this.
+        self._loading.pop(key, None)
         return bool(self._call(_Request("delete", key, None), payload))
 
     def __delitem__(self, key: str) -> None:
@@ -792,13 +895,36 @@ class TieredCache(_Shared, LocalTier):
     def get_or_set(self, key: str, factory: Callable[[], Any], ttl: float | None = None) -> Any:
         """The value under the key; if there is none, that of ``factory()``, which is written.
 
-        Several that find none at the same time all call the factory, and the last write stays.
+        Single flight in each process, as `TTLDict.get_or_set`: threads, or greenlets, that find no copy at the same
+        time share one question to the server and one call of the factory. An exception goes to all of them and is not
+        kept. Other keys never wait. If this process deletes the key meanwhile, all get the result, and it is not
+        written. Processes don't wait for each other: the last write stays. O(1) if there is a local copy.
+
+        `LoadCycleError` if the factory asks for the same key, or for one whose factory waits for this one.
         """
-        value = self.get(key, _MISSING)
-        if value is _MISSING:
-            value = factory()
-            self.set(key, value, ttl)
-        return value
+        want_callable("factory", factory)
+        self._life(ttl)
+        value = self.peek(key, _MISSING)
+        if value is not _MISSING:
+            return value
+        self._server_key(key)
+        # Before it waits for anybody: neither the connection's thread nor one that is sending may.
+        link = self._usable_link()
+        with link.lock, link.turn:
+            pass
+
+        def load(is_forgotten: Callable[[], bool]) -> Any:
+            value = self._miss(key, _MISSING)
+            if value is _MISSING:
+                value = factory()
+                refuse_awaited("factory()", value)
+                payload, request = self._set_command(key, value, ttl, None)
+                request.unless = is_forgotten
+                with suppress(_Forgotten):
+                    self._call(request, payload)
+            return value
+
+        return self._load_once(self._loading, key, load)
 
     def ping(self) -> float:
         """Wait for the server; returns the seconds. What it had invalidated by then has been removed here."""
@@ -810,8 +936,8 @@ class TieredCache(_Shared, LocalTier):
     def close(self) -> None:
         """Close the connection, end its thread and remove the copies. Later operations raise. Harmless if repeated."""
         with _starting:
-            link, self._link = self._link, None
             self._closed = True
+            link, self._link = self._link, None
         if link is not None and not self._forked:
             link.stop(join=True)
         self._trust(-math.inf)
@@ -848,20 +974,39 @@ class TieredCache(_Shared, LocalTier):
                 "what the connection's thread calls (loads, on_remove, on_evict) must not use the cache that calls it"
             )
         if link is None or self._forked:
+            # Loads and copies that the parent had: released without the lock.
+            old: list[Any] = []
             with _starting:
                 if self._closed:
                     raise SynthexFastError("this cache is closed")
-                if self._forked:
-                    inherited, self._link = self._link, None
-                    if inherited is not None and inherited.socket is not None:
-                        # Only this process's descriptor; the parent goes on with its own.
-                        inherited.socket.close()
-                    self.local.clear()
-                    self._begin()
-                link = self._link
-                if link is None:
-                    link = self._link = _Link(self)
-                    link.thread.start()
+                if self._starting_in is _starting:
+                    raise SynthexFastError(
+                        "a finaliser or signal handler used the cache in a thread that it interrupted while that was"
+                        " connecting the same cache"
+                    )
+                self._starting_in = _starting
+                try:
+                    if self._forked:
+                        inherited, self._link = self._link, None
+                        if inherited is not None and inherited.socket is not None:
+                            # Only this process's descriptor; the parent goes on with its own.
+                            inherited.socket.close()
+                        old += (self._pending, self._reading)
+                        self.local.clear()
+                        self._begin()
+                    link = self._link
+                    if link is None:
+                        link = _Link(self)
+                        link.thread.start()
+                        self._link = link
+                        if self._closed:
+                            # By what interrupted this.
+                            self._link = None
+                            link.stop()
+                            raise SynthexFastError("this cache is closed")
+                finally:
+                    self._starting_in = None
+            del old
         if not self._connected:
             link.tried.wait(self._timeout)
         return link
@@ -869,7 +1014,7 @@ class TieredCache(_Shared, LocalTier):
     def _miss(self, key: str, default: Any) -> Any:
         payload = self._get_command(key)
         link = self._usable_link()
-        with link.lock:
+        with link.lock, link.turn:
             # Others that wait for the same key share the reply, which arrives after their calls began.
             request = self._reading.get(key)
             if request is None:
@@ -975,6 +1120,8 @@ class AsyncTieredCache(_Shared, AsyncLocalTier):
     async def delete(self, key: str) -> bool:
         """Delete a key on the server and everywhere. Whether it was there. One round trip."""
         payload = _pack(b"UNLINK", self._server_key(key))
+        # A load of the key that is under way must not be written after this.
+        self._loading.pop(key, None)
         return bool(await self._call(_Request("delete", key, None), payload))
 
     async def get_or_set(
@@ -982,13 +1129,32 @@ class AsyncTieredCache(_Shared, AsyncLocalTier):
     ) -> Any:
         """The value under the key; if there is none, that of ``await factory()``, which is written.
 
-        Several that find none at the same time all call the factory, and the last write stays.
+        Single flight, as `TTLDict.aget_or_set`: tasks that find no copy at the same time share one question to the
+        server and one call of the factory. To cancel one who waits doesn't cancel it for the others; if all are
+        cancelled, it is. Everything else is as with `TieredCache.get_or_set`.
         """
-        value = await self.get(key, _MISSING)
-        if value is _MISSING:
-            value = await factory()
-            await self.set(key, value, ttl)
-        return value
+        want_callable("factory", factory, may_await=True)
+        self._life(ttl)
+        value = self.peek(key, _MISSING)
+        if value is not _MISSING:
+            return value
+        self._server_key(key)
+
+        async def load() -> Any:
+            is_forgotten = current_load()
+            value = await self._miss(key, _MISSING)
+            if value is _MISSING:
+                made = factory()
+                if not hasattr(type(made), "__await__"):
+                    raise type_error("factory()", made, "something to await")
+                value = await made
+                payload, request = self._set_command(key, value, ttl, None)
+                request.unless = is_forgotten
+                with suppress(_Forgotten):
+                    await self._call(request, payload)
+            return value
+
+        return await fly(self._loading, key, load, math.inf, None, True)
 
     async def ping(self) -> float:
         """Wait for the server; returns the seconds. What it had invalidated by then has been removed here."""
@@ -1074,6 +1240,8 @@ class AsyncTieredCache(_Shared, AsyncLocalTier):
     def _send(self, request: _Request, payload: bytes) -> None:
         if self._writer is None:
             raise self._unavailable()
+        if request.unless is not None and request.unless():
+            raise _Forgotten
         request.sent = time.monotonic()
         self._pending.append(request)
         self._writer.write(payload)
@@ -1127,6 +1295,7 @@ async def _read(owner: weakref.ref[AsyncTieredCache], tried: asyncio.Event) -> N
             if cache is not None:
                 cache._writer = None
                 cache._on_lost(reason)
+                cache._drop_stale()
             del cache
             if connection is not None and connection._writer is not None:
                 connection._writer.close()
