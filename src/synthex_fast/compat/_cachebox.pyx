@@ -31,7 +31,7 @@ from synthex_fast._python cimport (
     defer_refcount, owned, vectorcallfunc,
 )
 from synthex_fast._random cimport draw
-from synthex_fast._sync cimport FREE_THREADED, likely
+from synthex_fast._sync cimport FREE_THREADED, likely, uniquely_referenced
 from synthex_fast._ttl cimport TTLDict, hash_key, load_value
 
 import copyreg
@@ -254,14 +254,51 @@ cdef inline object exchange(Box self, Entry entry, object value, Py_ssize_t size
 
 # ---- what may run Python code, in a critical section of the cache ----
 
+# While one of the dict's functions is at work, what it calls may put another dict in its place (`empty`, `shrink`).
+# Then what it has done to the old one doesn't count, and is done to the new one. The dict is never cleared instead: on
+# some versions of the interpreter, `setdefault` does not stand its dict being cleared meanwhile.
+
+cdef inline PyObject* entry_at(Box self, object key) except? NULL:
+    """The key's entry, borrowed; NULL without an error if there is none."""
+    cdef dict data
+    cdef PyObject* found
+    while True:
+        data = self.data
+        found = PyDict_GetItemWithError(data, key)
+        if likely(data is self.data):
+            return found
+
+
 cdef inline Entry find(Box self, object key):
-    cdef PyObject* found = PyDict_GetItemWithError(self.data, key)
+    cdef PyObject* found = entry_at(self, key)
     return None if found == NULL else <Entry>found
 
 
+cdef inline Entry enter(Box self, object key, Entry fresh):
+    """Have the dict take in an entry, unless it has one with that key. Returns the one that it has then."""
+    cdef dict data
+    cdef Entry entry
+    while True:
+        data = self.data
+        entry = <Entry>data.setdefault(key, fresh)
+        if likely(data is self.data):
+            return entry
+
+
+cdef inline Entry leave(Box self, object key):
+    """Remove the key from the dict, and return the entry; None if there is none."""
+    cdef dict data
+    cdef Entry entry
+    while True:
+        data = self.data
+        entry = <Entry>data.pop(key, None)
+        if likely(data is self.data):
+            return entry
+
+
 cdef inline Entry take(Box self, object key):
-    """Remove the key's entry, and return it; None if there is none."""
-    cdef Entry entry = self.data.pop(key, None)
+    """Remove the key's entry from the dict and the order, and return it; None if there is none."""
+    cdef Entry entry = leave(self, key)
     if entry is not None:
         forget(self, entry)
     return entry
@@ -296,7 +333,7 @@ cdef Entry victim(Box self):
 
 
 cdef Entry evict(Box self, Entry fresh=None):
-    """Remove what goes next, but not that one, and return it."""
+    """Remove what goes next, but if possible not `fresh`, and return it. None if there is nothing."""
     cdef Entry entry, taken
     cdef Py_ssize_t count
     while True:
@@ -309,7 +346,7 @@ cdef Entry evict(Box self, Entry fresh=None):
             if self.kind == PLAIN:
                 # Either it is full because another thread has stored a pair since this one looked, or it was asked to.
                 raise OverflowError("the cache has no policy to evict entries by")
-            raise KeyError("the cache is empty")
+            return None
         taken = take_entry(self, entry)
         if taken is not None:
             return taken
@@ -346,7 +383,7 @@ cdef inline PyObject* look_up(Box self, object key) except? NULL:
     cdef PyObject* value = NULL
     cdef Entry entry
     with cython.critical_section(self):
-        found = PyDict_GetItemWithError(self.data, key)
+        found = entry_at(self, key)
         if found != NULL:
             entry = <Entry>found
             if self.kind == LRU:
@@ -403,7 +440,11 @@ cdef inline int check_ready(Box self) except -1:
 
 
 cdef inline Entry new_entry(Box self, object key, object value, Py_ssize_t size, double rank):
-    cdef Entry fresh = Entry.__new__(Entry)
+    cdef Entry fresh = self.spare
+    if fresh is None:
+        fresh = Entry.__new__(Entry)
+    else:
+        self.spare = None
     fresh.key = key
     fresh.value = value
     fresh.size = size
@@ -412,6 +453,24 @@ cdef inline Entry new_entry(Box self, object key, object value, Py_ssize_t size,
     fresh.turn = self.turns
     self.turns += 1
     return fresh
+
+
+cdef inline int recycle(Box self, Entry entry) except -1:
+    """Keep an entry that has gone for the next one that comes, which is most of its price. Drops its key and value."""
+    cdef object key, value
+    if self.spare is None and uniquely_referenced(<PyObject*>entry):
+        key, value = entry.key, entry.value
+        entry.key = entry.value = None
+        self.spare = entry
+    return 0
+
+
+cdef inline int discard_next(Box self, Entry fresh) except -1:
+    cdef Entry gone = evict(self, fresh)
+    # While one was being removed, all may have been.
+    if gone is not None:
+        recycle(self, gone)
+    return 0
 
 
 cdef int refuse_full(Box self) except -1:
@@ -423,7 +482,7 @@ cdef object put(Box self, object key, object value, double rank, bint keep=False
 
     With `keep`, what is there already stays, and what is there then is returned.
     """
-    cdef Entry entry, fresh = None
+    cdef Entry entry, fresh
     cdef Py_ssize_t size = 1
     cdef object old = None
     if self.sizer is not None:
@@ -433,26 +492,26 @@ cdef object put(Box self, object key, object value, double rank, bint keep=False
     with cython.critical_section(self):
         if is_timed(self):
             drop_expired(self)
-        entry = find(self, key)
-        if entry is None:
-            if self.kind == PLAIN and self.total > self.limit - size:
-                refuse_full(self)
-            fresh = new_entry(self, key, value, size, rank)
-            entry = <Entry>self.data.setdefault(key, fresh)
+        if self.kind == PLAIN and self.total > self.limit - size and find(self, key) is None:
+            refuse_full(self)
+        fresh = new_entry(self, key, value, size, rank)
+        entry = enter(self, key, fresh)
         if entry is fresh:
             insert(self, fresh)
             if keep:
                 old = value
-        elif keep and not has_expired(self, entry):
-            old = entry.value
         else:
-            if self.kind == PLAIN and self.total - entry.size > self.limit - size:
-                refuse_full(self)
-            old = exchange(self, entry, value, size, rank)
-            if keep:
-                old = value
-            while self.total > self.limit:
-                evict(self)
+            recycle(self, fresh)
+            if keep and not has_expired(self, entry):
+                old = entry.value
+            else:
+                if self.kind == PLAIN and self.total - entry.size > self.limit - size:
+                    refuse_full(self)
+                old = exchange(self, entry, value, size, rank)
+                if keep:
+                    old = value
+                while self.total > self.limit:
+                    discard_next(self, None)
     return old
 
 
@@ -461,12 +520,12 @@ cdef int insert(Box self, Entry fresh) except -1:
     try:
         link(self, fresh)
     except BaseException:
-        self.data.pop(fresh.key, None)
+        leave(self, fresh.key)
         raise
     if self.total > self.limit:
         try:
             while self.total > self.limit:
-                evict(self, fresh)
+                discard_next(self, fresh)
         except BaseException:
             if is_in(self, fresh):
                 take(self, fresh.key)
@@ -516,19 +575,21 @@ cdef int empty(Box self, bint reuse) except -1:
 
 
 cdef int shrink(Box self) except -1:
-    cdef dict data
+    cdef dict data, copied = None
     cdef list order
     cdef uint64_t changes
     with cython.critical_section(self):
-        if self.room > len(self.data):
+        data = self.data
+        if self.room > len(data):
             changes = self.changes
-            data = self.data.copy()
-            order = self.order[:]
-            # Copying compares keys with equal hashes, so that it may run code which uses the cache.
-            if changes == self.changes:
-                data, self.data = self.data, data
-                order, self.order = self.order, order
-                self.room = len(self.data)
+            copied = data.copy()
+            # Copying compares keys with equal hashes. So it may have run code that uses the cache, or have found keys
+            # equal that were not when they came.
+            if changes == self.changes and data is self.data and len(copied) == len(data):
+                order = self.order[:]
+                self.data = copied
+                self.order = order
+                self.room = len(copied)
         if self.kind != LRU:
             self.changes += 1
     return 0
@@ -588,6 +649,7 @@ cdef class Box(BaseCacheImpl):
     cdef dict data
     cdef list order               # of entries, where there is no ring
     cdef Entry root               # of the ring
+    cdef Entry spare              # in neither, for the next that comes
     cdef object sizer             # getsizeof, or None
     cdef Py_ssize_t limit         # maxsize; 0 until `__init__`
     cdef Py_ssize_t total         # of all sizes
@@ -644,18 +706,17 @@ cdef class Box(BaseCacheImpl):
     def capacity(self):
         """The most entries that the cache has had since it was last shrunk, or was asked to have room for."""
         check_ready(self)
-        return max(self.room, len(self.data))
+        return max(self.room, count_of(self))
 
     def __len__(self):
-        return len(self.data)
+        return count_of(self)
 
     def __bool__(self):
-        return len(self.data) != 0
+        return count_of(self) != 0
 
     def __sizeof__(self):
         return (
-            type(self).__basicsize__ + bytes_of(self.data) + bytes_of(self.order)
-            + (len(self.data) + 1) * bytes_of(self.root)
+            type(self).__basicsize__ + parts_size(self) + (count_of(self) + 1) * bytes_of(self.root)
         )
 
     def __contains__(self, key):
@@ -673,7 +734,7 @@ cdef class Box(BaseCacheImpl):
     def is_empty(self):
         """Whether there is no entry."""
         check_ready(self)
-        return len(self.data) == 0
+        return count_of(self) == 0
 
     def is_full(self):
         """Whether the sum of sizes has reached `maxsize`."""
@@ -804,6 +865,22 @@ cdef class Box(BaseCacheImpl):
         return described(self)
 
 
+cdef inline Py_ssize_t count_of(Box self) noexcept:
+    cdef Py_ssize_t count
+    # Another thread may be exchanging the dict.
+    with cython.critical_section(self):
+        count = len(self.data)
+    return count
+
+
+cdef object parts_size(Box self):
+    cdef dict data
+    cdef list order
+    with cython.critical_section(self):
+        data, order = self.data, self.order
+    return bytes_of(data) + bytes_of(order)
+
+
 cdef int start(Box self, object maxsize, object capacity, object getsizeof) except -1:
     cdef Py_ssize_t limit = size("maxsize", maxsize)
     cdef Py_ssize_t room = size("capacity", capacity)
@@ -881,6 +958,8 @@ cdef Entry remove_next(Box self):
         if is_timed(self):
             drop_expired(self)
         entry = evict(self)
+    if entry is None:
+        raise KeyError("the cache is empty")
     return entry
 
 
@@ -890,7 +969,7 @@ cdef object equals(Box self, Box other):
         return True
     check_ready(self)
     check_ready(other)
-    if self.limit != other.limit or len(self.data) != len(other.data):
+    if self.limit != other.limit or count_of(self) != count_of(other):
         return False
     for entry in snapshot(self):
         if has_expired(self, entry):
@@ -924,7 +1003,7 @@ cdef Box copied(Box self):
 cdef int refill(Box self, object key, object value, Py_ssize_t size, double rank) except -1:
     """Add a pair that a copy or a pickle says was there."""
     cdef Entry fresh = new_entry(self, key, value, size, rank)
-    if self.data.setdefault(key, fresh) is fresh:
+    if enter(self, key, fresh) is fresh:
         insert(self, fresh)
     return 0
 

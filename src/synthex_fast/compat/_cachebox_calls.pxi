@@ -150,11 +150,18 @@ cdef class CachedFunction:
 
     cdef tuple place_of(self, tuple args, dict kwargs):
         """The cache of a call, and its key there."""
-        if not self.of_instance:
-            return self.kept_in, self.key_maker(*args, **kwargs)
-        if not args:
-            raise TypeError(f"{self.function!r} is cached for each first argument, and was called without one")
-        return self.kept_in(args[0]), self.key_maker(*args[1:], **kwargs)
+        cache = self.kept_in
+        if self.of_instance:
+            if not args:
+                raise TypeError(f"{self.function!r} is cached for each first argument, and was called without one")
+            cache = cache(args[0])
+            args = args[1:]
+        if not self.default_key or kwargs:
+            return cache, self.key_maker(*args, **kwargs)
+        # What `make_key` does.
+        if len(args) == 1 and is_simple_key(PyTuple_GET_ITEM(<PyObject*>args, 0)):
+            return cache, args[0]
+        return cache, args
 
     cdef object call_slowly(self, PyObject** args, Py_ssize_t count, PyObject* names):
         cdef tuple given = <tuple>tuple_of(args, count)

@@ -129,7 +129,7 @@ def cached(
     - ``cache``: one of the caches; None or a dict: an `LRUCache` without a limit, which begins with the dict's pairs;
       or a function of the first argument that returns a cache, such as ``lambda self: self.results``.
     - ``key_maker(*args, **kwargs)``, without the first argument in the last case, makes the keys.
-    - ``callback(event, key, value)`` hears of each `EVENT_HIT` and `EVENT_MISS`; for a coroutine function it may be one.
+    - ``callback(event, key, value)`` hears of each `EVENT_HIT` and `EVENT_MISS`; a coroutine function's may be one too.
     - ``postprocess(value)`` makes what is returned of what is kept; by default a copy of a dict, list or set.
     - ``lock``: True means that calls that miss together wait for one of them, None or False that each calls the
       function. Another class of locks, such as ``threading.RLock``, is used as it is, one for each key.
@@ -193,7 +193,9 @@ def _lock_for(lock: Any, is_async: bool) -> Any:
         if lock is asyncio.Lock:
             return True
         if not hasattr(lock, "__aenter__"):
-            raise type_error("lock", lock, "a class of asynchronous locks, True, False or None, for a coroutine function")
+            raise type_error(
+                "lock", lock, "a class of asynchronous locks, True, False or None, for a coroutine function"
+            )
         return lock
     if lock is threading.Lock:
         return True
