@@ -1066,7 +1066,10 @@ cdef str described(Box self):
     if Py_ReprEnter(self):
         return f"{name}({{...}})"
     try:
-        entries = [entry for entry in snapshot(self) if not has_expired(self, entry)]
+        entries = []
+        for entry in snapshot(self):
+            if not has_expired(self, entry):
+                entries.append(entry)
         left_out = len(entries) - 100
         if left_out > 0:
             entries[50:50 + left_out] = [None]
@@ -1273,8 +1276,9 @@ cdef class TimedBox(Box):
         self._stop_event.set()
 
     def __del__(self):
-        if self._thread is not None or self.event is not None:
-            self._stop_event.set()
+        # There is nothing yet if making the object has failed half-way.
+        if <PyObject*>self.event != NULL and self.event is not None:
+            self.event.set()
 
     def expire(self, *, reuse=False):
         """Remove what has expired, and with it, unless `reuse` is true, the memory that is not needed any more."""

@@ -19,6 +19,7 @@ class Frozen(BaseCacheImpl[_K, _V]):
     A method that would change it raises TypeError, or with ``ignore=True`` does nothing and returns None. Reading is
     as with the cache itself, uses and expiry included.
 
+    >>> from synthex_fast.compat.cachebox import FIFOCache
     >>> cache = FIFOCache(10, {"a": 1})
     >>> frozen = Frozen(cache)
     >>> frozen["a"], len(frozen)
