@@ -853,7 +853,8 @@ def test_nothing_leaks(leaks_nothing):
             list(cache.items())
             cache.shrink_to_fit()
             repr(cache)
-            pickle.loads(pickle.dumps(cache))
+            # Not pickled: what that keeps grows for a while.
+            type(cache).__new__(type(cache)).__setstate__(cache.__getstate__())
 
         @ours.cached(ours.LRUCache(3))
         def square(n, m=1):

@@ -29,9 +29,10 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
+_K_co = TypeVar("_K_co", covariant=True)
 
-class _Items(Protocol[_K, _V]):
-    def items(self) -> Iterable[tuple[_K, _V]]: ...
+class _Items(Protocol[_K_co, _T_co]):
+    def items(self) -> Iterable[tuple[_K_co, _T_co]]: ...
 
 _Pairs: TypeAlias = _Items[_K, _V] | Iterable[tuple[_K, _V]]
 _Sizer: TypeAlias = Callable[[_K, _V], int]
@@ -44,8 +45,10 @@ class _View(Iterator[_T_co], Protocol[_T_co]):
     def __bool__(self) -> bool: ...
 
 class BaseCacheImpl(Generic[_K, _V]):
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
 
+@disjoint_base
 class Box(BaseCacheImpl[_K, _V]):
     def __init__(
         self,
@@ -96,8 +99,6 @@ class Box(BaseCacheImpl[_K, _V]):
     def __reduce_ex__(self, protocol: Any) -> Any: ...
     def __getstate__(self) -> Any: ...
     def __setstate__(self, state: Any) -> None: ...
-    @classmethod
-    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
 
 class Cache(Box[_K, _V]): ...
 

@@ -22,7 +22,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Items
 from cpython.object cimport PyObject
 
-from synthex_fast._arguments cimport check_callable, real, size
+from synthex_fast._arguments cimport check_callable, real, size as whole_size
 from synthex_fast._clock cimport monotonic_precise, precise_reached, wall_clock
 from synthex_fast._loads cimport Load, new_load
 from synthex_fast._python cimport (
@@ -457,11 +457,13 @@ cdef inline Entry new_entry(Box self, object key, object value, Py_ssize_t size,
 
 cdef inline int recycle(Box self, Entry entry) except -1:
     """Keep an entry that has gone for the next one that comes, which is most of its price. Drops its key and value."""
-    cdef object key, value
+    cdef object key = entry.key
+    cdef object value = entry.value
     if self.spare is None and uniquely_referenced(<PyObject*>entry):
-        key, value = entry.key, entry.value
         entry.key = entry.value = None
         self.spare = entry
+        # Whatever dropping them does, it finds all in order.
+        key = value = None
     return 0
 
 
@@ -882,8 +884,8 @@ cdef object parts_size(Box self):
 
 
 cdef int start(Box self, object maxsize, object capacity, object getsizeof) except -1:
-    cdef Py_ssize_t limit = size("maxsize", maxsize)
-    cdef Py_ssize_t room = size("capacity", capacity)
+    cdef Py_ssize_t limit = whole_size("maxsize", maxsize)
+    cdef Py_ssize_t room = whole_size("capacity", capacity)
     check_callable("getsizeof", getsizeof, True)
     if self.limit:
         raise RuntimeError(f"the {type(self).__name__} has been initialized already")

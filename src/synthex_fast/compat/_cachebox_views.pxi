@@ -1,5 +1,5 @@
-# What keys(), values() and items() return, included by _cachebox.pyx: iterators that know how many items they have left,
-# and that end with RuntimeError when the cache has changed.
+# What keys(), values() and items() return, included by _cachebox.pyx: iterators that know how many items they have
+# left, and that end with RuntimeError when the cache has changed.
 #
 # Over a ring, an iterator holds the entry that it was at last: as long as nothing has changed, that is in the ring. A
 # list would be reordered by what does not count as a change, so iterators over one have a copy.
