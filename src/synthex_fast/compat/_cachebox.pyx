@@ -645,7 +645,9 @@ cdef class BaseCacheImpl:
 @cython.no_gc_clear
 @cython.auto_pickle(False)
 cdef class Box(BaseCacheImpl):
-    """The methods that all caches have."""
+    """Box(maxsize, iterable=None, *, capacity=0, getsizeof=None)\n--\n
+    The methods that all caches have.
+    """
 
     # In this order they are released: entries unlink themselves from the root.
     cdef dict data
@@ -1086,8 +1088,7 @@ cdef str described(Box self):
 
 
 cdef class Cache(Box):
-    """Cache(maxsize, iterable=None, *, capacity=0, getsizeof=None)\n--\n
-    A cache without a policy: one that is full refuses new keys with OverflowError.
+    """A cache without a policy: one that is full refuses new keys with OverflowError.
 
     Has the interface of ``cachebox.Cache``. `maxsize` is the largest sum of sizes (0: no limit), which ``getsizeof(key,
     value)`` says for each pair (None: 1). `iterable` is what the cache begins with. All operations are O(1) unless they

@@ -1,8 +1,8 @@
 # Functions decorated with `cached`, included by _cachebox.pyx.
 #
-# A hit is made here. What misses is single flight, by the engine of `TTLDict`: `flights` lists the calls under way. With
-# a lock of the user's own class, `call_locked` in Python takes one for each key instead; without any, each call runs
-# the function.
+# A hit is made here. What misses is single flight, by the engine of `TTLDict`; `flights` lists the calls under way.
+# With a lock of the user's own class, `call_locked` in Python takes one for each key instead; without any, each call
+# runs the function.
 
 cdef extern from *:
     """
