@@ -11,8 +11,11 @@ where entries go in the order in which they came or were used, a list elsewhere,
   last (`link`), so that it is not the one that goes.
 - Old values are dropped when all is in order.
 
-Threads may share a cache without a lock of their own. On the free-threaded build each operation is a critical section;
-the points where that may be left are those where Python code may run.
+Threads may share a cache without a lock of their own. On the free-threaded build each operation is a critical section,
+which is left where Python code may run, and for a moment at the end of a function of the dict during which it was left.
+So there another thread may meet an entry that is in the dict and not in the order yet, or the other way about: what
+changes an entry's place asks first whether it has one (`is_in`), and what takes an entry out of the dict too early
+leaves a mark (`gone`).
 """
 
 cimport cython
@@ -108,6 +111,7 @@ cdef class Entry:
     cdef double rank              # when it expires, on the precise clock; or how often it was used
     cdef double placed            # the rank by which the heap has placed it
     cdef uint64_t turn            # of equal ranks the lowest goes first
+    cdef bint gone                # it has left the dict before it was in the order
 
     def __dealloc__(self):
         unlink(self)
@@ -190,6 +194,8 @@ cdef void sort(Box self) noexcept:
 
 cdef int link(Box self, Entry entry) except -1:
     """Add an entry that is in the dict to the order, as the last to go. Fails only before it has changed anything."""
+    if entry.gone:
+        return 0
     if self.kind < RANDOM:
         link_last(self.root, entry)
     else:
@@ -208,6 +214,10 @@ cdef void forget(Box self, Entry entry) noexcept:
     """Take an entry that has left the dict out of the order."""
     cdef PyObject** items
     cdef Py_ssize_t at = entry.place, last
+    self.changes += 1
+    if not is_in(self, entry):
+        entry.gone = True
+        return
     if self.kind < RANDOM:
         unlink(entry)
     else:
@@ -223,7 +233,6 @@ cdef void forget(Box self, Entry entry) noexcept:
             move_up(items, at)
             move_down(items, last, at)
     self.total -= entry.size
-    self.changes += 1
 
 
 cdef inline bint is_in(Box self, Entry entry) noexcept:
@@ -232,22 +241,21 @@ cdef inline bint is_in(Box self, Entry entry) noexcept:
 
 cdef inline object exchange(Box self, Entry entry, object value, Py_ssize_t size, double rank):
     """Replace the value of an entry, and return the old one."""
+    cdef bint inside = is_in(self, entry)
     value, entry.value = entry.value, value
-    self.total += size - entry.size
+    if inside:
+        self.total += size - entry.size
     entry.size = size
-    if self.kind == LRU:
+    if self.kind == LRU or FREE_THREADED:
         self.changes += 1
+    if self.kind == LRU and inside:
         link_last(self.root, entry)
-    elif FREE_THREADED:
-        self.changes += 1
-    if self.kind == TTL:
+    elif is_timed(self):
         entry.rank = rank
-    elif self.kind == VTTL:
-        entry.rank = rank
-        settle_rank(self, entry)
     elif self.kind == LFU:
         # As cachebox does: a new value begins anew, and storing it is a use.
         entry.rank = rank + 1
+    if self.kind > RANDOM and inside:
         settle_rank(self, entry)
     return value
 
@@ -288,12 +296,15 @@ cdef inline Entry enter(Box self, object key, Entry fresh):
 cdef inline Entry leave(Box self, object key):
     """Remove the key from the dict, and return the entry; None if there is none."""
     cdef dict data
-    cdef Entry entry
+    cdef Entry entry, before = None
     while True:
         data = self.data
         entry = <Entry>data.pop(key, None)
         if likely(data is self.data):
-            return entry
+            return before if entry is None else entry
+        # The new dict may have been made of the old one before this, or after it.
+        if entry is not None and is_in(self, entry):
+            before = entry
 
 
 cdef inline Entry take(Box self, object key):
@@ -308,7 +319,15 @@ cdef Entry take_entry(Box self, Entry entry):
     """`take` for an entry of the order. None if it has gone meanwhile."""
     cdef Entry taken = take(self, entry.key)
     if taken is None and is_in(self, entry):
-        raise RuntimeError("a key has changed its hash, or what it equals, since it was stored: it can't be removed")
+        for each in list(self.data.values()):
+            if each is entry:
+                raise RuntimeError(
+                    "a key has changed its hash, or what it equals, since it was stored: it can't be removed"
+                )
+        # Another thread has taken it out of the dict, and will find this done.
+        if is_in(self, entry):
+            forget(self, entry)
+            taken = entry
     return taken
 
 
@@ -388,7 +407,7 @@ cdef inline PyObject* look_up(Box self, object key) except? NULL:
             entry = <Entry>found
             if self.kind == LRU:
                 # One that is the last already stays there: no iteration need end for it.
-                if entry.following != <PyObject*>self.root:
+                if entry.following != <PyObject*>self.root and entry.following != NULL:
                     self.changes += 1
                     link_last(self.root, entry)
             elif self.kind == LFU:
@@ -451,6 +470,7 @@ cdef inline Entry new_entry(Box self, object key, object value, Py_ssize_t size,
     fresh.place = -1
     fresh.rank = rank
     fresh.turn = self.turns
+    fresh.gone = False
     self.turns += 1
     return fresh
 
@@ -557,13 +577,14 @@ cdef list snapshot(Box self):
 cdef int empty(Box self, bint reuse) except -1:
     cdef dict data = {}
     cdef list order = []
-    cdef Entry entry
+    cdef Py_ssize_t at
     with cython.critical_section(self):
         if self.data:
             self.changes += 1
-            for entry in self.data.values():
-                unlink(entry)
-                entry.place = -1
+            while self.root.following != <PyObject*>self.root:
+                unlink(<Entry>self.root.following)
+            for at in range(PyList_GET_SIZE(<PyObject*>self.order)):
+                (<Entry>PySequence_Fast_ITEMS(<PyObject*>self.order)[at]).place = -1
             # Dropped after this.
             data, self.data = self.data, data
             order, self.order = self.order, order
