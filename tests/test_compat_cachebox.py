@@ -802,37 +802,57 @@ def test_what_would_go_stays_if_there_is_no_memory(kind, fail_allocations):
     assert fail_allocations(use, prepare=prepare, check=check) > 0
 
 
+class Colliding:
+    """A key whose comparisons let other threads run."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __hash__(self):
+        return self.n % 4
+
+    def __eq__(self, other):
+        return self.n == other.n
+
+
+@pytest.mark.parametrize("key_of", [int, Colliding])
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_need_no_lock(kind, hammer):
+def test_threads_need_no_lock(kind, key_of, hammer):
     cache = make(ours, kind, 20)
 
     def use(index):
         draw = random.Random(index + time.monotonic_ns())
         for _ in range(20):
-            key = draw.randrange(40)
+            n = draw.randrange(40)
+            key = key_of(n)
             try:
-                match draw.randrange(10):
+                match draw.randrange(12):
                     case 0 | 1 | 2:
-                        cache[key] = key
+                        cache[key] = n
                     case 3 | 4:
-                        assert cache.get(key) in (None, key)
+                        assert cache.get(key) in (None, n)
                     case 5:
-                        cache.pop(key, None)
+                        assert cache.pop(key, None) in (None, n)
                     case 6:
-                        assert len(cache) <= 20 + 4 and cache.setdefault_with(key, partial(int, key)) == key
+                        assert cache.setdefault_with(key, partial(int, n)) == n
                     case 7:
-                        assert all(k == v for k, v in cache.copy().items())
+                        assert all(int(k == key_of(v)) for k, v in cache.copy().items())
                     case 8:
                         for k, v in cache.items():
-                            assert k == v
+                            assert k == key_of(v)
+                    case 9:
+                        cache.shrink_to_fit()
+                    case 10 if draw.random() < 0.1:
+                        cache.clear()
                     case _:
                         cache.popitem()
-            except (KeyError, RuntimeError, OverflowError):
+            except (KeyError, RuntimeError, OverflowError) as error:
                 # It is empty or full, or has changed during an iteration.
-                pass
+                assert "its hash" not in str(error)
 
     hammer(4, use, iterations=50)
     assert cache.current_size() == len(cache) == len(list(cache)) <= 20
+    assert all(key in cache for key in list(cache))
     cache.clear()
     cache[1] = 1
     assert list(cache) == [1]
