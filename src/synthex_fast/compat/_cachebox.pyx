@@ -15,7 +15,7 @@ Threads may share a cache without a lock of their own. On the free-threaded buil
 which is left where Python code may run, and for a moment at the end of a function of the dict during which it was left.
 So there another thread may meet an entry that is in the dict and not in the order yet, or the other way about: what
 changes an entry's place asks first whether it has one (`is_in`), and what takes an entry out of the dict too early
-leaves a mark (`gone`).
+leaves a mark (`GONE`).
 """
 
 cimport cython
@@ -88,6 +88,11 @@ cdef enum Kind:
     VTTL
 
 
+cdef enum:
+    NOWHERE = -1
+    GONE = -2
+
+
 cdef object MISSING = object()
 cdef uint64_t drawn = int.from_bytes(os.urandom(8), "little") | 1
 
@@ -107,11 +112,10 @@ cdef class Entry:
     cdef Py_ssize_t size
     cdef PyObject* previous       # neighbours in the ring
     cdef PyObject* following
-    cdef Py_ssize_t place         # in the list; -1: in none
+    cdef Py_ssize_t place         # in the list; NOWHERE, or GONE: it has left the dict before it was in the order
     cdef double rank              # when it expires, on the precise clock; or how often it was used
     cdef double placed            # the rank by which the heap has placed it
     cdef uint64_t turn            # of equal ranks the lowest goes first
-    cdef bint gone                # it has left the dict before it was in the order
 
     def __dealloc__(self):
         unlink(self)
@@ -194,7 +198,7 @@ cdef void sort(Box self) noexcept:
 
 cdef int link(Box self, Entry entry) except -1:
     """Add an entry that is in the dict to the order, as the last to go. Fails only before it has changed anything."""
-    if entry.gone:
+    if entry.place == GONE:
         return 0
     if self.kind < RANDOM:
         link_last(self.root, entry)
@@ -216,7 +220,7 @@ cdef void forget(Box self, Entry entry) noexcept:
     cdef Py_ssize_t at = entry.place, last
     self.changes += 1
     if not is_in(self, entry):
-        entry.gone = True
+        entry.place = GONE
         return
     if self.kind < RANDOM:
         unlink(entry)
@@ -227,7 +231,7 @@ cdef void forget(Box self, Entry entry) noexcept:
             items[at], items[last] = items[last], items[at]
             (<Entry>items[at]).place = at
             self.sorted = False
-        entry.place = -1
+        entry.place = NOWHERE
         release(take_last(<PyObject*>self.order))
         if at != last and self.kind != RANDOM:
             move_up(items, at)
@@ -467,10 +471,9 @@ cdef inline Entry new_entry(Box self, object key, object value, Py_ssize_t size,
     fresh.key = key
     fresh.value = value
     fresh.size = size
-    fresh.place = -1
+    fresh.place = NOWHERE
     fresh.rank = rank
     fresh.turn = self.turns
-    fresh.gone = False
     self.turns += 1
     return fresh
 
@@ -584,7 +587,7 @@ cdef int empty(Box self, bint reuse) except -1:
             while self.root.following != <PyObject*>self.root:
                 unlink(<Entry>self.root.following)
             for at in range(PyList_GET_SIZE(<PyObject*>self.order)):
-                (<Entry>PySequence_Fast_ITEMS(<PyObject*>self.order)[at]).place = -1
+                (<Entry>PySequence_Fast_ITEMS(<PyObject*>self.order)[at]).place = NOWHERE
             # Dropped after this.
             data, self.data = self.data, data
             order, self.order = self.order, order
