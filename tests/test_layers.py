@@ -22,6 +22,7 @@ GROUND = (
         "_python",
         "_sync",
         "_clock",
+        "_random",
         "_threads",
         "kinds",
         "_runtime_directory",
@@ -65,7 +66,7 @@ def allowed():
 def part_of(path):
     name = path.relative_to(PACKAGE).parts[0].split(".")[0]
     # What a module includes begins with its name.
-    return "_" + name.split("_")[1] if path.suffix == ".pxi" else name
+    return "_" + name.split("_")[1] if path.suffix == ".pxi" and path.parent == PACKAGE else name
 
 
 def parts_named(module, names):

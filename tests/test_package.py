@@ -13,7 +13,7 @@ import synthex_fast
 
 PACKAGE = Path(synthex_fast.__file__).parent
 # A ``.pxd`` with nothing beside it is inline C for those that cimport it.
-HEADERS = ("_clock", "_python", "_sync", "_table")
+HEADERS = ("_clock", "_python", "_random", "_sync", "_table")
 MODULES = sorted({path.stem for path in PACKAGE.glob("*.pxd")} - set(HEADERS))
 
 

@@ -26,6 +26,7 @@ from synthex_fast._python cimport (
     defer_refcount, Py_INCREF, Py_XDECREF, PyObject_Vectorcall, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTypeObject,
     PyVectorcall_NARGS, owned, vectorcallfunc,
 )
+from synthex_fast._random cimport draw
 from synthex_fast._sync cimport likely
 from synthex_fast._ttl cimport TTLDict, hash_key, load_value, lookup_hashed
 
@@ -78,19 +79,10 @@ cdef extern from *:
 cdef object KEYWORDS = type("Keywords", (), {"__slots__": (), "__repr__": lambda self: "<keywords>"})()
 cdef object MISSING = object()
 cdef str NO_INSTEAD = ", as a decorated function that is not a coroutine function"
-# The state of the generator that draws jitter. Threads that change it at once draw the same, which does not matter.
+# Of the generator that draws jitter.
 cdef uint64_t drawn = int.from_bytes(os.urandom(8), "little") | 1
 # For instances without a __dict__: holders by the name of the method and the id of the instance.
 cdef dict held_apart = {}
-
-
-cdef double draw() noexcept:
-    """A number from 0 up to 1 (xorshift64*; Vigna, 2016)."""
-    global drawn
-    drawn ^= drawn >> 12
-    drawn ^= drawn << 25
-    drawn ^= drawn >> 27
-    return <double>((drawn * <uint64_t>0x2545F4914F6CDD1D) >> 11) / 9007199254740992.0
 
 
 cdef class Cached
@@ -448,7 +440,7 @@ cdef class Cached:
                     life = lifetime("ttl(key, value)", cache.life_of(key, value), True)
         now = now_of(cache)
         if self.jitter:
-            life += self.jitter * draw()
+            life += self.jitter * draw(&drawn)
         aged.value = value
         aged.fresh_until = now + life
         aged.refresh_at = now + self.refresh_after
@@ -464,7 +456,7 @@ cdef class Cached:
         # Without the frames that it passed through, which would live as long.
         aged.value = error.with_traceback(None)
         aged.failed = True
-        aged.life = self.negative_life + (self.jitter * draw() if self.jitter else 0.0)
+        aged.life = self.negative_life + (self.jitter * draw(&drawn) if self.jitter else 0.0)
         aged.fresh_until = now_of(cache) + aged.life
         aged.refresh_at = INFINITY
         return aged

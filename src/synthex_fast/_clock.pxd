@@ -32,6 +32,9 @@ cdef extern from *:
           QueryPerformanceFrequency(&frequency);
           return (double)ticks.QuadPart / (double)frequency.QuadPart;
       }
+      static inline int synthex_reached(double time) {
+          return synthex_precise() >= time;
+      }
       static inline unsigned long long synthex_wall_micros(void) {
           FILETIME t;
           ULARGE_INTEGER u;
@@ -61,6 +64,15 @@ cdef extern from *:
           clock_gettime(CLOCK_MONOTONIC, &t);
           return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
       }
+      static inline int synthex_reached(double time) {
+      #if defined(CLOCK_MONOTONIC_COARSE)
+          /* The same clock, as it stood at the kernel's last tick: the precise one is asked only near the time. */
+          double now = synthex_monotonic();
+          if (now >= time) return 1;
+          if (now + 0.05 < time) return 0;
+      #endif
+          return synthex_precise() >= time;
+      }
       static inline unsigned long long synthex_wall_micros(void) {
           struct timespec t;
           clock_gettime(CLOCK_REALTIME, &t);
@@ -72,5 +84,7 @@ cdef extern from *:
     double monotonic_coarse "synthex_monotonic"() noexcept nogil
     # For durations only: on Windows it starts from a different zero than the coarse clock.
     double monotonic_precise "synthex_precise"() noexcept nogil
+    # Whether the precise clock has reached that time, mostly at the coarse one's price.
+    bint precise_reached "synthex_reached"(double) noexcept nogil
     # Microseconds since the epoch.
     unsigned long long wall_micros "synthex_wall_micros"() noexcept nogil

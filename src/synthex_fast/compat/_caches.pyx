@@ -74,19 +74,7 @@ cdef inline void make_root(Entry root) noexcept:
     root.previous = root.following = root.sooner = root.later = <PyObject*>root
 
 
-cdef inline void unlink(Entry entry) noexcept:
-    if entry.following != NULL:
-        (<Entry>entry.previous).following = entry.following
-        (<Entry>entry.following).previous = entry.previous
-        entry.previous = entry.following = NULL
-
-
-cdef inline void link_last(Entry root, Entry entry) noexcept:
-    unlink(entry)
-    entry.previous = root.previous
-    entry.following = <PyObject*>root
-    (<Entry>root.previous).following = <PyObject*>entry
-    root.previous = <PyObject*>entry
+include "_ring.pxi"
 
 
 cdef inline void link_behind(Entry anchor, Entry entry) noexcept:
