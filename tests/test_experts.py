@@ -35,7 +35,7 @@ def test_a_subclass_adds_fields():
         costed.budget = "much"
     with pytest.raises(ArgumentValueError, match="title"):
         Costed(**{**QUERY, "title": ""})
-    with pytest.raises(ArgumentValueError, match="^deadline must be later than created_at"):
+    with pytest.raises(ArgumentValueError, match=r"^deadline must be later than created_at"):
         Costed(**QUERY, created_at=NOW, deadline=NOW)
     for twin in (copy.copy(costed), copy.deepcopy(costed), pickle.loads(pickle.dumps(costed))):
         assert twin == costed
@@ -58,7 +58,9 @@ def test_a_subclass_has_records_and_counts_of_its_own():
 
 @pytest.mark.parametrize("name", ["query_type", "context", "tags", "created_at"])
 def test_a_field_that_is_not_stored_as_it_is_read_cannot_be_declared_anew(name):
-    with pytest.raises(TypeError, match=f"^{name}: a base class has this field as one that can't be declared"):
+    with pytest.raises(
+        TypeError, match=f"^{name}: a base class has this field as one that can't be declared"
+    ):
         type(PooledExpertQuery)(
             "Own", (PooledExpertQuery,), {"__annotations__": {name: str}, name: "x", "__module__": __name__}
         )
@@ -137,9 +139,9 @@ def test_times_before_the_epoch_and_far_from_it():
     for when in (datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, 0, 0, 0, 1, tzinfo=UTC)):
         query = PooledExpertQuery(**QUERY, created_at=when)
         assert query.created_at is when
-        with pytest.raises(ArgumentValueError, match="^deadline"):
+        with pytest.raises(ArgumentValueError, match=r"^deadline"):
             query.deadline = when
         query.deadline = when + timedelta(days=1)
         for twin in (copy.copy(query), pickle.loads(pickle.dumps(query))):
-            with pytest.raises(ArgumentValueError, match="^created_at must be earlier than the deadline"):
+            with pytest.raises(ArgumentValueError, match=r"^created_at must be earlier than the deadline"):
                 twin.created_at = when + timedelta(days=1)

@@ -79,6 +79,7 @@ cdef extern from *:
           return (unsigned long long)t.tv_sec * 1000000 + synthex_microseconds((unsigned long long)t.tv_nsec, 1000);
       }
     #endif
+    #define synthex_wall() ((double)synthex_wall_micros() * 1e-6)
     #endif
     """
     double monotonic_coarse "synthex_monotonic"() noexcept nogil
@@ -88,3 +89,4 @@ cdef extern from *:
     bint precise_reached "synthex_reached"(double) noexcept nogil
     # Microseconds since the epoch.
     unsigned long long wall_micros "synthex_wall_micros"() noexcept nogil
+    double wall_clock "synthex_wall"() noexcept nogil

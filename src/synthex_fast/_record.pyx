@@ -2818,6 +2818,7 @@ def set_loader(loading):
     global load_makers
     load_makers = loading
 
+
 # Only classes with order=True have them: a class that seems to is none that functools.total_ordering would complete.
 ORDERINGS = {}
 
