@@ -1,9 +1,12 @@
 # Types of `_watch.pyx`: what the governor's thread waits with.
 
+from typing_extensions import disjoint_base
+
 __all__ = ["Watch", "is_locked"]
 
 def is_locked(fd: int, start: int) -> bool: ...
 
+@disjoint_base
 class Watch:
     @property
     def changed(self) -> bool: ...
