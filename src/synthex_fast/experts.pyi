@@ -19,6 +19,8 @@ _Texts: TypeAlias = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 
 class _Expert(RecordBase, metaclass=RecordMeta):
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    __annotations_of__: ClassVar[tuple[str, ...]]
+    __signature__: ClassVar[Any]
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def to_dict(self) -> dict[str, Any]: ...
     @classmethod
@@ -50,22 +52,6 @@ class PooledExpertQuery(_Expert):
         id: str | None = None,
         created_at: datetime | None = None,
     ) -> None: ...
-    @classmethod
-    def acquire(
-        cls,
-        title: str,
-        content: str,
-        requester: str,
-        *,
-        query_type: _Type = "general",
-        priority: _Priority = "medium",
-        context: dict[str, Any] | None = None,
-        constraints: _Texts | None = None,
-        deadline: datetime | None = None,
-        tags: _Texts | None = None,
-        id: str | None = None,
-        created_at: datetime | None = None,
-    ) -> Self: ...
     @property
     def title(self) -> str: ...
     @title.setter
@@ -125,19 +111,6 @@ class PooledExpertResponse(_Expert):
         id: str | None = None,
         timestamp: datetime | None = None,
     ) -> None: ...
-    @classmethod
-    def acquire(
-        cls,
-        query_id: str,
-        expert_id: str,
-        content: str = "",
-        confidence: float = 0.0,
-        reasoning: str = "",
-        metadata: dict[str, Any] | None = None,
-        *,
-        id: str | None = None,
-        timestamp: datetime | None = None,
-    ) -> Self: ...
     @property
     def query_id(self) -> str: ...
     @query_id.setter
