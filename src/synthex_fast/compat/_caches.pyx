@@ -19,7 +19,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 
 from synthex_fast._python cimport PY_SSIZE_T_MAX, PyObject_CallNoArgs, owned
-from synthex_fast._sync cimport FREE_THREADED
+from synthex_fast._sync cimport FREE_THREADED, load_u8, store_u8
 
 import copyreg
 from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
@@ -64,7 +64,7 @@ cdef class Item:
 
     cdef object key
     cdef object expires
-    cdef bint removed
+    cdef unsigned char removed  # other threads look without the cache's section
 
     def __lt__(Item self, other):
         return self.expires < (<Item>other).expires
@@ -501,7 +501,8 @@ cdef int evict(Cache self) except -1:
 cdef int forget_all(Cache self) except -1:
     cdef Entry entry
     with cython.critical_section(self):
-        for entry in self.data.values():
+        # A list, because another thread may store an entry when the free-threaded build leaves the section for a moment.
+        for entry in list(self.data.values()):
             unlink(entry)
             unlink_expiry(entry)
         self.total = 0
@@ -974,7 +975,7 @@ cdef class TLRUCache(TimedCache):
 
     cdef int removed(self, Entry entry) except -1:
         if entry.item is not None:
-            entry.item.removed = True
+            store_u8(&entry.item.removed, True)
         return 0
 
     cdef int cleared(self) except -1:
@@ -1001,7 +1002,7 @@ cdef class TLRUCache(TimedCache):
             self.clock.leave()
         with cython.critical_section(self):
             if entry.item is not None:
-                entry.item.removed = True
+                store_u8(&entry.item.removed, True)
             entry.item = item
             entry.expires = expires
             if entry.following != NULL:
@@ -1022,17 +1023,17 @@ cdef class TLRUCache(TimedCache):
         if len(heap) > 2 * len(self.data):
             kept = []
             for item in heap:
-                if not item.removed:
+                if not load_u8(&item.removed):
                     kept.append(item)
             heapify(kept)
             with cython.critical_section(self):
                 self.heap = heap = kept
         while heap:
             item = <Item>heap[0]
-            if not item.removed and before(time, item.expires):
+            if not load_u8(&item.removed) and before(time, item.expires):
                 break
             heappop(heap)
-            if not item.removed:
+            if not load_u8(&item.removed):
                 entry = remove(self, item.key)
                 found.append((entry.key, value_of(self, entry)))
         return found
