@@ -94,22 +94,24 @@ cdef int reserve_many(TTLDict self, Each* each, uint32_t count) noexcept:
     """Make room for entries, so that storing them can't fail. Returns 0 or a code as `put` notes it."""
     cdef Table* t = &self.table
     cdef uint32_t at, slot, fresh = 0, timed = 0
-    # A comparison that raises is to do so before anything is stored. Texts need none but with odd keys of equal hash.
-    for at in range(count):
-        if not PyUnicode_CheckExact(each[at].key) and find(self, each[at].key, each[at].hash, NULL) == FAILED:
-            return ERROR_SET
+    cdef bint roomy
     for at in range(count):
         if each[at].size > INLINE_SIZE_MAX and not reserve_wide(t):
             return NO_MEMORY
-    if t.room - t.live >= count and t.heap_room - t.scheduled >= count and not index_too_small(t, t.live + count):
-        return 0
-    # Only now is it worth a search to tell which are new.
+    roomy = t.room - t.live >= count and t.heap_room - t.scheduled >= count and not index_too_small(t, t.live + count)
     for at in range(count):
+        # Where there is room for all, only comparisons that may raise are of interest: they are to do so before anything
+        # is stored. Those of texts don't, but with odd keys of equal hash.
+        if roomy and PyUnicode_CheckExact(each[at].key):
+            continue
         slot = find(self, each[at].key, each[at].hash, NULL)
         if slot == FAILED:
             return ERROR_SET
         fresh += slot == MISSING
         timed += slot == MISSING or t.links[slot].node == NONE
+    if roomy:
+        # Still, unless a comparison has changed the dict.
+        fresh = timed = count
     # A full dict evicts for what exceeds its limit.
     fresh = min(fresh, t.limit - min(t.live, t.limit))
     return 0 if reserve_slots(t, fresh) and reserve_nodes(t, timed) else NO_MEMORY
