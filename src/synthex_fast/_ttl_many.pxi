@@ -100,8 +100,8 @@ cdef int reserve_many(TTLDict self, Each* each, uint32_t count) noexcept:
             return NO_MEMORY
     roomy = t.room - t.live >= count and t.heap_room - t.scheduled >= count and not index_too_small(t, t.live + count)
     for at in range(count):
-        # Where there is room for all, only comparisons that may raise are of interest: they are to do so before anything
-        # is stored. Those of texts don't, but with odd keys of equal hash.
+        # Where there is room for all, only comparisons that may raise are of interest: they are to do so before
+        # anything is stored. Those of texts don't, but with odd keys of equal hash.
         if roomy and PyUnicode_CheckExact(each[at].key):
             continue
         slot = find(self, each[at].key, each[at].hash, NULL)

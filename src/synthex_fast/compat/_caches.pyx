@@ -501,7 +501,7 @@ cdef int evict(Cache self) except -1:
 cdef int forget_all(Cache self) except -1:
     cdef Entry entry
     with cython.critical_section(self):
-        # A list, because another thread may store an entry when the free-threaded build leaves the section for a moment.
+        # A list, because another thread may store an entry when a free-threaded build leaves the section for a moment.
         for entry in list(self.data.values()):
             unlink(entry)
             unlink_expiry(entry)
