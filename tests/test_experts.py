@@ -145,3 +145,109 @@ def test_times_before_the_epoch_and_far_from_it():
         for twin in (copy.copy(query), pickle.loads(pickle.dumps(query))):
             with pytest.raises(ArgumentValueError, match=r"^created_at must be earlier than the deadline"):
                 twin.created_at = when + timedelta(days=1)
+
+
+class Unpooled(PooledExpertQuery, pool=0):
+    pass
+
+
+class Plain(PooledExpertQuery, gc=False):
+    pass
+
+
+@pytest.mark.parametrize("cls", [PooledExpertQuery, Costed, Unpooled, Plain])
+def test_idle_containers_that_are_replaced_are_freed(leaks_nothing, cls):
+    def scenario():
+        for name, value in [
+            ("tags", ["a"]),
+            ("tags", [" "]),
+            ("tags", None),
+            ("constraints", ()),
+            ("context", {}),
+        ]:
+            one = cls(**QUERY, tags=["x"], constraints=["y"])
+            one.context["x"] = 1
+            del one
+            one = cls(**QUERY)
+            setattr(one, name, value)
+            del one
+            one = cls(**QUERY, **{name: value})
+            one = copy.copy(one)
+
+    scenario()
+    leaks_nothing(scenario)
+
+
+def test_a_deep_copy_that_is_reached_half_made(leaks_nothing):
+    class Meddler:
+        def __init__(self, query):
+            self.query = query
+
+        def __deepcopy__(self, memo):
+            twin = memo[id(self.query)]
+            twin.id = "".join(["an", "id"])
+            assert "query_type=" not in repr(twin) or "Ellipsis" not in repr(twin)
+
+    def scenario():
+        query = PooledExpertQuery(**QUERY)
+        query.context["meddler"] = Meddler(query)
+        assert copy.deepcopy(query).id == query.id
+        query.context.clear()
+
+    scenario()
+    leaks_nothing(scenario)
+
+
+def test_a_time_set_through_its_descriptor_is_the_one_that_counts():
+    response = PooledExpertResponse("q", "e")
+    type(response).__dict__["timestamp"].__set__(response, NOW)
+    buffer = ResponseBuffer(max_batch=10)
+    buffer.add_batch([response])
+    assert buffer.columns().timestamp.tolist() == [NOW.timestamp()]
+    query = PooledExpertQuery(**QUERY)
+    type(query).__dict__["created_at"].__set__(query, NOW)
+    query.deadline = NOW + timedelta(seconds=1)
+
+
+class Open(PooledExpertQuery):
+    note: str = dataclasses.field(init=False)
+
+
+def test_pickles_of_records_with_a_field_that_is_not_set():
+    record = Open(**QUERY)
+    twin = pickle.loads(pickle.dumps(record))
+    assert twin == record
+    assert not hasattr(twin, "note")
+    record.note = "n"
+    assert pickle.loads(pickle.dumps(record)).note == "n"
+
+
+def test_a_state_with_times_in_the_wrong_order_is_refused():
+    query = PooledExpertQuery(**QUERY)
+    values, extra = query.__getstate__()
+    before = query.to_dict()
+    with pytest.raises(ArgumentValueError, match=r"^deadline must be later than created_at"):
+        query.__setstate__(((*values[:7], NOW - timedelta(days=10_000), *values[8:]), extra))
+    assert query.to_dict() == before
+
+
+def test_a_deadline_without_validation():
+    code = """
+        from synthex_fast import PooledExpertQuery
+
+        class Open(PooledExpertQuery, validate=False):
+            pass
+
+        query = Open("t", "c", "r")
+        try:
+            query.deadline = "tomorrow"
+        except TypeError as error:
+            print(error)
+        from datetime import UTC, datetime
+        query.deadline = datetime(2999, 1, 1, tzinfo=UTC)
+        print(query.deadline.year)
+    """
+    assert run(code).splitlines() == [
+        "deadline must be a timezone-aware datetime, not 'tomorrow' (str)",
+        "2999",
+    ]

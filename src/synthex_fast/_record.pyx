@@ -12,7 +12,8 @@ fields are; `lay_out` here turns that into a layout and puts the functions of th
 - Deallocation drops the values and returns the block. An idle block keeps its reference to the class, so that
   construction and deallocation leave the class's reference count alone: threads would contend for it. The class
   reports one reference to itself for each idle block when it is traversed, so the cyclic collector still frees a class
-  that nobody uses. In an idle block a slot is NULL, or an idle container.
+  that nobody uses. In an idle block a slot is NULL, or holds an idle container or a
+  number that nothing reads any more.
 - A list or dict that its field's factory made, and that nobody else holds, is emptied and stays in its slot of the idle
   block: an idle container is empty, untracked and invisible to Python code. A field whose caller always brings a
   container of their own stops keeping one (`Field.keep`).
@@ -20,7 +21,8 @@ fields are; `lay_out` here turns that into a layout and puts the functions of th
   set, which no reference has. Such a field has an attribute of ours instead of the member descriptor, and its slot a
   name of its own, so that ``__class__`` can't be set to a class that would take the word for a reference.
 - Other fields that are stored in another way than they are read (`Style`, ``_record_styles.pxi``) have one too.
-- A record is tracked by the collector once a value may be part of a reference cycle. It is never untracked again.
+- A record is tracked by the collector once a value may be part of a reference cycle. Only `reset` and
+  ``__init__``, which give it new values, untrack it again.
 - Records that hold records nest deeply in some programs. Deallocation counts its depth and puts records aside beyond
   `DEPTH`, to be deallocated by the outermost call.
 
@@ -987,7 +989,7 @@ cdef int refuse_abstract(Layout* layout) except -1:
 
 
 cdef inline PyObject* obtain(Layout* layout) except NULL:
-    """An untracked record whose slots are NULL or, where the field keeps one, an idle container."""
+    """An untracked record whose slots are NULL or hold numbers or, where the field keeps one, an idle container."""
     cdef PyObject* op = <PyObject*>freelist_pop(layout.idle)
     if likely(op != NULL):
         revive(op)
@@ -1439,6 +1441,7 @@ cdef object stored_in(PyObject* op, Field* field):
 cdef int check_fields(PyObject* op, Layout* layout, list known) except -1:
     """Check the fields of a record that was filled in another way, except those whose value is the one in `known`."""
     cdef Field* field
+    cdef int64_t micros
     cdef bint cyclic
     cdef int i
     for i in range(layout.count):
@@ -1449,9 +1452,12 @@ cdef int check_fields(PyObject* op, Layout* layout, list known) except -1:
         value = stored_in(op, field)
         if value is not UNSET and (known is None or value is not known[i]):
             cyclic = False
-            put(op, field.offset, taken(field, <PyObject*>value, &cyclic), cyclic)
+            checked = owned(taken(field, <PyObject*>value, &cyclic))
             if field.style == CLOCKED:
-                store_pointer(<void**>slot_at(op, field.clock), number_word(micros_of(<PyObject*>value)))
+                micros = micros_of(field, <PyObject*>checked)
+                store_clocked(op, field, Py_NewRef(<PyObject*>checked), micros, cyclic)
+            else:
+                put(op, field.offset, Py_NewRef(<PyObject*>checked), cyclic)
     return compare_times(op, layout)
 
 
@@ -1587,6 +1593,8 @@ cdef PyObject* bare(PyTypeObject* cls) except NULL:
     for i in range(layout.specials):
         idle = slot_at(op, layout.special[i].offset)[0]
         slot_at(op, layout.special[i].offset)[0] = NULL
+        if layout.special[i].clock:
+            slot_at(op, layout.special[i].clock)[0] = NULL
         if layout.special[i].keeps:
             Py_XDECREF(unmarked(idle))
     if layout.tracked:
@@ -1763,7 +1771,9 @@ cdef int set_lazy(PyObject* op, PyObject* value, void* closure) except -1:
     cdef Field* field = <Field*>closure
     if value == NULL:
         raise AttributeError(f"{<object>field.name} cannot be deleted")
-    if field.renews and value == Py_None:
+    if field.style == CLOCKED:
+        set_clocked(op, field, value)
+    elif field.renews and value == Py_None:
         renew_lazy(op, field)
     else:
         put(op, field.offset, Py_NewRef(value), True)
@@ -2084,6 +2094,7 @@ cdef object copy_of(object self, object memo):
     cdef PyObject* op = <PyObject*>self
     cdef Layout* layout = layout_of(op)
     cdef PyObject* word
+    cdef PyObject* clock
     cdef Field* field
     cdef Section section
     cdef int i
@@ -2094,15 +2105,27 @@ cdef object copy_of(object self, object memo):
     for i in range(layout.count):
         field = &layout.fields[i]
         if field.lazy:
+            clock = NULL
             hold(&section, op)
             word = slot_at(op, field.offset)[0]
-            if is_number(word):
-                slot_at(<PyObject*>twin, field.offset)[0] = word
             if field.clock:
-                slot_at(<PyObject*>twin, field.clock)[0] = slot_at(op, field.clock)[0]
+                clock = slot_at(op, field.clock)[0]
+            if not is_number(word):
+                Py_XINCREF(word)
             let(&section)
-            if word == NULL or is_number(word):
+            if word == NULL:
                 continue
+            # A deep copy of another field may have reached the twin and read it, or set it.
+            if is_number(word):
+                put(<PyObject*>twin, field.offset, word, False)
+            else:
+                value = owned(word)
+                if memo is not None:
+                    value = deepcopy(value, memo)
+                set_raw(<PyObject*>twin, field, <PyObject*>value)
+            if clock != NULL:
+                slot_at(<PyObject*>twin, field.clock)[0] = clock
+            continue
         elif is_touched(field) and not has_contents(op, field):
             continue
         value = peeked_or(op, field, UNSET)
@@ -2240,9 +2263,10 @@ cdef class RecordBase:
         try:
             for i in range(layout.count):
                 field = &layout.fields[layout.order[i]]
-                value = peeked_or(<PyObject*>self, field, UNSET)
                 if field.style == CODED:
                     value = coded_text(<PyObject*>self, field)
+                else:
+                    value = peeked_or(<PyObject*>self, field, UNSET)
                 if field.shown and value is not UNSET:
                     part = f"{<str>field.name}={value!r}"
                     parts.append(part)
@@ -2366,6 +2390,7 @@ cdef class RecordBase:
             if find_named(layout, name) == NULL:
                 raise value_error("state", name, f"a field of {type(self).__qualname__}")
         check_extra(self, layout, extra)
+        compare_times(<PyObject*>fresh, layout)
         exchange(op, <PyObject*>fresh, layout)
         if layout.gc:
             track(op)

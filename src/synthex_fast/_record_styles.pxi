@@ -103,7 +103,7 @@ cdef PyObject* code_in(PyObject* op, Field* field) noexcept:
 
 cdef object coded_text(PyObject* op, Field* field):
     cdef PyObject* word = code_in(op, field)
-    return ... if word == NULL else (<Rule>field.rule).options[<Py_ssize_t>number_in(word)]
+    return UNSET if word == NULL else (<Rule>field.rule).options[<Py_ssize_t>number_in(word)]
 
 
 cdef PyObject* coded_value(PyObject* op, Field* field) except NULL:
@@ -134,8 +134,13 @@ cdef PyObject* get_coded(PyObject* op, void* closure) except NULL:
 # --- Times -------------------------------------------------------------------------------------------------------
 
 
-cdef int64_t micros_of(PyObject* moment) except? -1:
+cdef int64_t micros_of(Field* field, PyObject* moment) except? -1:
     """Microseconds since the epoch. The datetime's timezone may run any code."""
+    if datetime_class is None:
+        load_datetime()
+    if not isinstance(<object>moment, datetime_class):
+        # Only where nothing is checked.
+        not_allowed(field, moment, False)
     return <int64_t>round_half_even(<double>(datetime_class.timestamp(<object>moment)) * 1e6)
 
 
@@ -163,7 +168,7 @@ cdef int64_t clock_of(PyObject* op, Field* field) noexcept:
 
 
 cdef int want_later(PyObject* op, Field* field, PyObject* value) except -1:
-    if micros_of(value) <= clock_of(op, field.after):
+    if micros_of(field, value) <= clock_of(op, field.after):
         raise value_error(<str>field.name, <object>value, f"later than {<str>field.after.name}")
     return 0
 
@@ -175,41 +180,51 @@ cdef int want_earlier(PyObject* op, Field* field, PyObject* value, int64_t micro
     for i in range(layout.laters):
         if layout.later[i].after == field:
             later = peeked_or(op, layout.later[i], None)
-            if later is not None and micros >= micros_of(<PyObject*>later):
+            if later is not None and micros >= micros_of(layout.later[i], <PyObject*>later):
                 raise value_error(
                     <str>field.name, <object>value, f"earlier than the {<str>layout.later[i].name}"
                 )
     return 0
 
 
-cdef int assign_clocked(PyObject* op, Field* field, PyObject* value) except -1:
-    cdef bint cyclic = False
-    cdef bint renewed = value == Py_None and field.renews
-    cdef int64_t micros
-    cdef PyObject* word
-    cdef PyObject* clock
+cdef void store_clocked(PyObject* op, Field* field, PyObject* word, int64_t micros, bint cyclic) noexcept:
+    """Replace a time and its number together. Steals the reference, if the word is one."""
     cdef PyObject* old
     cdef Section section
-    if renewed:
-        micros = wall_micros()
-        want_earlier(op, field, value, micros)
-        word = clock = number_word(micros)
-    else:
-        word = taken(field, value, &cyclic)
-        checked = owned(word)
-        micros = micros_of(word)
-        want_earlier(op, field, word, micros)
-        Py_INCREF(word)
-        clock = number_word(micros)
     hold(&section, op)
     old = slot_at(op, field.offset)[0]
-    slot_at(op, field.offset)[0] = word
-    slot_at(op, field.clock)[0] = clock
+    store_pointer(<void**>slot_at(op, field.offset), word)
+    slot_at(op, field.clock)[0] = number_word(micros)
     if cyclic and layout_of(op).gc:
         track(op)
     let(&section)
     if not is_number(old):
         Py_XDECREF(old)
+
+
+cdef int assign_clocked(PyObject* op, Field* field, PyObject* value) except -1:
+    cdef bint cyclic = False
+    cdef int64_t micros
+    if value == Py_None and field.renews:
+        micros = wall_micros()
+        want_earlier(op, field, value, micros)
+        store_clocked(op, field, number_word(micros), micros, False)
+        return 0
+    checked = owned(taken(field, value, &cyclic))
+    micros = micros_of(field, <PyObject*>checked)
+    want_earlier(op, field, <PyObject*>checked, micros)
+    store_clocked(op, field, Py_NewRef(<PyObject*>checked), micros, cyclic)
+    return 0
+
+
+cdef int set_clocked(PyObject* op, Field* field, PyObject* value) except -1:
+    """Store what a library sets through the descriptor, which ``__post_init__`` checks."""
+    if value == Py_None and field.renews:
+        renew_lazy(op, field)
+    elif datetime_class is not None and isinstance(<object>value, datetime_class):
+        store_clocked(op, field, Py_NewRef(value), micros_of(field, value), collectable(value))
+    else:
+        put(op, field.offset, Py_NewRef(value), True)
     return 0
 
 
@@ -419,15 +434,28 @@ cdef PyObject* get_touched(PyObject* op, void* closure) except NULL:
     return touch(op, field_here(op, <Field*>closure))
 
 
+cdef void put_container(PyObject* op, Field* field, PyObject* value, bint cyclic) noexcept:
+    """Replace the container, which may be an idle one. Steals the reference to the new one, or to none."""
+    cdef PyObject* old
+    cdef Section section
+    hold(&section, op)
+    old = slot_at(op, field.offset)[0]
+    store_pointer(<void**>slot_at(op, field.offset), value)
+    if cyclic and layout_of(op).gc:
+        track(op)
+    let(&section)
+    Py_XDECREF(unmarked(old))
+
+
 cdef int assign_touched(PyObject* op, Field* field, PyObject* value) except -1:
     cdef PyObject* made = NULL
     cdef int answer
     if value == Py_None:
-        put(op, field.offset, NULL, False)
+        put_container(op, field, NULL, False)
     elif field.style == TOUCHED:
         if not isinstance(<object>value, dict):
             not_allowed(field, value, False)
-        put(op, field.offset, Py_NewRef(value), True)
+        put_container(op, field, Py_NewRef(value), True)
     else:
         answer = fill_list(&made, value, field)
         if answer == 0:
@@ -435,7 +463,7 @@ cdef int assign_touched(PyObject* op, Field* field, PyObject* value) except -1:
             made = NULL
         elif answer == 2:
             track(made)
-        put(op, field.offset, made, answer == 2)
+        put_container(op, field, made, answer == 2)
     return 0
 
 
@@ -461,13 +489,16 @@ cdef int fill_styled(PyObject* op, Layout* layout, Field* field, PyObject* value
         # Whatever was in the slot was a number.
         slot[0] = NULL
         slot[0] = taken(field, value, cyclic)
-        slot_at(op, field.clock)[0] = number_word(micros_of(slot[0]))
+        slot_at(op, field.clock)[0] = number_word(micros_of(field, slot[0]))
     else:
         place = unmarked(slot[0])
         slot[0] = NULL
         answer = (<fill_list_function>fill_list)(&place, value, field)
         if answer <= 0:
-            slot[0] = NULL if place == NULL else marked(place)
+            if place != NULL and field.keeps:
+                slot[0] = marked(place)
+            else:
+                Py_XDECREF(place)
             if answer < 0:
                 raise_set_error()
             return 0
@@ -504,7 +535,7 @@ cdef int restore(PyObject* op, Layout* layout, Field* field, object value) excep
         put(op, field.offset, number_word(code_of(field, <PyObject*>value)), False)
     elif field.style == CLOCKED:
         put(op, field.offset, taken(field, <PyObject*>value, &cyclic), True)
-        slot_at(op, field.clock)[0] = number_word(micros_of(<PyObject*>value))
+        slot_at(op, field.clock)[0] = number_word(micros_of(field, <PyObject*>value))
     elif field.style == TEXTS or field.style == TAGS:
         # As it is, since items of any kind may have been added to it.
         if not isinstance(value, list):

@@ -124,10 +124,16 @@ class _Expert(RecordBase, metaclass=declared):
 
     def __getstate__(self):
         fields, extra = RecordBase.__getstate__(self)
+        if len(fields) < len(rules_of(type(self))):
+            # One is not set, which only the names can tell.
+            return fields, extra
         return tuple(fields.values()), extra
 
     def __setstate__(self, state):
         names = tuple(rules_of(type(self)))
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):
+            RecordBase.__setstate__(self, state)
+            return
         if not (
             isinstance(state, tuple)
             and len(state) == 2

@@ -32,8 +32,8 @@ class _Expert(RecordBase, metaclass=RecordMeta):
     def model_validate(cls, obj: Any) -> Self: ...
     @classmethod
     def model_validate_json(cls, json_data: str | bytes) -> Self: ...
-    def __getstate__(self) -> tuple[tuple[Any, ...], Any]: ...  # type: ignore[override]
-    def __setstate__(self, state: tuple[tuple[Any, ...], Any]) -> None: ...  # type: ignore[override]
+    def __getstate__(self) -> tuple[tuple[Any, ...] | dict[str, Any], Any]: ...  # type: ignore[override]
+    def __setstate__(self, state: tuple[tuple[Any, ...] | dict[str, Any], Any]) -> None: ...
 
 @disjoint_base
 class PooledExpertQuery(_Expert):
