@@ -145,6 +145,9 @@ def public_calls():
             name, how = function.name, decorators(function)
             if name == "__init__":
                 calls[public] = Call(public, "", function, "constructor")
+                if getattr(getattr(synthex_fast, public), "acquire", None) is getattr(synthex_fast, public):
+                    # A record class, which is its own `acquire`.
+                    calls[f"{public}.acquire"] = Call(public, "acquire", function, "method")
             elif "setter" in how:
                 calls[f"{public}.{name}="] = Call(public, name, function, "setter")
             elif not name.startswith("_") and not how & {"property", "type_check_only"}:
