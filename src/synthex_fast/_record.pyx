@@ -12,8 +12,7 @@ fields are; `lay_out` here turns that into a layout and puts the functions of th
 - Deallocation drops the values and returns the block. An idle block keeps its reference to the class, so that
   construction and deallocation leave the class's reference count alone: threads would contend for it. The class
   reports one reference to itself for each idle block when it is traversed, so the cyclic collector still frees a class
-  that nobody uses. In an idle block a slot is NULL, or holds an idle container or a
-  number that nothing reads any more.
+  that nobody uses. In an idle block a slot is NULL, or holds an idle container or a number that nothing reads any more.
 - A list or dict that its field's factory made, and that nobody else holds, is emptied and stays in its slot of the idle
   block: an idle container is empty, untracked and invisible to Python code. A field whose caller always brings a
   container of their own stops keeping one (`Field.keep`).
