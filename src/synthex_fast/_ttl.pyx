@@ -277,7 +277,8 @@ timer=None, on_evict=None, on_remove=None, sweep=True)\n--\n
         cdef uint64_t size = <uint64_t>entry_size(self, key, value)
         cdef double now, deadline = INFINITY
         if life != INFINITY:
-            life = life_for(self, life, key, value)
+            if unlikely(life != life):
+                life = life_by_caller(self, key, value)
             now = now_of(self)
             deadline = now + life
         else:

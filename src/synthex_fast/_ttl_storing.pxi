@@ -108,50 +108,47 @@ cdef int put(
         if slot != MISSING and unlikely(slot_due(t, slot) <= now):
             remove_entry(self, slot, due_reason(self, slot, now), victims)
             slot = MISSING
-        if slot != MISSING and mode != REPLACE and (mode != LOADED or not is_replaced(present, t.slots[slot].value)):
-            mark_used(t, slot, now)
-        elif unlikely(mode == LOADED) and was_forgotten(present):
-            present[0] = value
-            Py_INCREF(value)
-            present = NULL
+        if unlikely(mode != REPLACE) and settled(self, slot, value, now, mode, present):
+            pass
         elif (
             (unlikely(size > INLINE_SIZE_MAX) and not reserve_wide(t))
             or (timed and not reserve_node(t))
             or (slot == MISSING and t.live < t.limit and not reserve_slot(t))
         ):
             fresh = NO_MEMORY
-        elif slot != MISSING:
-            before = slot_due(t, slot)
-            replaced = t.slots[slot].value
-            Py_INCREF(value)
-            t.slots[slot].value = value
-            t.slots[slot].deadline = deadline
-            t.nbytes = t.nbytes - slot_size(t, slot) + size
-            slot_set_size(t, slot, size)
-            if t.touched != NULL:
-                t.touched[slot] = now
-            if timed or t.links[slot].node != NONE:
-                slot_schedule(t, slot, before)
-            slot_accessed(t, slot)
-            self.sets += 1
-            if unlikely(t.nbytes > self.most_bytes):
-                make_room_beside(self, slot, now, victims)
         else:
-            if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
-                low = self.most_bytes - self.most_bytes // 5
-                make_room(
-                    self, <uint32_t>(t.limit - 1) if t.limit != NONE else NONE, self.most_bytes - size,
-                    low - size if low > size else 0, now, victims,
-                )
-            Py_INCREF(key)
-            Py_INCREF(value)
-            slot = table_insert(t, key, value, hash, size, deadline, now)
-            self.sets += 1
-            store_u32(&self.changes, self.changes + 1)
-            fresh = 1
-        if present != NULL and fresh >= 0:
-            present[0] = t.slots[slot].value
-            Py_INCREF(present[0])
+            if slot != MISSING:
+                before = slot_due(t, slot)
+                replaced = t.slots[slot].value
+                Py_INCREF(value)
+                t.slots[slot].value = value
+                t.slots[slot].deadline = deadline
+                t.nbytes = t.nbytes - slot_size(t, slot) + size
+                slot_set_size(t, slot, size)
+                if t.touched != NULL:
+                    t.touched[slot] = now
+                if timed or t.links[slot].node != NONE:
+                    slot_schedule(t, slot, before)
+                slot_accessed(t, slot)
+                self.sets += 1
+                if unlikely(t.nbytes > self.most_bytes):
+                    make_room_beside(self, slot, now, victims)
+            else:
+                if unlikely(t.live >= t.limit or size > self.most_bytes - t.nbytes):
+                    low = self.most_bytes - self.most_bytes // 5
+                    make_room(
+                        self, <uint32_t>(t.limit - 1) if t.limit != NONE else NONE, self.most_bytes - size,
+                        low - size if low > size else 0, now, victims,
+                    )
+                Py_INCREF(key)
+                Py_INCREF(value)
+                slot = table_insert(t, key, value, hash, size, deadline, now)
+                self.sets += 1
+                store_u32(&self.changes, self.changes + 1)
+                fresh = 1
+            if present != NULL:
+                present[0] = value
+                Py_INCREF(value)
     if unlikely(batch != NULL):
         batch.code = fresh
         batch.replaced[0] = replaced
@@ -165,14 +162,37 @@ cdef int put(
     if unlikely(fresh < 0):
         raise_refusal(self, fresh, size)
     if unlikely(late):
-        try:
-            wake_sweeper(self, now)
-        except BaseException:
-            # A signal handler raised. The value is stored, but the caller will not receive `present`.
-            if present != NULL:
-                Py_DECREF(present[0])
-            raise
+        wake_sweeper_or_drop(self, now, present)
     return fresh
+
+
+cdef bint settled(
+    TTLDict self, uint32_t slot, PyObject* value, double now, Presence mode, PyObject** present
+) noexcept:
+    """The part of `put` for a mode other than REPLACE: whether nothing is to be stored. Sets `present` if so. Called
+    locked, with the key's slot, whose entry is not due."""
+    cdef Table* t = &self.table
+    if slot != MISSING and (mode != LOADED or not is_replaced(present, t.slots[slot].value)):
+        mark_used(t, slot, now)
+        value = t.slots[slot].value
+    elif mode != LOADED or not was_forgotten(present):
+        return False
+    if present != NULL:
+        present[0] = value
+        Py_INCREF(value)
+    return True
+
+
+# Apart from `put`, whose every call would clear what `try` needs.
+cdef int wake_sweeper_or_drop(TTLDict self, double now, PyObject** present) except -1:
+    try:
+        wake_sweeper(self, now)
+    except BaseException:
+        # A signal handler raised. The value is stored, but the caller will not receive `present`.
+        if present != NULL:
+            Py_DECREF(present[0])
+        raise
+    return 0
 
 
 cdef int raise_refusal(TTLDict self, int code, uint64_t size) except -1:
