@@ -4,6 +4,8 @@ from libc.stdint cimport int32_t, uint32_t
 
 from cpython.object cimport PyObject
 
+from synthex_fast._sync cimport likely
+
 
 cdef struct CodeEntry:
     uint32_t hash             # the low 32 bits of the id's hash
@@ -45,3 +47,15 @@ cdef inline int32_t code_of(CodeTable* self, PyObject* id) noexcept:
         self.last = code
         return code
     return code_seek(self, id)
+
+
+cdef inline int32_t next_code_of(CodeTable* self, PyObject* id) noexcept:
+    """`code_of` for an id that rather follows the most recent one than repeats it, as an expert's does in a batch."""
+    cdef int32_t last = self.last
+    cdef int32_t code = last + 1
+    if code >= self.used:
+        code = 0
+    if likely(self.ids[code] == id):
+        self.last = code
+        return code
+    return last if self.ids[last] == id else code_seek(self, id)

@@ -92,6 +92,7 @@ cdef class ResponseBuffer:
     cdef Stored store(self, Row* rows, Py_ssize_t n) noexcept
     cdef bint fits(self, Py_ssize_t n) noexcept
     cdef void count_added(self, Py_ssize_t n) noexcept
+    cdef bint store_item(self, PyObject* item) noexcept
     cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept
     cdef int make_room(self, Py_ssize_t n) except -1
     cdef int wait_at_gate(self, Py_ssize_t n, double* since) except -1

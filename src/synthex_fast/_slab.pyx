@@ -36,6 +36,7 @@ from synthex_fast._codes cimport (
     code_find,
     code_of,
     entries_for,
+    next_code_of,
     table_drop_ids,
     table_ids,
     table_recode,
@@ -89,7 +90,7 @@ from synthex_fast._python cimport (
 )
 from synthex_fast._record cimport clock_in, clock_offset, field_offset, slot_at
 from synthex_fast._sync cimport (
-    FREE_THREADED, load_flag, load_pointer, load_ssize, lock, store_flag, store_pointer, store_ssize,
+    FREE_THREADED, likely, load_flag, load_pointer, load_ssize, lock, store_flag, store_pointer, store_ssize,
     uniquely_referenced, unlikely, unlock,
 )
 
@@ -393,6 +394,25 @@ cdef object value_in(object response, Py_ssize_t offset, str name):
     return <object>value
 
 
+cdef inline bint is_plain(PyObject* item) noexcept:
+    """Whether a row can be read from the item without running Python code."""
+    cdef PyObject* value
+    if unlikely(not PyObject_TypeCheck(item, RESPONSE)):
+        return False
+    value = slot_at(item, QUERY_ID)[0]
+    if unlikely(value == NULL or not is_plain_text(value)):
+        return False
+    value = slot_at(item, EXPERT_ID)[0]
+    if unlikely(value == NULL or not is_plain_text(value)):
+        return False
+    value = slot_at(item, CONFIDENCE)[0]
+    return likely(value != NULL and PyFloat_CheckExact(value))
+
+
+cdef inline double confidence_in(PyObject* response) noexcept:
+    return PyFloat_AS_DOUBLE(slot_at(response, CONFIDENCE)[0])
+
+
 cdef inline double seconds_in(PyObject* response) noexcept:
     return <double>clock_in(response, CLOCK) / 1e6
 
@@ -594,6 +614,18 @@ cdef class ResponseBuffer:
         if self.fill.count > self.high_water:
             self.high_water = self.fill.count
 
+    cdef bint store_item(self, PyObject* item) noexcept:
+        """`store_items` for one: whether it was added."""
+        if unlikely(not is_plain(item) or not self.fits(1)):
+            return False
+        Py_INCREF(item)
+        slab_write(
+            self.fill.slab, self.fill.count, item, slot_at(item, QUERY_ID)[0], slot_at(item, EXPERT_ID)[0],
+            confidence_in(item), seconds_in(item),
+        )
+        self.count_added(1)
+        return True
+
     cdef Py_ssize_t store_items(self, PyObject** items, Py_ssize_t n) noexcept:
         """Add responses straight from a list or tuple that cannot change during the call.
 
@@ -602,55 +634,45 @@ cdef class ResponseBuffer:
         """
         cdef Slab* slab = self.fill.slab
         cdef Answers* answers = &slab.answers
+        cdef Py_ssize_t start = self.fill.count
+        cdef PyObject** responses = slab.responses + start
+        cdef double* confidence = slab.confidence + start
+        cdef double* timestamp = slab.timestamp + start
+        cdef int32_t* queries = slab.query + start
+        cdef int32_t* experts = answers.expert + start
         cdef Py_ssize_t i
-        cdef Py_ssize_t row
         cdef PyObject* item
         cdef PyObject* query = NULL
         cdef PyObject* other
         cdef int32_t code = -1
         cdef int32_t found
         cdef Py_ssize_t first = 0
-        for i in range(n):
-            item = items[i]
-            if unlikely(not PyObject_TypeCheck(item, RESPONSE)):
-                return -1
-            other = slot_at(item, QUERY_ID)[0]
-            if unlikely(other == NULL):
-                return -1
-            if other != query:
-                if unlikely(not is_plain_text(other)):
-                    return -1
-                query = other
-            other = slot_at(item, EXPERT_ID)[0]
-            if unlikely(other == NULL or not is_plain_text(other)):
-                return -1
-            other = slot_at(item, CONFIDENCE)[0]
-            if unlikely(other == NULL or not PyFloat_CheckExact(other)):
-                return -1
         if unlikely(not self.fits(n)):
             return 0
-        query = NULL
-        row = self.fill.count
+        # Nobody reads rows before they are counted, so what is checked can be written at once.
         for i in range(n):
             item = items[i]
+            if unlikely(not is_plain(item)):
+                return -1
+            responses[i] = item
+            confidence[i] = confidence_in(item)
+            timestamp[i] = seconds_in(item)
+        for i in range(n):
+            item = responses[i]
+            Py_INCREF(item)
             other = slot_at(item, QUERY_ID)[0]
             if other != query:
                 query = other
                 found = code_of(&answers.queries, query)
                 if found != code:
                     if code >= 0:
-                        tally_rows(answers, code, slab.confidence, first, row)
+                        tally_rows(answers, code, slab.confidence, start + first, start + i)
                     code = found
-                    first = row
-            Py_INCREF(item)
-            slab.responses[row] = item
-            slab.confidence[row] = PyFloat_AS_DOUBLE(slot_at(item, CONFIDENCE)[0])
-            slab.timestamp[row] = seconds_in(item)
-            slab.query[row] = code
-            answers.expert[row] = code_of(&answers.experts, slot_at(item, EXPERT_ID)[0])
-            row += 1
+                    first = i
+            queries[i] = code
+            experts[i] = next_code_of(&answers.experts, slot_at(item, EXPERT_ID)[0])
         if code >= 0:
-            tally_rows(answers, code, slab.confidence, first, row)
+            tally_rows(answers, code, slab.confidence, start + first, start + n)
         self.count_added(n)
         return n
 
@@ -775,7 +797,7 @@ cdef class ResponseBuffer:
         the response is then in the buffer, unless the handler was called to make room for it.
         """
         cdef PyObject* item = <PyObject*>response
-        if FREE_THREADED or self.store_items(&item, 1) != 1:
+        if FREE_THREADED or not self.store_item(item):
             self.add_rows(&item, 1, True)
         if load_ssize(&self.fill.count) >= self.flush_at:
             self.flush_rows(False)
