@@ -222,6 +222,17 @@ def test_pickles_of_records_with_a_field_that_is_not_set():
     assert pickle.loads(pickle.dumps(record)).note == "n"
 
 
+def test_a_dict_has_the_fields_that_are_set_after_construction():
+    record = Open(**QUERY)
+    assert Open.from_dict(record.to_dict()) == record
+    record.note = "n"
+    twin = Open.from_dict(record.to_dict())
+    assert (twin, twin.note) == (record, "n")
+    assert Open.model_validate(record.model_dump()) == record
+    with pytest.raises(ArgumentTypeError, match=r"^note must be a string"):
+        Open.from_dict(record.to_dict() | {"note": 1})
+
+
 def test_a_state_with_times_in_the_wrong_order_is_refused():
     query = PooledExpertQuery(**QUERY)
     values, extra = query.__getstate__()

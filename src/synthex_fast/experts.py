@@ -78,7 +78,14 @@ class _Expert(RecordBase, metaclass=declared):
                     arguments[name] = datetime.fromisoformat(value)
                 except ValueError:
                     raise value_error(name, value, "a time in ISO 8601") from None
-        return cls(**arguments)
+        fields = cls.__dataclass_fields__
+        late = [name for name in arguments if not fields[name].init]
+        if not late:
+            return cls(**arguments)
+        record = cls(**{name: arguments[name] for name in arguments if name not in late})
+        for name in late:
+            setattr(record, name, arguments[name])
+        return record
 
     def model_dump(self, **options):
         """The fields as a dict; options as those of `synthex_fast.record.PydanticNames.model_dump`.
