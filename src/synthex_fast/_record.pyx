@@ -348,7 +348,7 @@ cdef struct Field:
     Py_ssize_t least, most      # LENGTH: in characters
     double low, high            # SPAN
     Py_ssize_t clock            # offset of the slot for the time as a number: UUID7, CLOCKED
-    PyObject* code              # CODE: the default as it is stored
+    PyObject* initial           # the slot's default: a number, a borrowed reference that needs no care, or NULL
     Field* after                # the field whose time this one's must be later than, or NULL
     unsigned char kind
     unsigned char style
@@ -371,7 +371,7 @@ cdef struct Field:
 cdef struct Default:
     # What a field gets that no argument was given for.
     Py_ssize_t offset
-    PyObject* word              # what its slot gets, a number or a borrowed reference that needs no care, or NULL
+    PyObject* word              # `Field.initial`
     Field* field
 
 
@@ -1321,7 +1321,7 @@ cdef int fill_default(PyObject* op, Layout* layout, Field* field, bint* cyclic) 
     elif field.how == REQUIRED:
         bad_call(layout, f"missing required argument: '{<object>field.name}'")
     elif field.how == CODE:
-        slot_at(op, field.offset)[0] = field.code
+        slot_at(op, field.offset)[0] = field.initial
     elif field.how != ABSENT and field.how != WHEN_TOUCHED:
         start_lazy(op, field)
     return 0
@@ -1363,7 +1363,13 @@ cdef inline int fill(
     for i in range(number):
         value = given[i]
         if unlikely(value == NULL):
-            fill_default(op, layout, field, cyclic)
+            value = field.initial
+            if value == NULL:
+                fill_default(op, layout, field, cyclic)
+            else:
+                if not is_number(value):
+                    Py_INCREF(value)
+                slot_at(op, field.offset)[0] = value
         elif likely(
             Py_TYPE(value) == field.exact
             and (field.simple == SIMPLE or (field.simple == SIZED and of_length(field, value)))
@@ -2459,7 +2465,7 @@ cdef int declare_field(Layout* layout, Field* field, object cls, tuple given) ex
     if rule is not None:
         field.rule = Py_NewRef(<PyObject*>rule)
         if how == CODE:
-            field.code = number_word((<Rule>rule).options.index(value))
+            field.initial = number_word((<Rule>rule).options.index(value))
     return parameter
 
 
@@ -2513,17 +2519,17 @@ cdef void list_defaults(Layout* layout) noexcept:
     for i in range(layout.count):
         field = &layout.fields[i]
         layout.first_default[i] = layout.defaults
+        if field.how == VALUE and not FREE_THREADED and not collectable(field.value):
+            field.initial = field.value
+        elif field.how != CODE:
+            field.initial = NULL
         if field.how == WHEN_TOUCHED:
             continue
         default = &layout.default[layout.defaults]
         layout.defaults += 1
         default.field = field
         default.offset = field.offset
-        default.word = NULL
-        if field.how == CODE:
-            default.word = field.code
-        elif field.how == VALUE and not FREE_THREADED and not collectable(field.value):
-            default.word = field.value
+        default.word = field.initial
     layout.first_default[layout.count] = layout.defaults
 
 
