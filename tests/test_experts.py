@@ -233,6 +233,35 @@ def test_a_dict_has_the_fields_that_are_set_after_construction():
         Open.from_dict(record.to_dict() | {"note": 1})
 
 
+class Counted(PooledExpertResponse):
+    n: int = dataclasses.field(default=0, init=False)
+
+    def __init__(self, query_id, expert_id, *, n, **rest):
+        self.query_id, self.expert_id, self.n = query_id, expert_id, n
+        self.doubled = 2 * n
+        for name, value in rest.items():
+            setattr(self, name, value)
+
+
+def test_from_dict_gives_a_constructor_of_ones_own_all_fields():
+    record = Counted("q", "e", n=4)
+    twin = Counted.from_dict(record.to_dict())
+    assert (twin, twin.doubled) == (record, 8)
+
+
+def test_from_dict_loads_no_module():
+    code = """
+        import sys
+        from synthex_fast import PooledExpertResponse
+        data = PooledExpertResponse("q", "e").to_dict()
+        del data["timestamp"]
+        before = set(sys.modules)
+        PooledExpertResponse.from_dict(data)
+        print(sorted(set(sys.modules) - before))
+    """
+    assert run(code).strip() == "[]"
+
+
 def test_a_state_with_times_in_the_wrong_order_is_refused():
     query = PooledExpertQuery(**QUERY)
     values, extra = query.__getstate__()

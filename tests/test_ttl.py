@@ -2545,6 +2545,62 @@ class Swept:
         self._sweep = sweep
 
 
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+def interrupt(call, at):
+    """Call it, and raise as one of the package's Python functions begins or ends. Whether it came to that.
+
+    Those are the places at which a signal handler may run and a trace function as well. Between lines, the latter also
+    gets a turn where the former doesn't.
+    """
+    left = at
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if "synthex_fast" not in frame.f_code.co_filename:
+            return None
+        if event in ("call", "return"):
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise Interrupted
+        return trace
+
+    tracing = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(tracing)
+    return left < 0
+
+
+def test_a_signal_handler_that_raises_leaves_the_sweepers_lock_free():
+    keeper = TTLDict(ttl=60.0)
+    keeper["k"] = 1
+    interrupted = 0
+    for at in range(1000):
+        d = TTLDict(ttl=1.0)
+        try:
+            if not interrupt(functools.partial(d.__setitem__, "k", 1), at):
+                break
+        except Interrupted:
+            interrupted += 1
+        assert d["k"] == 1
+        others = []
+
+        def lock(others=others):
+            others.append(_sweeper._state.acquire(timeout=5) and _sweeper._state.release())
+
+        other = threading.Thread(target=lock)
+        other.start()
+        other.join()
+        assert others == [None], f"event {at}: the lock is held"
+    assert interrupted > 4
+
+
 def test_the_sweeper_plans_one_visit_for_each_client():
     d = TTLDict(ttl=1e6)
     d["far"] = 1

@@ -1841,6 +1841,8 @@ cdef void layout_drop(Layout* layout) noexcept:
     cdef int i
     layout.defaults = 0
     for i in range(layout.count):
+        if layout.fields[i].how == VALUE:
+            layout.fields[i].initial = NULL
         old = layout.fields[i].value
         layout.fields[i].value = NULL
         Py_XDECREF(old)
@@ -2793,6 +2795,16 @@ def rules_of(cls):
     for i in range(layout.count):
         rules[<str>layout.names[layout.order[i]]] = <object>layout.fields[layout.order[i]].rule
     return rules
+
+
+def set_later(cls):
+    """The names of the fields that a record class's constructor takes no arguments for."""
+    cdef Layout* layout = ready(<PyTypeObject*>cls)
+    cdef list names = []
+    cdef int i
+    for i in range(layout.parameters, layout.count):
+        names.append(<str>layout.names[i])
+    return names
 
 
 def make_class(meta, str name, tuple bases, dict namespace, dict keywords):

@@ -55,22 +55,17 @@ _start_new_thread = original(_thread, "start_new_thread")
 _join = original(threading, "Thread").join
 
 
-class Condition:
-    """Like `threading.Condition` with a reentrant lock."""
+class Condition(RLock):
+    """Like `threading.Condition` with a reentrant lock.
 
-    __slots__ = ("_lock", "_waiting", "acquire", "release")
+    It is the lock, so that ``with`` calls functions in C. A signal handler that raises as one in Python begins, or
+    before it returns, would leave the lock held.
+    """
+
+    __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._lock: Any = RLock()
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
         self._waiting: deque[Any] = deque()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
 
     def wait(self, seconds: float | None = None, waiter: Any = None) -> bool:
         """Release the lock until notified, or for that time; return whether it was notified.
@@ -82,11 +77,11 @@ class Condition:
             waiter.acquire()
         self._waiting.append(waiter)
         notified: bool = False
-        held = self._lock._release_save()
+        held = self._release_save()
         try:
             notified = waiter.acquire(True, -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
         finally:
-            self._lock._acquire_restore(held)
+            self._acquire_restore(held)
             if not notified:
                 try:  # noqa: SIM105
                     self._waiting.remove(waiter)

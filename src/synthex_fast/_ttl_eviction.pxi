@@ -361,8 +361,9 @@ cdef int wake_sweeper(TTLDict self, double now) except -1:
     try:
         import_sweeper()
         (<object>load_pointer(<void**>&schedule))(self, due)
-    except Exception:
-        # Out of memory, or no thread could be started. A store after half a second tries again.
+    except (ImportError, MemoryError, RuntimeError):
+        # Out of memory, or no thread could be started. A store after half a second tries again. Any other error is one
+        # of a signal handler, for the caller.
         store_double(&self.sweep_at, now + 0.5 - SWEEP_LOST)
     return 0
 

@@ -14,7 +14,7 @@ from synthex_fast._declaration import (
     texts,
     uuid4,
 )
-from synthex_fast._record import KINDS, RecordBase, rules_of
+from synthex_fast._record import KINDS, RecordBase, rules_of, set_later
 from synthex_fast.errors import type_error, value_error
 
 __all__ = ["PooledExpertQuery", "PooledExpertResponse"]
@@ -78,13 +78,13 @@ class _Expert(RecordBase, metaclass=declared):
                     arguments[name] = datetime.fromisoformat(value)
                 except ValueError:
                     raise value_error(name, value, "a time in ISO 8601") from None
-        fields = cls.__dataclass_fields__
-        late = [name for name in arguments if not fields[name].init]
-        if not late:
+        later = set_later(cls)
+        if not later or cls.__init__ is not RecordBase.__init__:
             return cls(**arguments)
-        record = cls(**{name: arguments[name] for name in arguments if name not in late})
-        for name in late:
-            setattr(record, name, arguments[name])
+        later = {name: arguments.pop(name) for name in later if name in arguments}
+        record = cls(**arguments)
+        for name, value in later.items():
+            setattr(record, name, value)
         return record
 
     def model_dump(self, **options):
