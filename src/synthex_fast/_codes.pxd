@@ -50,7 +50,7 @@ cdef inline int32_t code_of(CodeTable* self, PyObject* id) noexcept:
 
 
 cdef inline int32_t next_code_of(CodeTable* self, PyObject* id) noexcept:
-    """`code_of` for an id that rather follows the most recent one than repeats it, as an expert's does in a batch."""
+    """`code_of` for an id that is more likely the next one than the most recent one again: an expert's in a batch."""
     cdef int32_t last = self.last
     cdef int32_t code = last + 1
     if code >= self.used:

@@ -169,8 +169,10 @@ cdef int put(
 cdef bint settled(
     TTLDict self, uint32_t slot, PyObject* value, double now, Presence mode, PyObject** present
 ) noexcept:
-    """The part of `put` for a mode other than REPLACE: whether nothing is to be stored. Sets `present` if so. Called
-    locked, with the key's slot, whose entry is not due."""
+    """The part of `put` for modes other than REPLACE: whether there is nothing to store; then it sets `present`.
+
+    Called locked, with the key's slot, whose entry is not due.
+    """
     cdef Table* t = &self.table
     if slot != MISSING and (mode != LOADED or not is_replaced(present, t.slots[slot].value)):
         mark_used(t, slot, now)
