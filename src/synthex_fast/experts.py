@@ -32,6 +32,18 @@ def _priority():
     return QueryPriority
 
 
+def _made_of(cls, fields):
+    """A record made from the fields, those that the constructor takes no arguments for included."""
+    later = set_later(cls)
+    if not later or cls.__init__ is not RecordBase.__init__:
+        return cls(**fields)
+    record = cls(**{name: fields[name] for name in fields if name not in later})
+    for name in later:
+        if name in fields:
+            setattr(record, name, fields[name])
+    return record
+
+
 class _Expert(RecordBase, metaclass=declared):
     """What both have besides a record's methods."""
 
@@ -78,14 +90,7 @@ class _Expert(RecordBase, metaclass=declared):
                     arguments[name] = datetime.fromisoformat(value)
                 except ValueError:
                     raise value_error(name, value, "a time in ISO 8601") from None
-        later = set_later(cls)
-        if not later or cls.__init__ is not RecordBase.__init__:
-            return cls(**arguments)
-        later = {name: arguments.pop(name) for name in later if name in arguments}
-        record = cls(**arguments)
-        for name, value in later.items():
-            setattr(record, name, value)
-        return record
+        return _made_of(cls, arguments)
 
     def model_dump(self, **options):
         """The fields as a dict; options as those of `synthex_fast.record.PydanticNames.model_dump`.
