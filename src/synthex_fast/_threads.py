@@ -55,7 +55,7 @@ _start_new_thread = original(_thread, "start_new_thread")
 _join = original(threading, "Thread").join
 
 
-class Condition(RLock):
+class Condition(RLock):  # type: ignore[misc]
     """Like `threading.Condition` with a reentrant lock.
 
     It is the lock, so that ``with`` calls functions in C. A signal handler that raises as one in Python begins, or
@@ -77,11 +77,11 @@ class Condition(RLock):
             waiter.acquire()
         self._waiting.append(waiter)
         notified: bool = False
-        held = self._release_save()
+        held = self._release_save()  # type: ignore[attr-defined]
         try:
             notified = waiter.acquire(True, -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
         finally:
-            self._acquire_restore(held)
+            self._acquire_restore(held)  # type: ignore[attr-defined]
             if not notified:
                 try:  # noqa: SIM105
                     self._waiting.remove(waiter)
