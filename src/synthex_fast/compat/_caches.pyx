@@ -979,7 +979,10 @@ cdef class TLRUCache(TimedCache):
         return 0
 
     cdef int cleared(self) except -1:
-        self.heap = []
+        cdef list heap = []
+        with cython.critical_section(self):
+            # Dropped after this.
+            heap, self.heap = self.heap, heap
         return 0
 
     def __setitem__(self, key, value):
@@ -1016,27 +1019,55 @@ cdef class TLRUCache(TimedCache):
 
     cdef list expired(self, object time):
         cdef list found = []
-        cdef list heap = self.heap
-        cdef list kept
         cdef Entry entry
         cdef Item item
-        if len(heap) > 2 * len(self.data):
-            kept = []
-            for item in heap:
-                if not load_u8(&item.removed):
-                    kept.append(item)
-            heapify(kept)
+        self.compact()
+        while True:
+            item = self.take_due(time)
+            if item is None:
+                return found
+            entry = remove(self, item.key)
+            found.append((entry.key, value_of(self, entry)))
+
+    cdef int compact(self) except -1:
+        """Drop removed items once they are the greater part of the heap."""
+        cdef list heap, kept
+        cdef Py_ssize_t count
+        cdef Item item
+        with cython.critical_section(self):
+            heap = self.heap
+            count = len(heap)
+            if count > 2 * len(self.data):
+                kept = []
+                for item in heap:
+                    if not load_u8(&item.removed):
+                        kept.append(item)
+                heapify(kept)
+                # Comparisons run any code, and on the free-threaded build let other threads in.
+                if self.heap is heap and len(heap) == count:
+                    self.heap = kept
+        return 0
+
+    cdef Item take_due(self, object time):
+        """Take the first expired item, and removed ones before it, from the heap. None: no item has expired."""
+        cdef Item item
+        cdef list heap
+        cdef bint taken
+        while True:
+            item = None
             with cython.critical_section(self):
-                self.heap = heap = kept
-        while heap:
-            item = <Item>heap[0]
-            if not load_u8(&item.removed) and before(time, item.expires):
-                break
-            heappop(heap)
-            if not load_u8(&item.removed):
-                entry = remove(self, item.key)
-                found.append((entry.key, value_of(self, entry)))
-        return found
+                heap = self.heap
+                if heap:
+                    item = <Item>heap[0]
+            if item is None or (not load_u8(&item.removed) and before(time, item.expires)):
+                return None
+            with cython.critical_section(self):
+                # The comparison may have run any code.
+                taken = heap is self.heap and bool(heap) and heap[0] is item
+                if taken:
+                    heappop(heap)
+            if taken and not load_u8(&item.removed):
+                return item
 
     cdef object settings(self):
         return self.clock, self.use
