@@ -375,10 +375,14 @@ cdef inline object expiry_of(Cache self, Entry entry):
     return expires
 
 
-cdef inline bint is_due(TimedCache self, Entry entry) except -1:
+cdef inline bint was_due(TimedCache self, Entry entry, object time) except -1:
     cdef object expires = expiry_of(self, entry)
     # None: it is just being stored.
-    return expires is not None and not before(self.clock.now(), expires)
+    return expires is not None and not before(time, expires)
+
+
+cdef inline bint is_due(TimedCache self, Entry entry) except -1:
+    return was_due(self, entry, self.clock.now())
 
 
 cdef inline object total_of(Cache self):
@@ -841,7 +845,7 @@ cdef class TimedCache(Cache):
     def __delitem__(self, key):
         time = self.clock.now()
         cdef Entry entry = remove(self, key)
-        if not before(time, expiry_of(self, entry)):
+        if was_due(self, entry, time):
             raise KeyError(key)
 
     def __iter__(self):
