@@ -440,6 +440,18 @@ cdef inline object value_of(Box self, Entry entry):
     return value
 
 
+cdef inline double rank_of(Box self, Entry entry) noexcept:
+    cdef double rank
+    with cython.critical_section(self):
+        rank = entry.rank
+    return rank
+
+
+cdef inline bint is_over(Box self, Entry entry) noexcept:
+    """`has_expired` outside of a critical section."""
+    return is_timed(self) and precise_reached(rank_of(self, entry))
+
+
 cdef Py_ssize_t size_of(Box self, object key, object value) except -1:
     found = self.sizer(key, value)
     if not hasattr(type(found), "__index__"):
@@ -929,7 +941,7 @@ cdef int extend(Box self, object iterable, double life) except -1:
     if isinstance(iterable, Box):
         # All at once: another thread may be changing it.
         for entry in snapshot(<Box>iterable):
-            if not has_expired(<Box>iterable, entry):
+            if not is_over(<Box>iterable, entry):
                 put(self, entry.key, value_of(<Box>iterable, entry), rank_in(self, life))
         return 0
     if isinstance(iterable, dict):
@@ -1000,7 +1012,7 @@ cdef object equals(Box self, Box other):
     if self.limit != other.limit or count_of(self) != count_of(other):
         return False
     for entry in snapshot(self):
-        if has_expired(self, entry):
+        if is_over(self, entry):
             continue
         with cython.critical_section(other):
             match = find(other, entry.key)
@@ -1023,8 +1035,15 @@ cdef Box copied(Box self):
     made.life = self.life
     made.limit = self.limit
     cdef Entry entry
+    cdef object value
+    cdef Py_ssize_t size
+    cdef double rank
     for entry in snapshot(self):
-        refill(made, entry.key, value_of(self, entry), entry.size, entry.rank)
+        with cython.critical_section(self):
+            value = entry.value
+            size = entry.size
+            rank = entry.rank
+        refill(made, entry.key, value, size, rank)
     return made
 
 
@@ -1041,13 +1060,17 @@ cdef tuple state_of(Box self):
     cdef Entry entry
     cdef list entries = []
     cdef double shift = wall_clock() - monotonic_precise()
+    cdef object value
+    cdef double rank
     check_ready(self)
     for entry in snapshot(self):
-        value = value_of(self, entry)
+        with cython.critical_section(self):
+            value = entry.value
+            rank = entry.rank
         if is_timed(self):
-            entries.append((entry.key, value, None if entry.rank == INFINITY else entry.rank + shift))
+            entries.append((entry.key, value, None if rank == INFINITY else rank + shift))
         elif self.kind == LFU:
-            entries.append((entry.key, value, <int64_t>entry.rank))
+            entries.append((entry.key, value, <int64_t>rank))
         else:
             entries.append((entry.key, value))
     life = self.life if self.kind == TTL else None
@@ -1096,7 +1119,7 @@ cdef str described(Box self):
     try:
         entries = []
         for entry in snapshot(self):
-            if not has_expired(self, entry):
+            if not is_over(self, entry):
                 entries.append(entry)
         left_out = len(entries) - 100
         if left_out > 0:
@@ -1347,9 +1370,10 @@ cdef class TimedBox(Box):
 
 cdef object left_of(Box self, Entry entry):
     # Only a VTTLCache has entries without a time to live of their own.
-    if entry.rank == INFINITY and self.kind == VTTL:
+    cdef double rank = rank_of(self, entry)
+    if rank == INFINITY and self.kind == VTTL:
         return None
-    return remaining(entry.rank)
+    return remaining(rank)
 
 
 cdef int start_sweeper(TimedBox self, object interval) except -1:
