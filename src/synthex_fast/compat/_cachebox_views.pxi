@@ -43,7 +43,7 @@ cdef class CacheIterator:
                         self.passed += 1
                         value = entry.value
                         rank = entry.rank
-                if entry is None or not has_expired(self.cache, entry):
+                if entry is None or not is_over(self.cache, entry):
                     break
         if entry is None:
             raise StopIteration
