@@ -2797,7 +2797,7 @@ def rules_of(cls):
     return rules
 
 
-def set_later(cls):
+def late_fields(cls):
     """The names of the fields that a record class's constructor takes no arguments for."""
     cdef Layout* layout = ready(<PyTypeObject*>cls)
     cdef list names = []

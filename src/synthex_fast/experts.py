@@ -14,7 +14,7 @@ from synthex_fast._declaration import (
     texts,
     uuid4,
 )
-from synthex_fast._record import KINDS, RecordBase, rules_of, set_later
+from synthex_fast._record import KINDS, RecordBase, late_fields, rules_of
 from synthex_fast.errors import type_error, value_error
 
 __all__ = ["PooledExpertQuery", "PooledExpertResponse"]
@@ -34,7 +34,7 @@ def _priority():
 
 def _made_of(cls, fields):
     """A record made from the fields, those that the constructor takes no arguments for included."""
-    later = set_later(cls)
+    later = late_fields(cls)
     if not later or cls.__init__ is not RecordBase.__init__:
         return cls(**fields)
     record = cls(**{name: fields[name] for name in fields if name not in later})
